@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Writes plans. An algorithm lists its steps in textbook order; the builder derives which step must
+// wait for which from the slices they read and write (RAW, WAR and WAW hazards), so whatever is
+// independent runs at once. It is the only way to make a Plan.
+//
+// Reading an Output range that nothing has written yet reads the Input at the same offset, in the
+// collectives whose buffers have the same shape (allreduce, reduce, broadcast): so an algorithm
+// is written as if in place and is right out of place too; take() copies what was never touched.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan/plan.hpp"
+
+namespace hccomm::plan {
+
+// Owns:   the plan under construction.
+// Thread: one.
+// Fails:  HCCOMM_CHECK on a step that sends to its own rank, lies outside its buffer or has
+//         operands of unequal length: those are bugs of the algorithm. Steps of no elements vanish
+//         (on both sides, as both sides compute the same counts).
+class Builder {
+ public:
+  Builder(const Call& call, const Group& group);
+
+  void send(int peer, Slice src);
+  void recv(int peer, Slice dst);
+  void recv_reduce(int peer, Slice dst);             // dst = dst op received
+  void recv_reduce(int peer, Slice dst, Slice src);  // dst = src op received
+  void copy(Slice dst, Slice src);                   // nothing where both are the same memory
+  void reduce(Slice dst, std::vector<Slice> terms);  // in this order
+  void premultiply(Slice dst);                       // PREMUL_SUM: before the first use; else nothing
+  void average(Slice dst);                           // AVG: after the last reduction; else nothing
+  // A message without payload, for barriers.
+  void signal(int peer);
+  void await(int peer);
+  // Every later step waits for every earlier one.
+  void fence();
+
+  Slice scratch(std::uint64_t count);  // a fresh range of scratch
+
+  // Requires: nothing is called afterwards.
+  Plan take(const char* algorithm);
+  // (private members: see builder.cpp's notes on the interval maps)
+};
+
+}  // namespace hccomm::plan

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one frame header. Every message between two ranks is a Header and `length` bytes of payload,
+// on every transport; docs/wire.md describes it byte by byte. Little-endian, as all supported
+// processors are. No sockets here.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace hccomm::wire {
+
+inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
+inline constexpr std::uint16_t kVersionMinor = 0;
+
+enum class Type : std::uint8_t {
+  Data = 1,    // a message of a collective: whole (eager), or a part of an opened one
+  Open,        // collective: "I have started (context, sequence); send me what is large"
+  Ready,       // "my message (context, sequence, index) lies at `address`, pull it" (pull links)
+  Done,        // "I have pulled (context, sequence, index)"
+  Tagged,      // point-to-point message, whole
+  TaggedReady, // point-to-point: announces a large message; `address` for pull links
+  TaggedOpen,  // point-to-point: "send me the announced message `index`"
+  TaggedData,  // point-to-point: a part of an opened message
+  TaggedDone,  // point-to-point: "I have pulled message `index`"
+  Status,      // (context, sequence) failed on the sender: payload is an encoded Status
+  Probe,       // "I wait for you in (context, sequence) with this fingerprint"
+  Beat,        // keep-alive, no payload
+  Bye,         // orderly close: no frame follows
+  Lost,        // a rank of the job is lost: payload names it
+  Credit,      // transport's own use
+};
+
+// 48 bytes: one frame with up to 16 bytes of payload fits a cache line.
+struct Header {
+  Type type = Type::Beat;
+  std::uint8_t flags = 0;
+  std::uint16_t source = 0;       // reserved, 0
+  std::uint32_t index = 0;        // the how-manieth message from sender to receiver in this operation
+  std::uint64_t context = 0;      // the group: same 64-bit id on all its ranks
+  std::uint64_t sequence = 0;     // the operation within the group; the tag for Tagged*
+  std::uint64_t length = 0;       // payload bytes that follow in this frame
+  std::uint64_t fingerprint = 0;  // what the sender called (collectives), or total bytes (Tagged*)
+  std::uint64_t address = 0;      // Ready: sender's address; Data: byte offset of this part
+};
+static_assert(sizeof(Header) == 48 && std::is_trivially_copyable_v<Header>);
+
+}  // namespace hccomm::wire
