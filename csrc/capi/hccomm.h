@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The C ABI of hccomm, collective communication between ranks on chips of different vendors.
+ * All bindings stand on this header; it needs nothing but C99.
+ *
+ * Every function returns a code (0 is success) and, where it takes one, fills the caller's
+ * hccomm_error. No exception and no signal leaves the library. Counts are elements, sizes are
+ * bytes, times are seconds. Functions may be called from any thread, unless said otherwise; calls
+ * that start operations on one communicator must be issued in the same order on all its ranks.
+ */
+#ifndef HCCOMM_H
+#define HCCOMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define HCCOMM_API __attribute__((visibility("default")))
+#else
+#define HCCOMM_API
+#endif
+
+#define HCCOMM_ABI_VERSION 1
+
+/* The version of this ABI that the library implements; call it first. Equal versions work. */
+HCCOMM_API uint32_t hccomm_abi_version(void);
+HCCOMM_API const char* hccomm_version(void); /* "0.1.0" */
+
+/* ---- errors -------------------------------------------------------------------------------- */
+
+enum {
+  HCCOMM_OK = 0,
+  HCCOMM_INVALID_ARGUMENT = 1, /* mend the call */
+  HCCOMM_MISMATCH = 2,         /* ranks called different things */
+  HCCOMM_UNAVAILABLE = 3,      /* this build or machine cannot */
+  HCCOMM_PEER_LOST = 4,        /* a rank died or cannot be reached */
+  HCCOMM_TIMEOUT = 5,          /* the deadline passed */
+  HCCOMM_ABORTED = 6,          /* somebody called abort or close */
+  HCCOMM_INTEGRITY = 7,        /* bytes arrived damaged */
+  HCCOMM_SYSTEM = 8,           /* the operating system refused */
+  HCCOMM_INTERNAL = 9          /* a bug of hccomm */
+};
+
+typedef struct hccomm_error {
+  int32_t code;
+  int32_t rank;   /* the rank to blame, or -1 */
+  char text[504]; /* what, where and what next; always terminated */
+} hccomm_error;
+
+/* ---- types and operations ------------------------------------------------------------------- */
+
+enum {
+  HCCOMM_BOOL = 0, HCCOMM_I8, HCCOMM_I16, HCCOMM_I32, HCCOMM_I64, HCCOMM_U8, HCCOMM_U16,
+  HCCOMM_U32, HCCOMM_U64, HCCOMM_F16, HCCOMM_BF16, HCCOMM_F8E4M3FN, HCCOMM_F8E5M2, HCCOMM_F32,
+  HCCOMM_F64, HCCOMM_C64, HCCOMM_C128
+};
+
+enum {
+  HCCOMM_SUM = 0, HCCOMM_AVG, HCCOMM_PROD, HCCOMM_MIN, HCCOMM_MAX, HCCOMM_BAND, HCCOMM_BOR,
+  HCCOMM_BXOR, HCCOMM_PREMUL_SUM
+};
+
+enum {
+  HCCOMM_ALL_REDUCE = 1, HCCOMM_ALL_GATHER, HCCOMM_REDUCE_SCATTER, HCCOMM_BROADCAST,
+  HCCOMM_REDUCE, HCCOMM_GATHER, HCCOMM_SCATTER, HCCOMM_ALL_TO_ALL, HCCOMM_BARRIER,
+  HCCOMM_SEND = 32, HCCOMM_RECV = 33
+};
+
+enum { HCCOMM_DEVICE_HOST = 0 };
+
+#define HCCOMM_ANY_SOURCE (-1)
+
+/* Where data lies. `count` is the elements it holds, for checking. */
+typedef struct hccomm_buffer {
+  void* data;           /* address or handle */
+  uint64_t count;       /* elements */
+  uint64_t offset;      /* bytes from data, for devices whose handles are no pointers */
+  int32_t device_kind;  /* HCCOMM_DEVICE_* */
+  int32_t device_index;
+  void* stream;         /* of the device, or NULL */
+} hccomm_buffer;
+
+/* One collective or point-to-point call. Set struct_size, zero what is not used.
+ *
+ * count, by call: all_reduce, broadcast, reduce, send, recv: elements of the buffer; all_gather,
+ * gather: of one rank's input; reduce_scatter, scatter: of one rank's output; all_to_all: of the
+ * part for one peer. The v-forms leave count 0 and give `size` entries in counts/offsets (and for
+ * all_to_all also recv_counts/recv_offsets):
+ *   all_gather, gather       counts[r]: what rank r contributes; offsets[r]: its place in output
+ *   reduce_scatter, scatter  counts[r]: what rank r receives; offsets[r]: its place in input
+ *   all_to_all               counts[r], offsets[r]: what I send to r, in input;
+ *                            recv_counts[r], recv_offsets[r]: what r sends me, in output
+ * offsets may be NULL: then the parts lie back to back.
+ *
+ * input.data == output.data (or the rank's own part of the larger buffer) means in place. Broadcast
+ * uses one buffer: give it as both. The buffers are in use until the operation completes. */
+typedef struct hccomm_call {
+  uint32_t struct_size;
+  int32_t collective;  /* HCCOMM_ALL_REDUCE ... HCCOMM_RECV */
+  int32_t dtype;
+  int32_t op;          /* reductions */
+  int32_t root;        /* broadcast, reduce, gather, scatter; the peer of send and recv */
+  uint32_t flags;      /* HCCOMM_BACKGROUND */
+  uint64_t count;
+  hccomm_buffer input, output;
+  const uint64_t *counts, *offsets, *recv_counts, *recv_offsets;
+  double factor;       /* PREMUL_SUM */
+  uint64_t tag;        /* send, recv */
+  double timeout;      /* seconds; 0: the communicator's */
+} hccomm_call;
+
+/* Nobody will wait soon: let the background thread drive it at once. */
+#define HCCOMM_BACKGROUND 1u
+
+/* ---- communicators --------------------------------------------------------------------------- */
+
+typedef struct hccomm_comm hccomm_comm;
+
+/* A key-value store through which ranks meet; callbacks return 0 for success. */
+typedef struct hccomm_store {
+  void* context;
+  int (*set)(void* context, const char* key, const void* value, size_t bytes);
+  /* Waits for the key at most `timeout` seconds. Returns the size of the value and copies at most
+   * `capacity` bytes of it; -1: not there in time; -2: the store failed. */
+  int64_t (*get)(void* context, const char* key, double timeout, void* value, size_t capacity);
+} hccomm_store;
+
+typedef struct hccomm_config {
+  uint32_t struct_size;
+  int32_t rank, size;         /* -1: ask the launcher's environment */
+  const char* rendezvous;     /* "tcp://host:port", "file:///path"; NULL: HCCOMM_RENDEZVOUS or launcher */
+  const hccomm_store* store;  /* takes precedence over rendezvous */
+  const char* name;           /* distinguishes communicators on one store; NULL: "world" */
+  double timeout;             /* of operations and of this call; 0: HCCOMM_TIMEOUT */
+} hccomm_config;
+
+/* Collective. Meets the other ranks and makes the communicator of all of them. */
+HCCOMM_API int hccomm_init(const hccomm_config* config, hccomm_comm** comm, hccomm_error* error);
+/* Makes the group of some ranks of `parent`, in this order. Only its members call it; no network
+ * I/O happens. Members tell groups apart by (ranks, name); with name NULL by how many groups of
+ * these ranks they have made before. */
+HCCOMM_API int hccomm_group(hccomm_comm* parent, const int32_t* ranks, size_t ranks_count,
+                            const char* name, double timeout, hccomm_comm** comm,
+                            hccomm_error* error);
+/* Collective over `parent`. Ranks of one color form a group, ordered by (key, rank); a negative
+ * color joins none and gets *comm = NULL. */
+HCCOMM_API int hccomm_split(hccomm_comm* parent, int32_t color, int32_t key, hccomm_comm** comm,
+                            hccomm_error* error);
+
+HCCOMM_API int32_t hccomm_rank(const hccomm_comm* comm);
+HCCOMM_API int32_t hccomm_size(const hccomm_comm* comm);
+HCCOMM_API int hccomm_set_timeout(hccomm_comm* comm, double timeout, hccomm_error* error);
+
+/* Makes every pending and later operation on all ranks of the communicator raise Aborted. Returns at
+ * once. hccomm_abort_signal may be called in a signal handler and aborts all communicators. */
+HCCOMM_API int hccomm_abort(hccomm_comm* comm, const char* reason, hccomm_error* error);
+HCCOMM_API void hccomm_abort_signal(void);
+/* Waits at most `timeout` seconds (0: 1 s) for pending operations, then ends the communicator and
+ * frees it. The pointer is invalid afterwards, whatever is returned. */
+HCCOMM_API int hccomm_close(hccomm_comm* comm, double timeout, hccomm_error* error);
+
+/* ---- operations ----------------------------------------------------------------------------- */
+
+typedef struct hccomm_work hccomm_work;
+
+/* Starts the call and returns at once; never blocks. hccomm_release the work in the end. */
+HCCOMM_API int hccomm_start(hccomm_comm* comm, const hccomm_call* call, hccomm_work** work,
+                            hccomm_error* error);
+/* Starts the call and waits for it: the quickest way. */
+HCCOMM_API int hccomm_run(hccomm_comm* comm, const hccomm_call* call, hccomm_error* error);
+
+/* Waits at most `timeout` seconds (0: until the operation's own deadline). HCCOMM_TIMEOUT here
+ * leaves the operation running when its own deadline has not passed. */
+HCCOMM_API int hccomm_wait(hccomm_work* work, double timeout, hccomm_error* error);
+/* Progresses a little; *done says whether the operation has ended, with its error if it failed. */
+HCCOMM_API int hccomm_test(hccomm_work* work, int* done, hccomm_error* error);
+/* Calls `function` once the operation has ended (at once if it has), from whichever thread drives;
+ * it must not call back into hccomm except hccomm_release. At most one per work. */
+HCCOMM_API int hccomm_on_done(hccomm_work* work, void (*function)(void* context, int code),
+                              void* context);
+HCCOMM_API int32_t hccomm_source(const hccomm_work* work);    /* whom a recv received from */
+HCCOMM_API uint64_t hccomm_sequence(const hccomm_work* work); /* number within the communicator */
+/* Forgets the work; the operation itself goes on. */
+HCCOMM_API void hccomm_release(hccomm_work* work);
+
+/* ---- asking ---------------------------------------------------------------------------------- */
+
+/* These fill `out` with terminated UTF-8 (cut to capacity) and return the full size in bytes
+ * without the terminator, or minus an error code. */
+
+/* JSON: rank, size, hosts, and per peer: host, transport, why not better. */
+HCCOMM_API int64_t hccomm_describe(hccomm_comm* comm, char* out, size_t capacity);
+/* JSON: version, machine, transports, algorithms, each with why it is not available. */
+HCCOMM_API int64_t hccomm_info(char* out, size_t capacity);
+/* JSON: all HCCOMM_* settings: name, kind, default, meaning, value. */
+HCCOMM_API int64_t hccomm_settings(char* out, size_t capacity);
+/* JSON: which algorithm would serve this call on `size` ranks over `hosts` equal hosts and why, the
+ * alternatives, and for plan != 0 the steps of `rank`. */
+HCCOMM_API int64_t hccomm_explain(int32_t collective, int32_t dtype, int32_t op, uint64_t count,
+                                  int32_t size, int32_t hosts, int32_t rank, int32_t plan,
+                                  char* out, size_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HCCOMM_H */
