@@ -24,7 +24,7 @@ REQUIRES := tools/requirements
 # cmake, ctest and ninja of .venv first, whatever the machine has.
 export PATH := $(BIN):$(PATH)
 
-SOURCES := $(shell find csrc bindings hccomm -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null)
+SOURCES := $(shell find csrc bindings hccomm -type f -not -name '*.pyc' -not -name '*.so')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench check format fuzz install cpp gtest clean distclean
@@ -72,7 +72,7 @@ gtest:
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	  || { echo "hccomm needs Python >= 3.10; $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	  || { echo "hccomm needs Python >= 3.10; $(PYTHON) is not: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo "$(PYTHON) cannot make an environment; on Debian: apt install python3-venv"; exit 1; }
 	$(PIP) install -q --upgrade pip
@@ -91,10 +91,9 @@ $(VENV)/.test $(VENV)/.check $(VENV)/.demo: $(VENV)/.%: $(REQUIRES)/%.txt | $(VE
 	$(PIP) install -q -r $<
 	@touch $@
 
-# The wheel's build folder stays, so that a re-install compiles only what changed.
+# The wheel's build folder (pyproject.toml: build-dir) stays: a re-install compiles what changed.
 $(VENV)/.hccomm: $(SOURCES) CMakeLists.txt pyproject.toml | $(VENV)/.build $(VENV)/.torch
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) install -q --no-build-isolation \
-	  -C build-dir=build/package .
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) install -q --no-build-isolation '.[test,bench]'
 	@touch $@
 
 clean:

@@ -36,9 +36,7 @@ def tool(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise FileNotFoundError(
-            f"{name} is not installed: run `make check`, which installs it"
-        )
+        raise FileNotFoundError(f"{name} is not installed: run `make check`, which installs it")
     return found
 
 
@@ -49,6 +47,7 @@ def run(*command: str) -> Outcome:
         command,
         cwd=ROOT,
         env=environment,
+        check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -93,7 +92,7 @@ def headers(fix: bool) -> Outcome:
 
 
 def heads(fix: bool) -> Outcome:
-    """The same without the compiler."""
+    """Head comments and sizes alone: what needs no compiler."""
     return run(sys.executable, "tools/check_headers.py", "--quick")
 
 
@@ -122,9 +121,7 @@ ALL = [check for check in QUICK if check is not heads] + [types, headers]
 def main() -> int:
     """Run the checks that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="leave out types and compiling"
-    )
+    parser.add_argument("--quick", action="store_true", help="leave out types and compiling")
     parser.add_argument("--fix", action="store_true", help="let the formatters write")
     parser.add_argument("names", nargs="*", help="only these checks")
     asked = parser.parse_args()

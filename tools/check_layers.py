@@ -47,9 +47,7 @@ SEAMS: dict[tuple[str, str], set[str]] = {
 
 # Folders that only compute: no socket, no thread, no clock.
 PURE = {"dtype", "wire", "plan", "algorithm", "collective", "select"}
-IMPURE = re.compile(
-    r"^(sys/(socket|epoll|mman|un)\.h|netinet/.*|poll\.h|thread|future)$"
-)
+IMPURE = re.compile(r"^(sys/(socket|epoll|mman|un)\.h|netinet/.*|poll\.h|thread|future)$")
 
 # What is named -> (pattern over code without comments and strings, the places that may name it).
 FENCED: dict[str, tuple[re.Pattern[str], tuple[str, ...]]] = {
@@ -64,9 +62,7 @@ FENCED: dict[str, tuple[re.Pattern[str], tuple[str, ...]]] = {
         ("csrc/transport/ofi",),
     ),
     "a vendor's runtime": (
-        re.compile(
-            r"<(cuda|hip|acl|cnrt|musa|ze_api|CL/)|\b(cuda|hip|musa|aclrt|cnrt)[A-Z]\w*\("
-        ),
+        re.compile(r"<(cuda|hip|acl|cnrt|musa|ze_api|CL/)|\b(cuda|hip|musa|aclrt|cnrt)[A-Z]\w*\("),
         ("csrc/device/", "tests/gpu/"),
     ),
     "a vendor's CCL": (
@@ -95,26 +91,18 @@ def check_includes(path: Path, known: set[str]) -> list[str]:
     own = folder_of(inner)
     wrong = []
     if own not in ALLOWED:
-        return [
-            f"{path}:1: folder {own} is not in tools/check_layers.py; give it its place"
-        ]
+        return [f"{path}:1: folder {own} is not in tools/check_layers.py; give it its place"]
     for number, name in includes_of(read(path)):
         where = f"{path}:{number}: {own} includes {name}"
         if own in PURE and IMPURE.match(name):
-            wrong.append(
-                f"{where}: {own} only computes; sockets and threads live further down"
-            )
+            wrong.append(f"{where}: {own} only computes; sockets and threads live further down")
         if name not in known:
             continue
         target = folder_of(name)
         if target != own and target not in ALLOWED[own]:
-            wrong.append(
-                f"{where}: it may see {', '.join(sorted(ALLOWED[own])) or 'nothing'}"
-            )
+            wrong.append(f"{where}: it may see {', '.join(sorted(ALLOWED[own])) or 'nothing'}")
         elif (seam := SEAMS.get((own, target))) is not None and name not in seam:
-            wrong.append(
-                f"{where}: it sees {target} through {', '.join(sorted(seam))} only"
-            )
+            wrong.append(f"{where}: it sees {target} through {', '.join(sorted(seam))} only")
     return wrong
 
 
@@ -134,9 +122,7 @@ def check_fences(path: Path) -> list[str]:
     for number, line in enumerate(code_of(read(path)).splitlines(), 1):
         for what, (pattern, places) in FENCED.items():
             if pattern.search(line) and not place.startswith(places):
-                wrong.append(
-                    f"{path}:{number}: names {what}, which lives in {' '.join(places)}"
-                )
+                wrong.append(f"{path}:{number}: names {what}, which lives in {' '.join(places)}")
     return wrong
 
 
@@ -152,9 +138,7 @@ def check_imports(path: Path) -> list[str]:
         for name in names:
             places = FENCED_IMPORTS.get(name.split(".")[0])
             if places is not None and not path.as_posix().startswith(places):
-                wrong.append(
-                    f"{path}:{node.lineno}: imports {name}: only {' '.join(places)} may"
-                )
+                wrong.append(f"{path}:{node.lineno}: imports {name}: only {' '.join(places)} may")
     return wrong
 
 

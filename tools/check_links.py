@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every relative link of our Markdown pages leads to a file. Exit status 1 and one line per breach."""
+"""Every relative link of our Markdown pages leads to a file; exit status 1 if one does not."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def main() -> int:
                 continue
             if not (ROOT / page.parent / target).exists():
                 wrong.append(f"{page}: links to {target}, which is not there")
-    print(
-        "\n".join(wrong) if wrong else f"links: {len(pages)} pages lead nowhere wrong"
-    )
+    print("\n".join(wrong) if wrong else f"links: {len(pages)} pages lead nowhere wrong")
     return 1 if wrong else 0
 
 

@@ -71,9 +71,7 @@ def page() -> str:
 def main() -> int:
     """Write the page, or compare it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="compare only; exit 1 if it differs"
-    )
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 if it differs")
     path = ROOT / PAGE
     if not parser.parse_args().check:
         path.write_text(page(), encoding="utf-8")

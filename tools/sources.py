@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 CPP = (".cpp", ".hpp", ".h", ".c", ".inc")
 _TOKEN = re.compile(
-    r"//[^\n]*|/\*.*?\*/|R\"(?P<tag>[^(]*)\(.*?\)(?P=tag)\"|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'",
+    r"//[^\n]*|/\*.*?\*/"  # comments
+    r"|R\"(?P<tag>[^(]*)\(.*?\)(?P=tag)\"|\"(?:\\.|[^\"\\\n])*\""  # strings
+    r"|'(?:\\[^\n]{1,8}?|[^'\\\n])'",  # one character (not the ' of 1'000)
     re.DOTALL,
 )
 
