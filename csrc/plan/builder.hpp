@@ -7,11 +7,15 @@
 // Reading an Output range that nothing has written yet reads the Input at the same offset, in the
 // collectives whose buffers have the same shape (allreduce, reduce, broadcast): so an algorithm
 // is written as if in place and is right out of place too; take() copies what was never touched.
+// In a reduce, Output of a rank that is not the root is scratch: Input stays as it was.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
+#include "plan/hazards.hpp"
 #include "plan/plan.hpp"
 
 namespace hccomm::plan {
@@ -31,8 +35,9 @@ class Builder {
   void recv_reduce(int peer, Slice dst, Slice src);  // dst = src op received
   void copy(Slice dst, Slice src);                   // nothing where both are the same memory
   void reduce(Slice dst, std::vector<Slice> terms);  // in this order
-  void premultiply(Slice dst);                       // PREMUL_SUM: before the first use; else nothing
-  void average(Slice dst);                           // AVG: after the last reduction; else nothing
+  void premultiply(Slice dst);     // PREMUL_SUM: before the first use; else nothing
+  Slice premultiplied(Slice src);  // the same into scratch, where src is Input
+  void average(Slice dst);         // AVG: after the last reduction; else nothing
   // A message without payload, for barriers.
   void signal(int peer);
   void await(int peer);
@@ -43,7 +48,32 @@ class Builder {
 
   // Requires: nothing is called afterwards.
   Plan take(const char* algorithm);
-  // (private members: see builder.cpp's notes on the interval maps)
+
+ private:
+  Step message(Kind kind, int peer, Slice dst, Slice src);
+  std::uint32_t add(Step step);
+  Slice place(Slice slice);
+  Slice source(Slice slice);
+  void touch(Slice slice, bool write, std::uint32_t step);
+  void copy_untouched();
+  void link_edges();
+  void link_messages();
+
+  const Call call_;
+  const Group group_;
+  const bool aliased_, same_shape_;
+  const bool output_is_scratch_;                // reduce, off the root
+  const std::array<std::uint64_t, 2> extents_;  // elements of Output and Input
+
+  Plan plan_;
+  std::array<Hazards, 3> hazards_;    // by Space, in canonical slices
+  std::vector<std::uint32_t> waits_;  // what each step waits for, back to back
+  std::vector<std::uint32_t> now_;    // the same of the step being added
+  std::vector<char> awaited_;         // by step: some later one waits for it
+  std::uint32_t fence_ = 0;           // steps before the last fence
+  bool fenced_ = false;
+  Slice output_;  // where the Output lives that is scratch, once it is needed
+  std::unordered_map<int, std::uint32_t> sent_, received_;  // messages so far, by peer
 };
 
 }  // namespace hccomm::plan

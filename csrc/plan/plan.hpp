@@ -16,7 +16,15 @@ namespace hccomm::plan {
 
 // Which collective. The numbers are the C ABI's and travel in the fingerprint.
 enum class Collective : std::uint8_t {
-  AllReduce = 1, AllGather, ReduceScatter, Broadcast, Reduce, Gather, Scatter, AllToAll, Barrier,
+  AllReduce = 1,
+  AllGather,
+  ReduceScatter,
+  Broadcast,
+  Reduce,
+  Gather,
+  Scatter,
+  AllToAll,
+  Barrier,
 };
 inline constexpr int kCollectives = 9;
 
@@ -38,7 +46,8 @@ struct Call {
   dtype::RedOp op = dtype::RedOp::Sum;
   int root = 0;
   std::uint64_t count = 0;
-  bool in_place = false;  // the small buffer lies in its place inside the large one, or they are one
+  bool in_place =
+      false;  // the small buffer lies in its place inside the large one, or they are one
   std::vector<std::uint64_t> counts, offsets, recv_counts, recv_offsets;
 
   friend bool operator==(const Call&, const Call&) = default;
@@ -66,7 +75,7 @@ enum class Kind : std::uint8_t {
   Send,        // src -> peer
   Recv,        // peer -> dst
   RecvReduce,  // dst = src op received, or received op src where received_first
-  Copy,        // dst = src
+  Copy,        // dst = src; one of no elements only orders the steps before and after it
   Reduce,      // dst = terms[0] op terms[1] op ...; half types accumulate in f32
   Multiply,    // dst = src * the call's factor   (PREMUL_SUM)
   Divide,      // dst = src / group size          (AVG)
@@ -84,21 +93,22 @@ struct Step {
   std::uint32_t first_dependent = 0, dependents = 0;  // range in Plan::edges: steps waiting for me
 };
 
-// What one rank expects from one peer: recv_steps[first + k] is the step that takes its k-th message.
+// What one rank expects from one peer: recv_steps[first + k] is the step that takes its k-th
+// message.
 struct Inlet {
   std::int32_t peer = -1;
   std::uint32_t first = 0, count = 0;
 };
 
 struct Plan {
-  std::string algorithm;             // "ring", for people
+  std::string algorithm;  // "ring", for people
   std::vector<Step> steps;
   std::vector<std::uint32_t> edges;  // dependents of all steps, back to back
   std::vector<Slice> terms;          // operands of the Reduce steps
   std::vector<std::uint32_t> recv_steps;
-  std::vector<Inlet> inlets;         // sorted by peer
-  std::vector<std::int32_t> outlets; // peers this rank sends to, sorted
-  std::uint64_t scratch_count = 0;   // elements of scratch it needs
+  std::vector<Inlet> inlets;          // sorted by peer
+  std::vector<std::int32_t> outlets;  // peers this rank sends to, sorted
+  std::uint64_t scratch_count = 0;    // elements of scratch it needs
 };
 
 const char* name(Collective collective) noexcept;  // "allreduce"
