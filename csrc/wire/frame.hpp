@@ -5,8 +5,12 @@
 // processors are. No sockets here.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <string>
 #include <type_traits>
+
+#include "base/error.hpp"
 
 namespace hccomm::wire {
 
@@ -14,35 +18,50 @@ inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
 inline constexpr std::uint16_t kVersionMinor = 0;
 
 enum class Type : std::uint8_t {
-  Data = 1,    // a message of a collective: whole (eager), or a part of an opened one
-  Open,        // collective: "I have started (context, sequence); send me what is large"
-  Ready,       // "my message (context, sequence, index) lies at `address`, pull it" (pull links)
-  Done,        // "I have pulled (context, sequence, index)"
-  Tagged,      // point-to-point message, whole
-  TaggedReady, // point-to-point: announces a large message; `address` for pull links
-  TaggedOpen,  // point-to-point: "send me the announced message `index`"
-  TaggedData,  // point-to-point: a part of an opened message
-  TaggedDone,  // point-to-point: "I have pulled message `index`"
-  Status,      // (context, sequence) failed on the sender: payload is an encoded Status
-  Probe,       // "I wait for you in (context, sequence) with this fingerprint"
-  Beat,        // keep-alive, no payload
-  Bye,         // orderly close: no frame follows
-  Lost,        // a rank of the job is lost: payload names it
-  Credit,      // transport's own use
+  Data = 1,     // a message of a collective: whole (eager), or a part of an opened one
+  Open,         // collective: "I have started (context, sequence); send me what is large"
+  Ready,        // "my message (context, sequence, index) lies at `address`, pull it" (pull links)
+  Done,         // "I have pulled (context, sequence, index)"
+  Tagged,       // point-to-point message, whole
+  TaggedReady,  // point-to-point: announces a large message; `address` for pull links
+  TaggedOpen,   // point-to-point: "send me the announced message `index`"
+  TaggedData,   // point-to-point: a part of an opened message
+  TaggedDone,   // point-to-point: "I have pulled message `index`"
+  Status,       // (context, sequence) failed on the sender: payload is an encoded Status
+  Probe,        // "I wait for you in (context, sequence) with this fingerprint"
+  Beat,         // keep-alive, no payload
+  Bye,          // orderly close: no frame follows
+  Lost,         // a rank of the job is lost: payload names it
+  Credit,       // transport's own use
 };
 
 // 48 bytes: one frame with up to 16 bytes of payload fits a cache line.
 struct Header {
   Type type = Type::Beat;
   std::uint8_t flags = 0;
-  std::uint16_t source = 0;       // reserved, 0
-  std::uint32_t index = 0;        // the how-manieth message from sender to receiver in this operation
-  std::uint64_t context = 0;      // the group: same 64-bit id on all its ranks
-  std::uint64_t sequence = 0;     // the operation within the group; the tag for Tagged*
-  std::uint64_t length = 0;       // payload bytes that follow in this frame
+  std::uint16_t source = 0;    // reserved, 0
+  std::uint32_t index = 0;     // the how-manieth message from sender to receiver in this operation
+  std::uint64_t context = 0;   // the group: same 64-bit id on all its ranks
+  std::uint64_t sequence = 0;  // the operation within the group; the tag for Tagged*
+  std::uint64_t length = 0;    // payload bytes that follow in this frame
   std::uint64_t fingerprint = 0;  // what the sender called (collectives), or total bytes (Tagged*)
   std::uint64_t address = 0;      // Ready: sender's address; Data: byte offset of this part
 };
 static_assert(sizeof(Header) == 48 && std::is_trivially_copyable_v<Header>);
+
+inline constexpr std::uint64_t kMaxFrame = std::uint64_t{1} << 30;  // payload bytes of one frame
+inline constexpr std::uint64_t kMaxControl = 64 * 1024;  // of one that is not Data or Tagged*
+
+const char* name(Type type) noexcept;  // "Data"; "?" for what is none
+
+// Whether a received header may be acted on: a known type, reserved fields zero, a payload of at
+// most `max_length` (kMaxControl for types that carry no user data). Code::Integrity names what is
+// wrong. Requires: called before any field of a header from outside is used.
+Status check(const Header& header, std::uint64_t max_length = kMaxFrame);
+
+// The payload of a Status frame. Decoding accepts any bytes: damaged ones give Code::Integrity,
+// and the text is cut and stripped of control characters, as it goes to logs.
+std::string encode_status(const Status& status);
+Status decode_status(const std::byte* payload, std::size_t bytes);
 
 }  // namespace hccomm::wire

@@ -2,21 +2,24 @@
 //
 // The versioned handshake that opens every connection: who are you, which job, and do you hold the
 // key. A pure state machine (bytes in, bytes out), so transports share it and a fuzzer can drive
-// it. transport/handshake_io runs it over a descriptor.
+// it. transport/handshake_io runs it over a descriptor; docs/wire.md shows the bytes.
 //
-//   initiator                                acceptor
-//   Hello{magic, version, uuid, nonce_i, mode, extra} ->
-//                  <- Hello{magic, version, uuid, nonce_a, mode, extra}, Proof{HMAC(K_acceptor, transcript)}
-//   Proof{HMAC(K_initiator, transcript)} ->
-//                  <- Verdict{accepted | duplicate | refused, text}
+//   initiator                                   acceptor
+//   Hello{magic, version, mode, transport, uuid, peer uuid, nonce, extra} ->
+//                                  <- the same Hello, Proof{HMAC(K_acceptor, job + both Hellos)}
+//   Proof{HMAC(K_initiator, job + both Hellos)} ->
+//                                  <- Verdict{accepted | duplicate | refused, text}
 //
-// The transcript is both Hellos, which hold job, transport, mode and both uuids; the role keys come
-// from the job key by HKDF-SHA-256 (RFC 5869). With no key on either side the proofs are HMACs under
-// a key derived from the job id alone: they reject strays, not attackers. A side that has a key
-// refuses one that has none.
+// The acceptor may answer a Hello that it cannot talk to with a Refusal{text} instead. The job id
+// is proven, not sent. The role keys come from the job key by HKDF-SHA-256 (RFC 5869); with no key
+// on either side they come from the job id alone: that rejects strays, not attackers. A side that
+// has a key refuses one that has none. Where libcrypto is absent a job with a key cannot run
+// (usable() says so), and one without compares the job id itself, sent in place of the HMAC.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -34,39 +37,47 @@ struct Terms {
   std::string key;        // 32 bytes or empty
   std::string uuid;       // 16 bytes, mine
   std::string peer_uuid;  // 16 bytes, whom I dial
-  std::string transport;  // "tcp"
+  std::string transport;  // "tcp", at most 8 bytes
   std::string extra;      // the transport's own, authenticated with the rest; <= kMaxExtra
 };
 
 enum class Verdict : std::uint8_t { Accepted = 1, Duplicate = 2, Refused = 3 };
 
+// Why no handshake can be held under these terms (a field of the wrong size; a key but no
+// libcrypto), or ok. Transports ask once, when they open.
+Status usable(const Terms& terms);
+
 // Owns:   the transcript and the derived keys.
 // Thread: one.
 // Fails:  feed() gives a Status that says what was wrong with the peer (never with its bytes quoted
-//         beyond 8); nothing is allocated for a length before it is checked.
+//         beyond 8); nothing is allocated for a length before it is checked. A failed acceptor
+//         may still have output(): the refusal, worth one attempt to send.
 class Handshake {
  public:
+  // Requires: usable(terms).
   Handshake(Role role, Terms terms);
   Handshake(Handshake&&) noexcept;
   ~Handshake();
 
   // Bytes to send now; empty when it is the peer's turn.
   std::string output();
+  // How many bytes may be read without taking what follows the handshake; 0: not my turn to read.
+  std::size_t wants() const noexcept;
   // Bytes received, any cut. Leaves what follows the handshake untouched: `used` says how many.
   Status feed(std::string_view bytes, std::size_t& used);
   // Acceptor only: the peer is proven; say whether it may stay. Then send output() once more.
   void decide(Verdict verdict, std::string_view why = {});
 
-  bool proven() const noexcept;         // the peer has shown the key (acceptor: now decide())
-  bool done() const noexcept;           // nothing more to send or to receive
-  Verdict verdict() const noexcept;     // once done
+  bool proven() const noexcept;      // the peer has shown the key (acceptor: now decide())
+  bool done() const noexcept;        // nothing more to send or to receive
+  Verdict verdict() const noexcept;  // once done
   const std::string& peer_uuid() const noexcept;
   const std::string& peer_extra() const noexcept;
   const std::string& verdict_text() const noexcept;
 
  private:
   struct State;
-  State* state_;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace hccomm::wire
