@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/machine.hpp"
+
+#include <sched.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <memory>
+#include <vector>
+
+#include "base/config.hpp"
+#include "base/text.hpp"
+
+namespace hccomm {
+
+static std::string first_line(const std::string& path) {
+  std::ifstream in(path);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+static std::string boot_id() { return first_line("/proc/sys/kernel/random/boot_id"); }
+
+static std::string host_name() {
+  char buffer[256] = {};
+  return gethostname(buffer, sizeof buffer - 1) == 0 ? buffer : "unnamed";
+}
+
+static std::string namespace_of(const char* kind) {
+  struct stat about = {};
+  const std::string path = text("/proc/self/ns/", kind);
+  return ::stat(path.c_str(), &about) == 0 ? text(about.st_dev, ".", about.st_ino) : "none";
+}
+
+std::string machine_id() {
+  // Without /proc the boot id is empty; the host name then keeps two machines apart.
+  std::string boot = boot_id();
+  if (boot.empty()) boot = "host " + host_name();
+  return text(boot, "/net ", namespace_of("net"), "/pid ", namespace_of("pid"));
+}
+
+std::string host_id() {
+  if (config::is_set("HCCOMM_HOST")) return config::raw("HCCOMM_HOST");
+  return host_name() + "/" + boot_id();
+}
+
+static int affinity_cores() {
+  // The mask must be as long as the kernel's; double it until it is.
+  for (std::size_t cores = 1024; cores <= (std::size_t{1} << 20); cores *= 2) {
+    const std::size_t bytes = CPU_ALLOC_SIZE(cores);
+    const auto release = [](cpu_set_t* set) { CPU_FREE(set); };
+    const std::unique_ptr<cpu_set_t, decltype(release)> set(CPU_ALLOC(cores), release);
+    if (sched_getaffinity(0, bytes, set.get()) == 0) return CPU_COUNT_S(bytes, set.get());
+  }
+  return static_cast<int>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+}
+
+// Cores' worth of time that one control group grants, or a huge number when it sets no limit.
+static double group_quota(const std::string& folder) {
+  double quota = -1;
+  double period = 0;
+  if (std::ifstream two(folder + "/cpu.max"); two) {
+    two >> quota >> period;  // "max 100000" leaves quota unread: no limit
+    if (!two) return 1e9;
+  } else {
+    std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
+    std::ifstream(folder + "/cpu.cfs_period_us") >> period;
+  }
+  return quota > 0 && period > 0 ? quota / period : 1e9;
+}
+
+// The tightest quota on the way from our control group to the root; a container may see only its
+// own group, mounted as the root.
+static double cgroup_quota() {
+  double least = 1e9;
+  std::ifstream in("/proc/self/cgroup");
+  for (std::string line; std::getline(in, line);) {
+    const std::size_t first = line.find(':');
+    const std::size_t second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool two = controllers == ",,";
+    if (!two && controllers.find(",cpu,") == std::string::npos) continue;
+    const std::string root = two ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+    std::string path = line.substr(second + 1);
+    for (;;) {
+      least = std::min(least, group_quota(root + path));
+      const std::size_t slash = path.rfind('/');
+      if (path.empty() || slash == std::string::npos) break;
+      path.resize(slash);
+    }
+  }
+  return least;
+}
+
+int available_cores() {
+  const double quota = std::ceil(cgroup_quota());
+  return static_cast<int>(std::max(1.0, std::min<double>(affinity_cores(), quota)));
+}
+
+}  // namespace hccomm

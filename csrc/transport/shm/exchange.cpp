@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport/shm/exchange.hpp"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/config.hpp"
+#include "transport/handshake_io.hpp"
+#include "transport/shm/peer_memory.hpp"
+
+namespace hccomm::transport::shm {
+
+// The layout of ring.hpp and of these structs; another version means no shared memory.
+static constexpr std::uint32_t kLayout = 1;
+
+// "This is my ring, and this lies in my memory"; the descriptor comes along with the first byte.
+struct Offer {
+  std::uint32_t layout;
+  std::uint32_t chunk_bytes;
+  std::uint64_t area_bytes;     // 0: no memory to offer
+  std::uint64_t nonce_address;  // 0: do not read my memory
+  Nonce nonce;
+};
+static_assert(sizeof(Offer) == 40);
+
+// "Your ring is mapped; I found your nonce."
+struct Answer {
+  std::uint32_t mapped;
+  std::uint32_t found;
+};
+
+Wishes configured_wishes() {
+  return {area_for(config::bytes("HCCOMM_SHM_BYTES")), config::raw("HCCOMM_CMA") == "auto"};
+}
+
+Result<pid_t> checked_peer(int socket) {
+  ucred who = {};
+  socklen_t bytes = sizeof who;
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &who, &bytes) != 0) {
+    return Status::from_errno(errno, "shm: SO_PEERCRED");
+  }
+  if (who.uid != geteuid()) {
+    return Status(Code::Unavailable, text("shm: process ", who.pid, " runs as user ", who.uid,
+                                          ", this one as ", geteuid(), "; both must be the same"));
+  }
+  return who.pid;
+}
+
+// An empty socket buffer takes an Offer whole; it was just connected and each side sends one.
+static Status send_offer(int socket, const Offer& offer, const UniqueFd& memory) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  iovec piece = {const_cast<Offer*>(&offer), sizeof offer};
+  msghdr message = {};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  if (memory) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* part = CMSG_FIRSTHDR(&message);
+    part->cmsg_level = SOL_SOCKET;
+    part->cmsg_type = SCM_RIGHTS;
+    part->cmsg_len = CMSG_LEN(sizeof(int));
+    const int fd = memory.get();
+    std::memcpy(CMSG_DATA(part), &fd, sizeof fd);
+  }
+  const ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (sent == static_cast<ssize_t>(sizeof offer)) return {};
+  return Status::from_errno(sent < 0 ? errno : EMSGSIZE, "shm: send the ring's descriptor");
+}
+
+static Status await(int socket, Deadline deadline) {
+  for (;;) {
+    pollfd entry = {socket, POLLIN, 0};
+    const int ready = ::poll(&entry, 1, deadline.left_ms());
+    if (ready > 0) return {};
+    if (ready < 0 && errno != EINTR) return Status::from_errno(errno, "shm: poll");
+    if (deadline.passed()) {
+      return {Code::Timeout, "shm: the peer did not send its ring in time"};
+    }
+  }
+}
+
+// Every descriptor that came is ours to close; the first is the ring.
+static UniqueFd first_descriptor(msghdr& message) {
+  UniqueFd first;
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    for (std::size_t at = 0; CMSG_LEN(at + sizeof(int)) <= part->cmsg_len; at += sizeof(int)) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(part) + at, sizeof fd);
+      UniqueFd owned(fd);
+      if (!first) first = std::move(owned);
+    }
+  }
+  return first;
+}
+
+static Status receive_offer(int socket, Offer& offer, UniqueFd& memory, Deadline deadline) {
+  alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))] = {};
+  iovec piece = {&offer, sizeof offer};
+  msghdr message = {};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  if (Status waited = await(socket, deadline); !waited.ok()) return waited;
+  const ssize_t got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  if (got < 0) return Status::from_errno(errno, "shm: receive the ring's descriptor");
+  if (got == 0) return {Code::PeerLost, "shm: the peer closed the connection"};
+  memory = first_descriptor(message);
+  const auto part = static_cast<std::size_t>(got);
+  return receive_all(socket, reinterpret_cast<char*>(&offer) + part, sizeof offer - part, deadline);
+}
+
+static std::string map_offered(const Offer& offer, const UniqueFd& memory, Exchanged& result) {
+  if (offer.layout != kLayout || offer.chunk_bytes != kChunkBytes) {
+    return text("the peer's rings have layout ", offer.layout, ", this build's ", kLayout);
+  }
+  if (offer.area_bytes == 0 || !memory) return "the peer has no memory to share";
+  if (!valid_area(offer.area_bytes)) return text("a ring of ", offer.area_bytes, " bytes");
+  auto mapped = Segment::map(memory, ring_bytes(offer.area_bytes));
+  if (!mapped) return mapped.status().text();
+  result.theirs = std::move(mapped).value();
+  result.their_area_bytes = offer.area_bytes;
+  return {};
+}
+
+Result<Exchanged> exchange(int socket, pid_t peer, const Wishes& wishes, Deadline deadline) {
+  Exchanged result;
+  UniqueFd my_memory;
+  auto made = Segment::make(ring_bytes(wishes.area_bytes), my_memory);
+  auto nonce = fresh_nonce();
+  if (!nonce) return nonce.status();
+  const Nonce here = nonce.value();  // on the stack until the peer has answered
+
+  Offer mine = {kLayout, kChunkBytes, 0, 0, here};
+  if (made) mine.area_bytes = wishes.area_bytes;
+  if (wishes.pull) mine.nonce_address = reinterpret_cast<std::uintptr_t>(&here);
+  if (!made) my_memory.reset();
+  Status status = send_offer(socket, mine, my_memory);
+  if (!status.ok() && my_memory) {  // descriptors may be forbidden where bytes are not
+    mine.area_bytes = 0;
+    my_memory.reset();
+    status = send_offer(socket, mine, my_memory);
+  }
+  if (!status.ok()) return status;
+
+  Offer theirs;
+  UniqueFd their_memory;
+  status = receive_offer(socket, theirs, their_memory, deadline);
+  if (!status.ok()) return status;
+  result.no_memory = map_offered(theirs, their_memory, result);
+  const bool found = wishes.pull && theirs.nonce_address != 0 &&
+                     probe_peer(peer, theirs.nonce_address, theirs.nonce);
+
+  const Answer my_answer = {result.no_memory.empty(), found};
+  Answer their_answer = {};
+  status = send_all(socket, &my_answer, sizeof my_answer, deadline);
+  if (status.ok()) status = receive_all(socket, &their_answer, sizeof their_answer, deadline);
+  if (!status.ok()) return status;
+
+  result.pulls = found && their_answer.found == 1;
+  if (!made) {
+    result.no_memory = made.status().text();
+  } else {
+    result.mine = std::move(made).value();
+  }
+  if (result.no_memory.empty() && their_answer.mapped != 1) {
+    result.no_memory = "the peer could not map this process's memory";
+  }
+  return result;
+}
+
+}  // namespace hccomm::transport::shm

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One direction of a shared-memory link: a queue in memory that exactly one process writes and one
+// reads. It knows frames and memory; no descriptors, no sleeping (shm_link adds those).
+//
+//   head page   what the reader says: how far it has read (line 1), whether it sleeps (line 2)
+//   cells       512 of 128 bytes: control word, header, 72 bytes of payload
+//   area        payloads that do not fit a cell, in the order of their cells
+//
+// The control word is the readiness flag: it holds the lap of the queue, so a cell needs no
+// clearing, and it shares its cache line with the header and the first 8 bytes of payload, so a
+// small message is one line that moves from core to core. How a payload is cut and where it lies in
+// the area follow from its length and the payloads before it: both sides compute it, so the reader
+// uses no offset and no part size that the peer wrote, and the header only as a copy of its own.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "transport/transport.hpp"
+
+namespace hccomm::transport::shm {
+
+inline constexpr std::size_t kLineBytes = 64;
+inline constexpr std::size_t kHeadBytes = 4096;
+inline constexpr std::size_t kCells = 512;
+inline constexpr std::size_t kCellBytes = 128;
+inline constexpr std::size_t kInlineBytes = kCellBytes - 8 - sizeof(wire::Header);
+inline constexpr std::size_t kChunkBytes = 32 * 1024;  // largest payload of one cell
+inline constexpr std::size_t kMinAreaBytes = 4 * kChunkBytes;
+inline constexpr std::size_t kMaxAreaBytes = std::size_t{1} << 30;
+
+// The size of a ring, whole: what is mapped. `area_bytes` is a power of two within the limits.
+constexpr std::size_t ring_bytes(std::size_t area_bytes) {
+  return kHeadBytes + kCells * kCellBytes + area_bytes;
+}
+bool valid_area(std::uint64_t area_bytes);
+// The nearest valid size that holds `wanted_bytes`.
+std::size_t area_for(std::uint64_t wanted_bytes);
+
+// Orders every store before it against every load after it, on both sides of a sleep.
+void full_fence() noexcept;
+
+// What the reader tells the writer; at the start of the ring. Each line has one usual writer.
+struct Head {
+  alignas(kLineBytes) std::uint64_t unused;
+  alignas(kLineBytes) std::uint64_t cells_read;  // reader: cells it is done with
+  std::uint64_t bytes_read;                      // reader: area it is done with, gaps included
+  alignas(kLineBytes) std::uint32_t asleep;      // a Sleep; reader sets, writer clears
+};
+
+enum Sleep : std::uint32_t {
+  kAwake = 0,
+  kForFrames = 1,         // ring me when you have sent
+  kForFramesAndRoom = 2,  // ring me also when you have read
+};
+
+// Owns:   nothing; the memory outlives it.
+// Thread: one.
+// Fails:  send() gives Broken when the reader's counters are impossible.
+class RingWriter {
+ public:
+  RingWriter(std::byte* memory, std::size_t area_bytes);
+  // Takes as much of the frame as there is room for.
+  Progress send(Outgoing& frame) noexcept;
+  // Whether the reader has moved on since send() answered Again.
+  bool moved() const noexcept;
+  std::atomic_ref<std::uint32_t> reader_sleep() const noexcept;
+
+ private:
+  bool send_inline(Outgoing& frame) noexcept;
+  bool send_block(Outgoing& frame) noexcept;
+  bool room(std::uint64_t area_end) noexcept;
+  bool refresh() noexcept;
+  void publish(std::byte* cell, std::uint64_t kind) noexcept;
+
+  std::byte* memory_;
+  std::size_t area_bytes_;
+  std::uint64_t cells_ = 0;       // cells written
+  std::uint64_t area_ = 0;        // area used, gaps included
+  std::uint64_t cells_read_ = 0;  // the reader's, as last seen
+  std::uint64_t area_read_ = 0;
+  bool broken_ = false;
+};
+
+// Owns:   nothing; the memory outlives it.
+// Thread: one.
+// Fails:  poll() gives Bad when a cell holds what no writer writes; fault() says what.
+class RingReader {
+ public:
+  enum class Taken : std::uint8_t { Nothing, Some, Bad };
+
+  RingReader(std::byte* memory, std::size_t area_bytes);
+  bool ready() const noexcept;
+  // Hands over what has arrived, about `budget` bytes at most.
+  Taken poll(Inbox& inbox, std::size_t budget) noexcept;
+  const std::string& fault() const noexcept { return fault_; }
+  bool inside_frame() const noexcept { return left_ != 0; }
+  std::atomic_ref<std::uint32_t> my_sleep() const noexcept;
+
+ private:
+  std::size_t take(Inbox& inbox);
+  std::size_t take_block(Inbox& inbox, const std::byte* cell, bool first);
+  std::size_t bad(const char* what, std::uint64_t value);
+  void tell_cells() noexcept;
+  void hand_over(Inbox& inbox, const std::byte* piece, std::size_t bytes);
+
+  std::byte* memory_;
+  std::size_t area_bytes_;
+  std::uint64_t cells_ = 0;  // cells read
+  std::uint64_t area_ = 0;   // area read, gaps included
+  std::uint64_t left_ = 0;   // payload still to come of the frame in hand
+  std::byte* direct_ = nullptr;
+  std::string fault_;
+};
+
+}  // namespace hccomm::transport::shm

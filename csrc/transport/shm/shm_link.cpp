@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport/shm/shm_link.hpp"
+
+#include <utility>
+
+#include "transport/shm/peer_memory.hpp"
+
+namespace hccomm::transport::shm {
+
+// Up to here a copy through the ring beats the round trip that asks for a single-copy read.
+static constexpr std::size_t kEagerBytes = 64 * 1024;
+static constexpr std::size_t kFrameBytes = 256 * 1024;
+// A spinning waiter looks whether the peer still lives: the clock every so many empty polls, the
+// kernel when so much time has passed.
+static constexpr unsigned kPollsPerClock = 64;
+static constexpr std::chrono::milliseconds kListenEvery{1};
+
+ShmLink::ShmLink(Parts parts)
+    : parts_(std::move(parts)),
+      writer_(parts_.mine.data(), parts_.my_area_bytes),
+      reader_(parts_.theirs.data(), parts_.their_area_bytes) {}
+
+std::size_t ShmLink::eager_bytes() const noexcept { return kEagerBytes; }
+
+std::size_t ShmLink::frame_bytes() const noexcept { return kFrameBytes; }
+
+std::string ShmLink::describe() const { return parts_.pulls ? "shm (single copy)" : "shm (ring)"; }
+
+bool ShmLink::fail(Code code, const std::string& why) noexcept {
+  if (status_.ok()) status_ = Status(code, "shm: " + why);
+  return false;
+}
+
+Progress ShmLink::send(Outgoing& frame) noexcept {
+  if (!status_.ok()) return Progress::Broken;
+  const std::size_t before = frame.sent;
+  const Progress progress = writer_.send(frame);
+  owes_frames_ |= frame.sent != before;
+  blocked_ = progress == Progress::Again;
+  if (progress == Progress::Broken) {
+    fail(Code::Integrity, text("process ", parts_.bell.peer(), " has overwritten the ring"));
+  }
+  return progress;
+}
+
+bool ShmLink::poll(Inbox& inbox, std::size_t budget) noexcept {
+  if (!status_.ok()) return false;
+  // Gone is read before the ring: what the peer wrote before its end is then in the ring.
+  const bool gone = parts_.bell.gone();
+  switch (reader_.poll(inbox, budget)) {
+    case RingReader::Taken::Some:
+      owes_room_ = true;
+      // A cheap look, for a peer that waits for room; idle() and flush() look without fail.
+      if (peer_waits_for_room()) ring_if_asleep();
+      return true;
+    case RingReader::Taken::Nothing:
+      if (gone) return fail(Code::PeerLost, parts_.bell.why());
+      idle();
+      return true;
+    case RingReader::Taken::Bad: break;
+  }
+  return fail(Code::Integrity,
+              text("the ring of process ", parts_.bell.peer(), " is damaged: ", reader_.fault()));
+}
+
+bool ShmLink::pending() noexcept {
+  if (reader_.ready() || parts_.bell.gone() || !status_.ok()) return true;
+  idle();
+  return parts_.bell.gone();
+}
+
+// Nothing has come: the time for what must not delay a message.
+void ShmLink::idle() noexcept {
+  if (owes_room_) ring_if_asleep();
+  if (++idle_polls_ % kPollsPerClock != 0) return;
+  const Clock::time_point now = Clock::now();
+  if (now < next_listen_) return;
+  next_listen_ = now + kListenEvery;
+  parts_.bell.listen();
+}
+
+bool ShmLink::peer_waits_for_room() const noexcept {
+  return writer_.reader_sleep().load(std::memory_order_relaxed) == kForFramesAndRoom;
+}
+
+void ShmLink::flush() noexcept {
+  if (owes_frames_ || owes_room_) ring_if_asleep();
+}
+
+// The peer stores its sleep, then looks at the ring; we wrote the ring, now look at its sleep. With
+// a fence between on both sides at least one of us sees the other.
+void ShmLink::ring_if_asleep() noexcept {
+  full_fence();
+  const auto sleep = writer_.reader_sleep();
+  const std::uint32_t found = sleep.load(std::memory_order_relaxed);
+  const bool wanted = found != kAwake && (owes_frames_ || found != kForFrames);
+  owes_frames_ = owes_room_ = false;
+  if (wanted && sleep.exchange(kAwake, std::memory_order_acq_rel) != kAwake) parts_.bell.ring();
+}
+
+bool ShmLink::sleeping(bool asleep) noexcept {
+  if (asleep) return fall_asleep();
+  wake_up();
+  return true;
+}
+
+bool ShmLink::fall_asleep() noexcept {
+  flush();
+  asleep_ = true;
+  reader_.my_sleep().store(blocked_ ? kForFramesAndRoom : kForFrames, std::memory_order_relaxed);
+  full_fence();
+  const bool come = reader_.ready() || parts_.bell.gone() || !status_.ok();
+  if (!come && !(blocked_ && writer_.moved())) return true;
+  wake_up();
+  return false;
+}
+
+void ShmLink::wake_up() noexcept {
+  if (!std::exchange(asleep_, false)) return;
+  // Who finds the sleep cleared knows that a byte was sent or will be at once; only then does it
+  // cost a system call to take it.
+  if (reader_.my_sleep().exchange(kAwake, std::memory_order_acq_rel) == kAwake) ring_due_ = true;
+  if (ring_due_) ring_due_ = !parts_.bell.drain();
+}
+
+Status ShmLink::pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept {
+  Status read = read_peer(parts_.bell.peer(), dst, address, bytes);
+  // The number may have passed to another process; while ours lives it has not.
+  if (read.ok() && parts_.bell.listen()) {
+    read = Status(Code::PeerLost, text("shm: ", parts_.bell.why(), " while its memory was read"));
+  }
+  return read;
+}
+
+}  // namespace hccomm::transport::shm

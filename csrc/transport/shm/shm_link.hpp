@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The link between two processes of one machine: a ring each way, a bell for sleepers, and where
+// the kernel allows it single-copy reads of the peer's memory for large messages. exchange.cpp
+// makes it once both sides have swapped their rings.
+#pragma once
+
+#include <string>
+
+#include "base/clock.hpp"
+#include "transport/shm/bell.hpp"
+#include "transport/shm/ring.hpp"
+#include "transport/shm/segment.hpp"
+#include "transport/transport.hpp"
+
+namespace hccomm::transport::shm {
+
+// What both processes have agreed on.
+struct Parts {
+  Segment mine;    // the ring that this process writes
+  Segment theirs;  // the ring that it reads
+  std::size_t my_area_bytes = 0;
+  std::size_t their_area_bytes = 0;
+  Bell bell;
+  bool pulls = false;  // single copy works in both directions
+};
+
+// Owns:   the rings' mappings and the bell.
+// Thread: one at a time (the engine's lock).
+// Fails:  PeerLost once the peer has ended and the ring is read empty; Integrity when the ring
+//         holds what no peer of ours writes.
+class ShmLink final : public Link {
+ public:
+  explicit ShmLink(Parts parts);
+
+  Progress send(Outgoing& frame) noexcept override;
+  bool poll(Inbox& inbox, std::size_t budget) noexcept override;
+  bool pending() noexcept override;
+  Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override;
+  bool pulls() const noexcept override { return parts_.pulls; }
+  bool sleeping(bool asleep) noexcept override;
+  void flush() noexcept override;
+  int fd() const noexcept override { return parts_.bell.fd(); }
+  std::size_t eager_bytes() const noexcept override;
+  std::size_t frame_bytes() const noexcept override;
+  Status status() const override { return status_; }
+  std::string describe() const override;
+
+ private:
+  bool fall_asleep() noexcept;
+  void wake_up() noexcept;
+  void ring_if_asleep() noexcept;
+  bool peer_waits_for_room() const noexcept;
+  void idle() noexcept;
+  bool fail(Code code, const std::string& why) noexcept;
+
+  Parts parts_;
+  RingWriter writer_;
+  RingReader reader_;
+  Status status_;
+  Clock::time_point next_listen_{};
+  unsigned idle_polls_ = 0;
+  bool asleep_ = false;
+  bool blocked_ = false;      // the last send() answered Again
+  bool owes_frames_ = false;  // sent since the peer's sleep was last looked at
+  bool owes_room_ = false;    // read since then
+  bool ring_due_ = false;     // the peer has rung, but its byte has not come yet
+};
+
+}  // namespace hccomm::transport::shm
