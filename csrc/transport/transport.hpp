@@ -62,6 +62,9 @@ class Link {
   virtual bool poll(Inbox& inbox, std::size_t budget) noexcept = 0;
   // True when poll() would find something: the cheap question of a spinning waiter.
   virtual bool pending() noexcept = 0;
+  // The destination of the frame that is arriving in parts is gone: its rest shall go nowhere, and
+  // neither consume() nor the placement is used for it again; end() still comes.
+  virtual void discard() noexcept = 0;
 
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
@@ -108,10 +111,15 @@ struct Accepted {
   std::unique_ptr<Link> link;
 };
 
+// Who takes the links of peers that dial us. A listener asks reserve() once the peer is proven and
+// before it sends the verdict (false: the verdict is Duplicate), and then answers with exactly one
+// of accepted() and abandoned(). accepted() may send frames at once, so nothing of the handshake
+// may follow it on the connection. Thread: any.
 class Acceptor {
  public:
-  // A peer has connected and authenticated. Return false to refuse it (duplicate). Thread: any.
-  virtual bool accepted(Accepted peer) = 0;
+  virtual bool reserve(const std::string& uuid) = 0;
+  virtual void accepted(Accepted peer) = 0;
+  virtual void abandoned(const std::string& uuid) = 0;
 
  protected:
   ~Acceptor() = default;
@@ -129,6 +137,7 @@ class Transport {
   virtual Address address() const = 0;
   // Why this transport cannot reach that process, or "" when it can.
   virtual std::string refuses(const Card& self, const Card& peer) const = 0;
+  // Code::Aborted when the peer answered Duplicate: its own connection to us exists or is coming.
   virtual Result<std::unique_ptr<Link>> connect(const Card& peer, Deadline deadline) = 0;
   // Stops accepting and joins its threads.
   virtual void stop() noexcept = 0;

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/channel.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/log.hpp"
+#include "engine/engine.hpp"
+
+namespace hccomm::engine {
+
+using transport::Placement;
+using wire::Header;
+using wire::Type;
+
+static constexpr std::size_t kPollBudget = 1 << 20;  // bytes per look at one link
+
+static Kept keep(int source, const Header& header, const std::byte* payload) {
+  Kept kept{source, header, nullptr};
+  if (header.length != 0) {
+    kept.payload = std::make_unique_for_overwrite<std::byte[]>(header.length);
+    std::memcpy(kept.payload.get(), payload, header.length);
+  }
+  return kept;
+}
+
+void Channel::bind(Context& context, int rank) {
+  bindings_[context.id] = {&context, rank};
+  last_context_ = 0;
+  if (auto early = strangers_.extract(context.id)) {
+    for (Kept& kept : early.mapped()) deliver(kept.header, kept.payload.get());
+  }
+}
+
+void Channel::unbind(const Context& context) {
+  bindings_.erase(context.id);
+  last_context_ = 0;
+  if (incoming_.binding.context == &context && incoming_.mode != Incoming::Mode::None) {
+    incoming_.mode = Incoming::Mode::Drop;
+    link_->discard();
+  }
+}
+
+const Channel::Binding* Channel::binding_of(std::uint64_t context) {
+  if (context == last_context_ && last_binding_.context != nullptr) return &last_binding_;
+  const auto found = bindings_.find(context);
+  if (found == bindings_.end()) return nullptr;
+  last_context_ = context;
+  last_binding_ = found->second;
+  return &last_binding_;
+}
+
+void Channel::attach(std::unique_ptr<transport::Link> link, std::size_t eager_limit) {
+  link_ = std::move(link);
+  state_ = State::Up;
+  eager_bytes_ = link_->eager_bytes();
+  if (eager_limit != 0) eager_bytes_ = std::min(eager_bytes_, eager_limit);
+  frame_bytes_ = link_->frame_bytes();
+  pulls_ = link_->pulls();
+}
+
+void Channel::set_broken(Status why) {
+  state_ = State::Broken;
+  why_ = std::move(why);
+  urgent_.clear();
+  bulk_.clear();
+  current_.reset();
+  incoming_.mode = Incoming::Mode::None;
+}
+
+void Channel::completed(Operation* operation, std::uint32_t step) {
+  if (operation != nullptr) engine_.complete(*operation, step);
+}
+
+void Channel::send(const Header& header, const std::byte* payload, Operation* operation,
+                   std::uint32_t step) {
+  if (state_ == State::Broken) return;
+  Pending pending;
+  pending.frame.header = header;
+  pending.frame.payload = payload;
+  pending.operation = operation;
+  pending.step = step;
+  if (up() && !current_ && urgent_.empty()) {
+    dirty_ = true;
+    switch (link_->send(pending.frame)) {
+      case transport::Progress::Done:
+        completed(operation, step);
+        return;
+      case transport::Progress::Broken:
+        return;  // the next poll says so, too
+      case transport::Progress::Again:
+        if (pending.frame.sent > 0) {
+          current_ = std::move(pending);
+          return;
+        }
+    }
+  }
+  urgent_.push_back(std::move(pending));
+}
+
+void Channel::send_text(Header header, const std::string& payload) {
+  if (state_ == State::Broken) return;
+  Pending pending;
+  pending.owned = std::make_unique_for_overwrite<std::byte[]>(payload.size());
+  std::memcpy(pending.owned.get(), payload.data(), payload.size());
+  header.length = payload.size();
+  pending.frame.header = header;
+  pending.frame.payload = pending.owned.get();
+  urgent_.push_back(std::move(pending));
+  if (up()) pump();
+}
+
+void Channel::send_bulk(Bulk bulk) {
+  bulk_.push_back(std::move(bulk));
+  pump();
+}
+
+// The next part of the first large message becomes the current frame; the message goes to the end
+// of the line, so that several share the link.
+void Channel::next_bulk_part() {
+  Bulk bulk = std::move(bulk_.front());
+  bulk_.pop_front();
+  const std::uint64_t part = std::min<std::uint64_t>(frame_bytes_, bulk.bytes - bulk.offset);
+  current_.emplace();
+  current_->frame.header = bulk.header;
+  current_->frame.header.length = part;
+  current_->frame.header.address = bulk.offset;
+  current_->frame.payload = bulk.data + bulk.offset;
+  bulk.offset += part;
+  if (bulk.offset == bulk.bytes) {
+    current_->operation = bulk.operation;
+    current_->step = bulk.step;
+  } else {
+    bulk_.push_back(std::move(bulk));
+  }
+}
+
+bool Channel::pump() {
+  bool moved = false;
+  while (true) {
+    if (!current_) {
+      if (!urgent_.empty()) {
+        current_ = std::move(urgent_.front());
+        urgent_.pop_front();
+      } else if (!bulk_.empty()) {
+        next_bulk_part();
+      } else {
+        return moved;
+      }
+    }
+    const std::size_t before = current_->frame.sent;
+    const transport::Progress outcome = link_->send(current_->frame);
+    moved = moved || current_->frame.sent != before || outcome == transport::Progress::Done;
+    if (outcome != transport::Progress::Done) {
+      dirty_ = dirty_ || moved;
+      return moved;
+    }
+    dirty_ = true;
+    Operation* const operation = current_->operation;
+    const std::uint32_t step = current_->step;
+    current_.reset();
+    completed(operation, step);
+  }
+}
+
+bool Channel::progress() {
+  bool moved = link_->pending();
+  if (moved && !link_->poll(*this, kPollBudget)) {
+    engine_.channel_broken(*this);
+    return true;
+  }
+  if (!idle()) moved = pump() || moved;
+  return moved;
+}
+
+void Channel::cancel(const Operation* operation) {
+  std::erase_if(parked_, [&](const Parked& each) { return each.operation == operation; });
+  std::erase_if(urgent_, [&](const Pending& each) { return each.operation == operation; });
+  std::erase_if(bulk_, [&](const Bulk& each) { return each.operation == operation; });
+  if (current_ && current_->owned == nullptr && current_->frame.header.length != 0 &&
+      up()) {
+    // The frame has begun and must end; its bytes come from a copy from now on. (It may belong to
+    // another operation: then the copy does no harm.)
+    Pending& frame = *current_;
+    frame.owned = std::make_unique_for_overwrite<std::byte[]>(frame.frame.header.length);
+    std::memcpy(frame.owned.get(), frame.frame.payload, frame.frame.header.length);
+    frame.frame.payload = frame.owned.get();
+  }
+  if (current_ && current_->operation == operation) current_->operation = nullptr;
+  if (incoming_.operation == operation && incoming_.mode != Incoming::Mode::None && up()) {
+    if (incoming_.mode == Incoming::Mode::Direct) link_->discard();
+    if (incoming_.mode != Incoming::Mode::Keep) incoming_.mode = Incoming::Mode::Drop;
+    incoming_.operation = nullptr;
+  }
+}
+
+void Channel::keep_for_later(const Header& header, const std::byte* payload) {
+  if (header.context == 0) return;
+  strangers_[header.context].push_back(keep(-1, header, payload));
+}
+
+void Channel::deliver(const Header& header, const std::byte* payload) {
+  if (header.type == Type::Beat) return;
+  const Binding* binding = binding_of(header.context);
+  if (binding == nullptr) {
+    keep_for_later(header, payload);
+    return;
+  }
+  Context& context = *binding->context;
+  const int source = binding->rank;
+  switch (header.type) {
+    case Type::Tagged:
+    case Type::TaggedReady:
+      engine_.receive_tagged(context, source, keep(source, header, payload));
+      break;
+    case Type::TaggedOpen:
+    case Type::TaggedData:
+    case Type::TaggedDone:
+      engine_.receive_tagged_control(context, source, header, payload);
+      break;
+    case Type::Status:
+      engine_.poison_locked(context, wire::decode_status(payload, header.length), true);
+      break;
+    case Type::Bye:
+      engine_.peer_gone(context, source);
+      break;
+    default:
+      engine_.receive(context, source, header, payload);
+  }
+  engine_.drain();
+}
+
+Placement Channel::begin(const Header& header) {
+  incoming_ = {};
+  incoming_.header = header;
+  const Binding* binding = binding_of(header.context);
+  if (binding != nullptr) incoming_.binding = *binding;
+  if (binding != nullptr && header.type == Type::Data) {
+    Context& context = *binding->context;
+    Operation* operation = context.find(header.sequence);
+    const std::int64_t step =
+        operation == nullptr ? -1 : engine_.recv_step(*operation, binding->rank, header.index);
+    if (step >= 0 && header.fingerprint == operation->recipe->fingerprint &&
+        operation->steps[step].waiting == 0 &&
+        engine_.fits(*operation, static_cast<std::uint32_t>(step), header, binding->rank)) {
+      const plan::Step& target = operation->recipe->plan.steps[step];
+      incoming_.operation = operation;
+      incoming_.step = static_cast<std::uint32_t>(step);
+      if (target.kind == plan::Kind::Recv) {
+        incoming_.mode = Incoming::Mode::Direct;
+        return {operation->at(target.dst) + header.address};
+      }
+      incoming_.mode = Incoming::Mode::Reduce;
+      incoming_.offset = header.address;
+      return {};
+    }
+  }
+  if (binding != nullptr && header.type == Type::TaggedData) {
+    auto& receiving = binding->context->matching.receiving;
+    const auto found = receiving.find({binding->rank, header.index});
+    if (found != receiving.end() && header.address <= found->second->bytes &&
+        header.length <= found->second->bytes - header.address) {
+      incoming_.mode = Incoming::Mode::Direct;
+      incoming_.operation = found->second;
+      return {found->second->data + header.address};
+    }
+  }
+  incoming_.mode = Incoming::Mode::Keep;
+  incoming_.buffer = std::make_unique_for_overwrite<std::byte[]>(header.length);
+  return {incoming_.buffer.get()};
+}
+
+void Channel::consume(const std::byte* piece, std::size_t bytes) {
+  if (incoming_.mode != Incoming::Mode::Reduce) return;
+  const std::uint64_t offset = incoming_.offset;
+  incoming_.offset += bytes;
+  // apply() may complete the operation: the rest of this function must not touch it.
+  engine_.apply(*incoming_.operation, incoming_.step, offset, piece, bytes);
+  engine_.drain();
+}
+
+void Channel::end() {
+  const Incoming incoming = std::exchange(incoming_, {});
+  switch (incoming.mode) {
+    case Incoming::Mode::Keep:
+      deliver(incoming.header, incoming.buffer.get());
+      break;
+    case Incoming::Mode::Direct:
+      if (incoming.header.type == Type::TaggedData) {
+        engine_.receive_tagged_control(*incoming.binding.context, incoming.binding.rank,
+                                       incoming.header, nullptr);
+      } else {
+        engine_.apply(*incoming.operation, incoming.step, incoming.header.address, nullptr,
+                      incoming.header.length);
+      }
+      break;
+    default:
+      break;
+  }
+  engine_.drain();
+}
+
+}  // namespace hccomm::engine

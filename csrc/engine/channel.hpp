@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// This process's end of the connection to one other process, shared by all groups the two have in
+// common: the frames that wait to leave, and the sorting of those that arrive.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/context.hpp"
+#include "engine/operation.hpp"
+#include "transport/transport.hpp"
+
+namespace hccomm::engine {
+
+class Engine;
+
+// A frame that waits to leave. When it has left, `step` of `operation` is complete.
+struct Pending {
+  transport::Outgoing frame;
+  Operation* operation = nullptr;  // nullptr: nobody waits for it
+  std::uint32_t step = 0;
+  std::unique_ptr<std::byte[]> owned;  // payload that nobody else keeps alive
+};
+
+// A large message that leaves in parts, between the others.
+struct Bulk {
+  wire::Header header;  // of every part; address is the offset
+  const std::byte* data = nullptr;
+  std::uint64_t bytes = 0, offset = 0;
+  Operation* operation = nullptr;
+  std::uint32_t step = 0;
+};
+
+// A step that cannot be issued before the link is up.
+struct Parked {
+  Operation* operation = nullptr;
+  std::uint32_t step = 0;
+  bool open = false;  // not a send: our Open for this peer is due
+};
+
+// Owns:   the link, once there is one, and the frames that wait.
+// Thread: guarded by the engine's lock.
+// Fails:  a broken link poisons every context that has this peer (Engine::channel_broken).
+class Channel final : public transport::Inbox {
+ public:
+  enum class State : std::uint8_t { Idle, Dialing, Up, Broken };
+
+  Channel(Engine& engine, transport::Card card) : engine_(engine), card_(std::move(card)) {}
+
+  const transport::Card& card() const { return card_; }
+  State state() const { return state_; }
+  bool up() const { return state_ == State::Up; }
+  transport::Link* link() const { return link_.get(); }
+  std::size_t eager_bytes() const { return eager_bytes_; }
+  bool pulls() const { return pulls_; }
+  const Status& why() const { return why_; }
+
+  void bind(Context& context, int rank);
+  void unbind(const Context& context);
+  // The contexts that have this peer, with its rank in each.
+  struct Binding {
+    Context* context = nullptr;
+    int rank = -1;
+  };
+  const std::unordered_map<std::uint64_t, Binding>& bindings() const { return bindings_; }
+
+  void set_dialing() { state_ = State::Dialing; }
+  void attach(std::unique_ptr<transport::Link> link, std::size_t eager_limit);
+  void set_broken(Status why);
+
+  // Sends a frame now, or keeps it until there is room. The payload must stay valid until the
+  // operation's step completes; with no operation it must be owned by the frame.
+  void send(const wire::Header& header, const std::byte* payload, Operation* operation = nullptr,
+            std::uint32_t step = 0);
+  void send_text(wire::Header header, const std::string& payload);
+  void send_bulk(Bulk bulk);
+  void park(Parked parked) { parked_.push_back(parked); }
+  std::vector<Parked> take_parked() { return std::move(parked_); }
+
+  // Receives and sends what is possible. True when something moved.
+  bool progress();
+  bool idle() const { return urgent_.empty() && bulk_.empty() && !current_; }
+  // Rings the peer's bell after sends, if it sleeps.
+  void flush() {
+    if (dirty_ && up()) link_->flush();
+    dirty_ = false;
+  }
+  std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)
+
+  // Forgets everything that belongs to an operation that has failed.
+  void cancel(const Operation* operation);
+
+  void deliver(const wire::Header& header, const std::byte* payload) override;
+  transport::Placement begin(const wire::Header& header) override;
+  void consume(const std::byte* piece, std::size_t bytes) override;
+  void end() override;
+
+ private:
+  bool pump();  // the queues, as far as the link takes them
+  void next_bulk_part();
+  void completed(Operation* operation, std::uint32_t step);
+  const Binding* binding_of(std::uint64_t context);
+  void keep_for_later(const wire::Header& header, const std::byte* payload);
+
+  Engine& engine_;
+  transport::Card card_;
+  State state_ = State::Idle;
+  Status why_;
+  std::unique_ptr<transport::Link> link_;
+  std::size_t eager_bytes_ = 0, frame_bytes_ = 0;
+  bool pulls_ = false;
+  bool dirty_ = false;  // sent since the last flush
+
+  std::unordered_map<std::uint64_t, Binding> bindings_;
+  std::uint64_t last_context_ = 0;  // one-entry cache of binding_of
+  Binding last_binding_;
+  // Frames for groups that this rank has not made yet.
+  std::unordered_map<std::uint64_t, std::vector<Kept>> strangers_;
+
+  std::optional<Pending> current_;  // begun, must be finished first
+  std::deque<Pending> urgent_;
+  std::deque<Bulk> bulk_;
+  std::vector<Parked> parked_;
+
+  // The frame that is arriving in parts.
+  struct Incoming {
+    enum class Mode : std::uint8_t { None, Direct, Reduce, Keep, Drop } mode = Mode::None;
+    wire::Header header;
+    Binding binding;
+    Operation* operation = nullptr;
+    std::uint32_t step = 0;
+    std::uint64_t offset = 0;
+    std::unique_ptr<std::byte[]> buffer;
+  } incoming_;
+};
+
+}  // namespace hccomm::engine

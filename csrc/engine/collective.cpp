@@ -1,0 +1,452 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Running plans: steps are issued as soon as what they depend on is complete, depth first, so that
+// a segment is forwarded while it is in cache.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/engine.hpp"
+
+namespace hccomm::engine {
+
+using plan::Kind;
+using plan::Step;
+using wire::Header;
+using wire::Type;
+
+static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
+static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
+
+static std::vector<plan::Inlet> group_sends(const plan::Plan& plan,
+                                            std::vector<std::uint32_t>& order) {
+  std::vector<plan::Inlet> outlets;
+  for (std::uint32_t id = 0; id < plan.steps.size(); ++id) {
+    if (plan.steps[id].kind == Kind::Send) order.push_back(id);
+  }
+  const auto key = [&](std::uint32_t id) {
+    return std::pair(plan.steps[id].peer, plan.steps[id].index);
+  };
+  std::ranges::sort(order, {}, key);
+  for (std::uint32_t i = 0; i < order.size(); ++i) {
+    const int peer = plan.steps[order[i]].peer;
+    if (outlets.empty() || outlets.back().peer != peer) outlets.push_back({peer, i, 0});
+    ++outlets.back().count;
+  }
+  return outlets;
+}
+
+void finish_recipe(Recipe& recipe) {
+  const plan::Plan& plan = recipe.plan;
+  recipe.initial.clear();
+  for (std::uint32_t id = 0; id < plan.steps.size(); ++id) {
+    const Step& step = plan.steps[id];
+    StepState state;
+    state.waiting = step.dependencies;
+    recipe.initial.push_back(state);
+    const bool receives = step.kind == Kind::Recv || step.kind == Kind::RecvReduce;
+    if (step.dependencies == 0 && !receives) recipe.roots.push_back(id);
+  }
+  std::ranges::reverse(recipe.roots);
+  for (const plan::Inlet& inlet : plan.inlets) {
+    std::uint64_t largest = 0;
+    for (std::uint32_t k = 0; k < inlet.count; ++k) {
+      const Step& step = plan.steps[plan.recv_steps[inlet.first + k]];
+      largest = std::max(largest, step.dst.count * recipe.element_bytes);
+    }
+    recipe.inlet_largest.push_back(largest);
+  }
+  recipe.outlets = group_sends(plan, recipe.send_steps);
+}
+
+static const plan::Inlet* inlet_of(const std::vector<plan::Inlet>& inlets, int peer) {
+  if (inlets.size() == 1) return inlets[0].peer == peer ? &inlets[0] : nullptr;
+  const auto found = std::ranges::lower_bound(inlets, peer, {}, &plan::Inlet::peer);
+  return found != inlets.end() && found->peer == peer ? &*found : nullptr;
+}
+
+Operation& Engine::begin_collective(Context& context, const Job& job) {
+  const Recipe& recipe = *job.recipe;
+  Operation& op = allocate(context, OperationKind::Collective, job.deadline);
+  op.sequence = context.next_sequence++;
+  context.history[op.sequence % context.history.size()] = recipe.fingerprint;
+  while (context.window[op.sequence & (context.window.size() - 1)] != nullptr) {
+    std::vector<Operation*> wider(context.window.size() * 2, nullptr);
+    for (Operation* each : context.window) {
+      if (each != nullptr) wider[each->sequence & (wider.size() - 1)] = each;
+    }
+    context.window = std::move(wider);
+  }
+  context.window[op.sequence & (context.window.size() - 1)] = &op;
+  op.recipe = job.recipe;
+  op.factor = job.factor;
+  op.steps.assign(recipe.initial.begin(), recipe.initial.end());
+  op.left = static_cast<std::uint32_t>(recipe.plan.steps.size());
+  const std::size_t scratch = recipe.plan.scratch_count * recipe.element_bytes;
+  if (scratch > op.scratch_bytes) {
+    op.scratch = std::make_unique_for_overwrite<std::byte[]>(scratch + 64);
+    op.scratch_bytes = scratch;
+  }
+  const auto raw = reinterpret_cast<std::uintptr_t>(op.scratch.get());
+  op.base[static_cast<int>(plan::Space::Scratch)] =
+      reinterpret_cast<std::byte*>((raw + 63) & ~std::uintptr_t{63});
+  op.base[static_cast<int>(plan::Space::Input)] = job.input;
+  op.base[static_cast<int>(plan::Space::Output)] = job.output;
+  for (std::size_t i = 0; i < recipe.plan.inlets.size(); ++i) issue_open(op, i);
+  for (const std::uint32_t step : recipe.roots) ready_.emplace_back(&op, step);
+  if (op.left == 0) finish(op, {});
+  drain();
+  if (!context.early.empty()) receive_early(op);
+  return op;
+}
+
+// Tells a peer whose messages are large, and whose link pushes, that we are ready for them.
+void Engine::issue_open(Operation& op, std::size_t inlet) {
+  const int peer = op.recipe->plan.inlets[inlet].peer;
+  Channel& channel = *op.context->channels[peer];
+  if (!channel.up()) {
+    channel.park({&op, static_cast<std::uint32_t>(inlet), true});
+    need(channel);
+    return;
+  }
+  if (channel.pulls() || op.recipe->inlet_largest[inlet] <= channel.eager_bytes()) return;
+  Header header;
+  header.type = Type::Open;
+  header.context = op.context->id;
+  header.sequence = op.sequence;
+  header.fingerprint = op.recipe->fingerprint;
+  channel.send(header, nullptr);
+}
+
+void Engine::issue_send(Operation& op, std::uint32_t id) {
+  const Step& step = op.recipe->plan.steps[id];
+  Channel& channel = *op.context->channels[step.peer];
+  if (!channel.up()) {
+    channel.park({&op, id, false});
+    need(channel);
+    return;
+  }
+  const std::uint64_t bytes = step.src.count * op.recipe->element_bytes;
+  const std::byte* data = op.at(step.src);
+  Header header;
+  header.type = Type::Data;
+  header.index = step.index;
+  header.context = op.context->id;
+  header.sequence = op.sequence;
+  header.fingerprint = op.recipe->fingerprint;
+  if (bytes <= channel.eager_bytes()) {
+    header.length = bytes;
+    channel.send(header, data, &op, id);
+  } else if (channel.pulls()) {
+    header.type = Type::Ready;
+    header.address = reinterpret_cast<std::uintptr_t>(data);
+    channel.send(header, nullptr);
+  } else if (!op.opened.empty() && op.opened[step.peer] != 0) {
+    channel.send_bulk({header, data, bytes, 0, &op, id});
+  } else {
+    op.blocked.push_back(id);
+  }
+}
+
+void Engine::unpark(Channel& channel) {
+  for (const Parked& parked : channel.take_parked()) {
+    Operation& op = *parked.operation;
+    if (op.kind != OperationKind::Collective) {
+      issue_tagged(op);
+    } else if (parked.open) {
+      issue_open(op, parked.step);
+    } else {
+      issue_send(op, parked.step);
+    }
+  }
+  drain();
+}
+
+void Engine::complete(Operation& op, std::uint32_t id) {
+  if (op.kind != OperationKind::Collective) {
+    finish(op, {});
+    return;
+  }
+  const plan::Plan& plan = op.recipe->plan;
+  const Step& step = plan.steps[id];
+  op.steps[id].done = true;
+  for (std::uint32_t k = step.dependents; k > 0; --k) {
+    const std::uint32_t next = plan.edges[step.first_dependent + k - 1];
+    if (--op.steps[next].waiting == 0) ready_.emplace_back(&op, next);
+  }
+  if (--op.left == 0) finish(op, {});
+}
+
+void Engine::drain() {
+  if (draining_) return;
+  draining_ = true;
+  while (!ready_.empty()) {
+    const auto [op, step] = ready_.back();
+    ready_.pop_back();
+    run_step(*op, step);
+  }
+  draining_ = false;
+}
+
+void Engine::run_step(Operation& op, std::uint32_t id) {
+  const Recipe& recipe = *op.recipe;
+  const Step& step = recipe.plan.steps[id];
+  const std::size_t bytes = step.dst.count * recipe.element_bytes;
+  switch (step.kind) {
+    case Kind::Send:
+      issue_send(op, id);
+      return;
+    case Kind::Recv:
+    case Kind::RecvReduce: {
+      if (op.steps[id].announced) {
+        start_pull(*op.context, op, id, op.steps[id].value);
+        return;
+      }
+      // What came early; applying the last part completes the step, and maybe the operation.
+      std::vector<Stashed> mine;
+      for (Stashed& each : op.stash) {
+        if (each.step == id) mine.push_back(std::move(each));
+      }
+      std::erase_if(op.stash, [&](const Stashed& each) { return each.step == id; });
+      for (const Stashed& each : mine) apply(op, id, each.offset, each.data.get(), each.bytes);
+      return;
+    }
+    case Kind::Copy:
+      std::memcpy(op.at(step.dst), op.at(step.src), bytes);
+      break;
+    case Kind::Reduce: {
+      const void* terms[64];
+      std::vector<const void*> many;
+      const void** sources = terms;
+      if (step.terms > 64) {
+        many.resize(step.terms);
+        sources = many.data();
+      }
+      for (std::uint32_t k = 0; k < step.terms; ++k) {
+        sources[k] = op.at(recipe.plan.terms[step.first_term + k]);
+      }
+      recipe.reduce_many(op.at(step.dst), sources, step.terms, step.dst.count);
+      break;
+    }
+    case Kind::Multiply:
+      recipe.multiply(op.at(step.dst), op.at(step.src), step.dst.count, op.factor);
+      break;
+    case Kind::Divide:
+      recipe.divide(op.at(step.dst), op.at(step.src), step.dst.count, op.context->size);
+      break;
+  }
+  complete(op, id);
+}
+
+std::int64_t Engine::recv_step(const Operation& op, int source, std::uint32_t index) const {
+  const plan::Plan& plan = op.recipe->plan;
+  const plan::Inlet* inlet = inlet_of(plan.inlets, source);
+  if (inlet == nullptr || index >= inlet->count) return -1;
+  return plan.recv_steps[inlet->first + index];
+}
+
+bool Engine::fits(Operation& op, std::uint32_t step, const Header& header, int source) {
+  const std::uint64_t bytes = op.bytes_of(op.recipe->plan.steps[step]);
+  if (!op.steps[step].done && header.address <= bytes && header.length <= bytes - header.address) {
+    return true;
+  }
+  poison_locked(*op.context,
+                Status(Code::Mismatch,
+                       text(op.recipe->what, " #", op.sequence, ": ", op.context->who[source],
+                            " sent ", header.length, " bytes at ", header.address,
+                            " where this rank expects ", bytes,
+                            "; call with the same counts on all ranks"),
+                       source),
+                true);
+  return false;
+}
+
+// Whether the sender called what we called; if not, everybody is told.
+bool Engine::agrees(Context& context, int source, const Header& header) {
+  std::uint64_t mine = header.fingerprint;
+  if (const Operation* op = context.find(header.sequence)) {
+    mine = op->recipe->fingerprint;
+  } else if (header.sequence + context.history.size() >= context.next_sequence) {
+    mine = context.history[header.sequence % context.history.size()];
+  }
+  if (mine == header.fingerprint) return true;
+  poison_locked(context, mismatch(context, header.sequence, mine, source, header.fingerprint),
+                true);
+  return false;
+}
+
+void Engine::receive(Context& context, int source, const Header& header,
+                     const std::byte* payload) {
+  if (!context.poison.ok()) return;
+  if (header.sequence >= context.next_sequence) {
+    Kept kept{source, header, nullptr};
+    if (header.length != 0) {
+      kept.payload = std::make_unique_for_overwrite<std::byte[]>(header.length);
+      std::memcpy(kept.payload.get(), payload, header.length);
+    }
+    context.early[header.sequence].push_back(std::move(kept));
+    return;
+  }
+  Operation* op = context.find(header.sequence);
+  if (op == nullptr || header.fingerprint != op->recipe->fingerprint) {
+    agrees(context, source, header);
+    return;
+  }
+  if (header.type != Type::Data) {
+    receive_control(context, *op, source, header);
+    return;
+  }
+  const std::int64_t step = recv_step(*op, source, header.index);
+  if (step < 0) {
+    poison_locked(context, mismatch(context, header.sequence, op->recipe->fingerprint, source,
+                                    header.fingerprint),
+                  true);
+    return;
+  }
+  const auto id = static_cast<std::uint32_t>(step);
+  if (!fits(*op, id, header, source)) return;
+  if (op->steps[id].waiting == 0) {
+    apply(*op, id, header.address, payload, header.length);
+    return;
+  }
+  Stashed stashed{id, header.address, header.length, nullptr};
+  stashed.data = std::make_unique_for_overwrite<std::byte[]>(header.length);
+  std::memcpy(stashed.data.get(), payload, header.length);
+  op->stash.push_back(std::move(stashed));
+}
+
+void Engine::receive_control(Context& context, Operation& op, int source, const Header& header) {
+  switch (header.type) {
+    case Type::Open: {
+      op.opened.resize(context.size);
+      op.opened[source] = 1;
+      std::vector<std::uint32_t> released;
+      std::erase_if(op.blocked, [&](std::uint32_t id) {
+        const bool mine = op.recipe->plan.steps[id].peer == source;
+        if (mine) released.push_back(id);
+        return mine;
+      });
+      for (const std::uint32_t id : released) issue_send(op, id);
+      return;
+    }
+    case Type::Ready: {
+      const std::int64_t step = recv_step(op, source, header.index);
+      if (step < 0 || !context.channels[source]->pulls()) return;
+      StepState& state = op.steps[step];
+      if (state.done || state.announced) return;
+      state.announced = true;
+      state.value = header.address;
+      if (state.waiting == 0) {
+        start_pull(context, op, static_cast<std::uint32_t>(step), header.address);
+      }
+      return;
+    }
+    case Type::Done: {
+      const plan::Inlet* outlet = inlet_of(op.recipe->outlets, source);
+      if (outlet == nullptr || header.index >= outlet->count) return;
+      const std::uint32_t id = op.recipe->send_steps[outlet->first + header.index];
+      if (op.steps[id].waiting == 0 && !op.steps[id].done) complete(op, id);
+      return;
+    }
+    default:
+      return;  // Probe: that we agree is all it asks
+  }
+}
+
+void Engine::receive_early(Operation& op) {
+  Context& context = *op.context;
+  auto early = context.early.extract(op.sequence);
+  if (!early) return;
+  for (const Kept& kept : early.mapped()) {
+    receive(context, kept.source, kept.header, kept.payload.get());
+    drain();
+  }
+}
+
+// Takes a part of a message into its step. payload nullptr: it is in its place already.
+void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const std::byte* payload,
+                   std::uint64_t bytes) {
+  const Recipe& recipe = *op.recipe;
+  const Step& step = recipe.plan.steps[id];
+  StepState& state = op.steps[id];
+  std::byte* dst = op.at(step.dst) + offset;
+  if (payload != nullptr && bytes != 0) {
+    if (step.kind == Kind::Recv) {
+      std::memcpy(dst, payload, bytes);
+    } else {
+      const std::byte* mine = op.at(step.src) + offset;
+      const std::size_t count = bytes / recipe.element_bytes;
+      if (reinterpret_cast<std::uintptr_t>(payload) % recipe.element_bytes != 0) {
+        bounce_.resize(std::max<std::size_t>(bounce_.size(), bytes));
+        std::memcpy(bounce_.data(), payload, bytes);
+        payload = bounce_.data();
+      }
+      if (step.received_first) {
+        recipe.reduce(dst, payload, mine, count);
+      } else {
+        recipe.reduce(dst, mine, payload, count);
+      }
+    }
+  }
+  state.value += bytes;
+  if (state.value == op.bytes_of(step)) complete(op, id);
+}
+
+void Engine::start_pull(Context& context, Operation& op, std::uint32_t id,
+                        std::uint64_t address) {
+  const Step& step = op.recipe->plan.steps[id];
+  op.steps[id].value = 0;
+  pulls_.push_back(
+      {context.channels[step.peer], &op, id, step.index, address, 0, op.bytes_of(step)});
+}
+
+bool Engine::advance_pulls() {
+  if (pulls_.empty()) return false;
+  Pull pull = pulls_.front();
+  pulls_.pop_front();
+  if (advance(pull) && pull.offset < pull.bytes) pulls_.push_back(pull);
+  drain();
+  return true;
+}
+
+// Moves one piece of a pull. False when it failed: the operation is no longer ours.
+bool Engine::advance(Pull& pull) {
+  Operation& op = *pull.operation;
+  Context& context = *op.context;
+  const bool reduces = op.kind == OperationKind::Collective &&
+                       op.recipe->plan.steps[pull.step].kind == Kind::RecvReduce;
+  const std::uint64_t end = std::min(pull.offset + kPullPiece, pull.bytes);
+  if (reduces && bounce_.size() < kBouncePiece) bounce_.resize(kBouncePiece);
+  while (pull.offset < end) {
+    const std::uint64_t part = std::min(reduces ? kBouncePiece : kPullPiece, end - pull.offset);
+    std::byte* target = bounce_.data();
+    if (!reduces) {
+      target = (op.kind == OperationKind::Recv ? op.data
+                                               : op.at(op.recipe->plan.steps[pull.step].dst)) +
+               pull.offset;
+    }
+    Status status = pull.channel->link()->pull(target, pull.address + pull.offset, part);
+    if (!status.ok()) {
+      poison_locked(context, std::move(status), true);
+      return false;
+    }
+    const std::uint64_t at = pull.offset;
+    pull.offset += part;
+    if (pull.offset == pull.bytes) {  // tell before the operation may end
+      Header header;
+      header.type = op.kind == OperationKind::Recv ? Type::TaggedDone : Type::Done;
+      header.index = pull.index;
+      header.context = context.id;
+      header.sequence = op.kind == OperationKind::Recv ? op.tag : op.sequence;
+      header.fingerprint = op.kind == OperationKind::Recv ? 0 : op.recipe->fingerprint;
+      pull.channel->send(header, nullptr);
+    }
+    if (op.kind == OperationKind::Recv) {
+      if (pull.offset == pull.bytes) finish(op, {});
+    } else {
+      apply(op, pull.step, at, reduces ? bounce_.data() : nullptr, part);
+    }
+  }
+  return true;
+}
+
+}  // namespace hccomm::engine

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A group as the engine sees it: who its ranks are (channels), which operations are in flight, and
+// what has arrived ahead of them. comm/ makes one per communicator.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/error.hpp"
+#include "engine/operation.hpp"
+#include "wire/frame.hpp"
+
+namespace hccomm::engine {
+
+class Channel;
+
+// A frame kept until somebody wants it.
+struct Kept {
+  int source = -1;
+  wire::Header header;
+  std::unique_ptr<std::byte[]> payload;
+};
+
+// Point-to-point messages that have come or are wanted, in order, per (source, tag).
+struct TagKey {
+  int source = 0;
+  std::uint64_t tag = 0;
+  friend bool operator==(const TagKey&, const TagKey&) = default;
+};
+struct TagHash {
+  std::size_t operator()(const TagKey& key) const noexcept {
+    return (key.tag * 0x9E3779B97F4A7C15ull) ^ (static_cast<std::size_t>(key.source) << 17);
+  }
+};
+struct Arrived {
+  Kept frame;
+  std::uint64_t order = 0;
+};
+struct Matching {
+  std::unordered_map<TagKey, std::deque<Operation*>, TagHash> wanted;  // source -1: any
+  std::unordered_map<TagKey, std::deque<Arrived>, TagHash> arrived;
+  std::uint64_t next_order = 0;
+  // Large messages on their way, by (rank, number given by the sender).
+  std::unordered_map<TagKey, Operation*, TagHash> sending, receiving;
+  std::vector<std::uint32_t> next_index;  // by rank
+};
+
+// Owns:   nothing of the operations in flight; it lists them.
+// Thread: guarded by the engine's lock.
+// Fails:  a poisoned context fails every operation, present and future, with `poison`.
+struct Context {
+  std::uint64_t id = 0;
+  std::string name;               // for messages
+  int rank = 0, size = 1;
+  std::vector<Channel*> channels; // by rank; nullptr for ourselves
+  std::vector<std::string> who;   // by rank: "rank 2 (alpha, pid 812)", for messages
+  std::vector<std::uint8_t> gone; // by rank: has said Bye
+  Status poison;
+
+  std::uint64_t next_sequence = 0;
+  // Collectives in flight: slot sequence % window.size().
+  std::vector<Operation*> window = std::vector<Operation*>(16, nullptr);
+  // Frames of collectives that we have not started yet.
+  std::map<std::uint64_t, std::vector<Kept>> early;
+  // What the last collectives were, to answer a Probe that comes late.
+  std::array<std::uint64_t, 64> history{};
+  Matching matching;
+
+  Operation* find(std::uint64_t sequence) const {
+    Operation* found = window[sequence & (window.size() - 1)];
+    return found != nullptr && found->sequence == sequence ? found : nullptr;
+  }
+};
+
+}  // namespace hccomm::engine

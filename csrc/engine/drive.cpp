@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Who moves the bytes: whoever waits polls the links, spins briefly, then yields, then sleeps until
+// a link, a deadline or another thread wakes it. The service thread does the same when operations
+// are in flight and nobody waits; it sleeps otherwise.
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+
+#include <algorithm>
+
+#include "engine/engine.hpp"
+
+namespace hccomm::engine {
+
+static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep of a waiter
+static constexpr long kGraceNs = 1'000'000;  // a handle may go unwaited before the service drives
+static constexpr auto kYieldBudget = std::chrono::microseconds(300);
+
+static void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+bool Engine::progress() {
+  bool moved = false;
+  for (std::size_t i = 0; i < up_.size(); ++i) {  // a broken channel leaves up_ meanwhile
+    moved = up_[i]->progress() || moved;
+  }
+  if (!pulls_.empty()) moved = advance_pulls() || moved;
+  if (!ready_.empty()) drain();
+  return moved;
+}
+
+void Engine::flush() {
+  for (Channel* channel : up_) channel->flush();
+}
+
+void Engine::call_back(Guard& guard) {
+  if (callbacks_.empty()) return;
+  const std::vector<Callback> due = std::exchange(callbacks_, {});
+  guard.unlock();
+  for (const Callback& each : due) each.function(each.context, each.code);
+  guard.lock();
+}
+
+// Drives until `until` is done (nullptr: until there is nothing in flight) or the deadline passes.
+// Another waiter that drives already does it for us; the service thread steps back for any waiter.
+void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
+  const auto over = [&] { return until != nullptr ? until->done() : running_.empty(); };
+  if (asleep_) wake_links();
+  int idle = 0;
+  Clock::time_point idle_since{};
+  Clock::time_point next_check{};
+  while (!over()) {
+    if (driving_) {
+      ++waiters_;
+      guard.unlock();
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (driving_ && !over()) {
+          const auto limit = std::min(Clock::now() + kTick, deadline.at());
+          done_.wait_until(lock, limit);
+        }
+        lock.release();
+      }
+      guard.adopt();
+      --waiters_;
+      if (!over() && deadline.passed()) return;
+      continue;
+    }
+    driving_ = true;
+    while (!over()) {
+      if (progress()) {
+        idle = 0;
+        if (!callbacks_.empty()) call_back(guard);
+        continue;
+      }
+      if (idle == 0) flush();
+      ++idle;
+      if (contenders_.load(std::memory_order_relaxed) > 0) {
+        guard.unlock();
+        sched_yield();
+        guard.lock();
+      }
+      if (settings_.oversubscribed && idle > 1) {
+        sched_yield();
+      } else {
+        relax();
+      }
+      if (idle % 16 != 0) continue;
+      const Clock::time_point now = Clock::now();
+      if (idle == 16) idle_since = now;
+      if (now >= next_check) {
+        check_deadlines(now);
+        if (!callbacks_.empty()) call_back(guard);
+        next_check = now + std::chrono::milliseconds(2);
+        if (over() || deadline.passed()) break;
+      }
+      const auto budget = settings_.oversubscribed
+                              ? std::chrono::microseconds(kYieldBudget)
+                              : std::chrono::microseconds(settings_.spin_us);
+      if (now - idle_since > budget) {
+        sleep(guard, deadline);
+        idle = 0;
+      }
+    }
+    driving_ = false;
+    if (waiters_ > 0) done_.notify_all();
+    if (!over() && deadline.passed()) break;
+  }
+  if (!running_.empty()) arm_service();
+}
+
+void Engine::wake_links() {
+  for (Channel* channel : up_) channel->link()->sleeping(false);
+  asleep_ = false;
+}
+
+// Sleeps with the mutex released. False when there was no need to.
+bool Engine::sleep(Guard& guard, Deadline deadline) {
+  flush();
+  bool quiet = true;
+  for (Channel* channel : up_) {
+    quiet = channel->link()->sleeping(true) && quiet;
+    const int fd = channel->link()->fd();
+    if (fd >= 0) {
+      epoll_event event{};
+      event.events = channel->link()->wants_write() ? EPOLLIN | EPOLLOUT : EPOLLIN;
+      event.data.fd = fd;
+      if (channel->watched != event.events) {
+        epoll_ctl(poller_.get(), EPOLL_CTL_MOD, fd, &event);
+        channel->watched = event.events;
+      }
+    }
+  }
+  asleep_ = true;
+  if (quiet) {
+    Clock::time_point until = std::min(Clock::now() + kTick, deadline.at());
+    for (const auto& [at, channel] : late_dials_) until = std::min(until, at);
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+    guard.unlock();
+    epoll_event events[16];
+    epoll_wait(poller_.get(), events, 16, static_cast<int>(std::max<long long>(left, 0)));
+    guard.lock();
+    eventfd_t ignored = 0;
+    eventfd_read(bell_.get(), &ignored);
+  }
+  if (asleep_) wake_links();
+  return quiet;
+}
+
+// ---- the service thread ---------------------------------------------------------------------
+
+void Engine::ring_service() {
+  if (!service_.joinable() && !stopping_) service_ = std::thread([this] { serve(); });
+  eventfd_write(service_bell_.get(), 1);
+}
+
+// In a millisecond the service thread shall look whether anybody drives. Cheap when it will anyway.
+void Engine::arm_service() {
+  const Clock::time_point now = Clock::now();
+  if (now < armed_until_) return;
+  armed_until_ = now + std::chrono::nanoseconds(kGraceNs);
+  if (!service_.joinable() && !stopping_) service_ = std::thread([this] { serve(); });
+  itimerspec at{};
+  at.it_value.tv_nsec = kGraceNs;
+  timerfd_settime(service_timer_.get(), 0, &at, nullptr);
+}
+
+void Engine::serve() {
+  const UniqueFd calls(epoll_create1(EPOLL_CLOEXEC));
+  for (const int fd : {service_bell_.get(), service_timer_.get()}) {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    epoll_ctl(calls.get(), EPOLL_CTL_ADD, fd, &event);
+  }
+  Guard guard(*this);
+  while (!stopping_) {
+    if (running_.empty() || driving_) {
+      guard.unlock();
+      epoll_event event;
+      epoll_wait(calls.get(), &event, 1, -1);
+      eventfd_t rings = 0;
+      eventfd_read(service_bell_.get(), &rings);
+      std::uint64_t ticks = 0;
+      [[maybe_unused]] const auto got = read(service_timer_.get(), &ticks, sizeof ticks);
+      guard.lock();
+      armed_until_ = {};
+      continue;
+    }
+    // Nobody waits: drive a little, let others in, sleep when nothing moves.
+    bool moved = false;
+    for (int round = 0; round < 64 && !running_.empty(); ++round) {
+      moved = progress() || moved;
+      if (contenders_.load(std::memory_order_relaxed) > 0) break;
+      if (!moved) relax();
+    }
+    check_deadlines(Clock::now());
+    call_back(guard);
+    if (contenders_.load(std::memory_order_relaxed) > 0) {
+      guard.unlock();
+      sched_yield();
+      guard.lock();
+    } else if (!moved && !running_.empty()) {
+      sleep(guard, Deadline::never());
+    } else {
+      flush();
+    }
+  }
+}
+
+}  // namespace hccomm::engine

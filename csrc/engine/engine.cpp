@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The engine's life: contexts, links, operations. What it does with them is in collective.cpp,
+// tagged.cpp, failure.cpp and drive.cpp.
+#include "engine/engine.hpp"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+
+#include <algorithm>
+
+#include "base/log.hpp"
+
+namespace hccomm::engine {
+
+static constexpr auto kPatience = std::chrono::milliseconds(5);  // before we dial out of turn
+
+static void watch(int poller, int fd, std::uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = fd;
+  epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event);
+}
+
+Engine::Engine(Dialer& dialer, std::string uuid, Settings settings)
+    : dialer_(dialer),
+      uuid_(std::move(uuid)),
+      settings_(settings),
+      poller_(epoll_create1(EPOLL_CLOEXEC)),
+      bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      service_bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      service_timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) {
+  if (!poller_ || !bell_ || !service_bell_ || !service_timer_) {
+    throw Error(Status::from_errno(
+        errno, "engine: cannot make its wake-up descriptors; raise `ulimit -n`"));
+  }
+  watch(poller_.get(), bell_.get(), EPOLLIN);
+  ready_.reserve(256);
+}
+
+Engine::~Engine() {
+  {
+    Guard guard(*this);
+    HCCOMM_CHECK(contexts_.empty(), "an engine outlives its contexts");
+    stopping_ = true;
+    ring_service();
+  }
+  if (service_.joinable()) service_.join();
+}
+
+// ---- groups and links -----------------------------------------------------------------------
+
+Channel& Engine::channel_of(const transport::Card& card) {
+  auto& slot = channels_[card.uuid];
+  if (slot == nullptr) {
+    slot = std::make_unique<Channel>(*this, card);
+    if (auto orphan = orphans_.extract(card.uuid)) attach(*slot, std::move(orphan.mapped()));
+  }
+  return *slot;
+}
+
+void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
+  Guard guard(*this);
+  context.gone.assign(context.size, 0);
+  context.matching.next_index.assign(context.size, 0);
+  context.channels.assign(context.size, nullptr);
+  contexts_.push_back(&context);
+  for (int rank = 0; rank < context.size; ++rank) {
+    if (rank != context.rank) context.channels[rank] = &channel_of(cards[rank]);
+  }
+  for (int rank = 0; rank < context.size; ++rank) {
+    if (rank == context.rank) continue;
+    context.channels[rank]->bind(context, rank);
+    if (context.channels[rank]->state() == Channel::State::Broken) {
+      poison_locked(context, context.channels[rank]->why(), false);
+    }
+  }
+}
+
+bool Engine::quiesce(Context& context, Deadline deadline) {
+  Guard guard(*this);
+  const auto busy = [&] {
+    return std::ranges::any_of(running_, [&](Operation* op) { return op->context == &context; }) ||
+           std::ranges::any_of(context.channels, [](Channel* channel) {
+             return channel != nullptr && channel->up() && !channel->idle();
+           });
+  };
+  while (busy()) {
+    if (deadline.passed()) return false;
+    const Deadline slice = Deadline::after(Seconds(std::min(0.002, deadline.left().count())));
+    drive(guard, nullptr, slice);
+  }
+  return true;
+}
+
+void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
+  Guard guard(*this);
+  if (say_bye) {
+    for (Channel* channel : context.channels) {
+      if (channel == nullptr || !channel->up()) continue;
+      wire::Header header;
+      header.type = wire::Type::Bye;
+      header.context = context.id;
+      channel->send(header, nullptr);
+    }
+  }
+  poison_locked(context, Status(Code::Aborted, context.name + " is closed"), false);
+  for (Channel* channel : context.channels) {
+    if (channel == nullptr) continue;
+    while (channel->up() && !channel->idle() && !deadline.passed()) {
+      drive(guard, nullptr, Deadline::after(Seconds(0.001)));
+    }
+    channel->flush();
+    channel->unbind(context);
+  }
+  std::erase(contexts_, &context);
+  std::erase_if(late_dials_, [&](const auto& each) {
+    return std::ranges::find(context.channels, each.second) != context.channels.end() &&
+           each.second->bindings().empty();
+  });
+}
+
+// A link to that peer is wanted. Of two processes the one with the lower uuid dials at once; the
+// other waits a moment for that before it dials itself.
+void Engine::need(Channel& channel) {
+  if (channel.state() != Channel::State::Idle) return;
+  if (uuid_ < channel.card().uuid && !reserved_.contains(channel.card().uuid)) {
+    channel.set_dialing();
+    dialer_.dial(channel.card());
+    return;
+  }
+  const auto waits = [&](const auto& each) { return each.second == &channel; };
+  if (std::ranges::none_of(late_dials_, waits)) {
+    late_dials_.emplace_back(Clock::now() + kPatience, &channel);
+  }
+}
+
+void Engine::attach(Channel& channel, std::unique_ptr<transport::Link> link) {
+  if (link->fd() >= 0) watch(poller_.get(), link->fd(), EPOLLIN);
+  channel.attach(std::move(link), settings_.eager_limit);
+  up_.push_back(&channel);
+  unpark(channel);
+  channel.flush();
+  eventfd_write(bell_.get(), 1);
+}
+
+bool Engine::reserve(const std::string& uuid) {
+  Guard guard(*this);
+  const auto found = channels_.find(uuid);
+  if (found != channels_.end()) {
+    const Channel& channel = *found->second;
+    const bool mine_is_coming = channel.state() == Channel::State::Dialing && uuid_ < uuid;
+    if (channel.up() || channel.state() == Channel::State::Broken || mine_is_coming) return false;
+  } else if (orphans_.contains(uuid)) {
+    return false;
+  }
+  return reserved_.insert(uuid).second;
+}
+
+void Engine::accepted(const std::string& uuid, std::unique_ptr<transport::Link> link) {
+  Guard guard(*this);
+  reserved_.erase(uuid);
+  const auto found = channels_.find(uuid);
+  if (found == channels_.end()) {
+    orphans_.emplace(uuid, std::move(link));
+  } else if (!found->second->up()) {
+    attach(*found->second, std::move(link));
+  }
+  call_back(guard);
+}
+
+void Engine::abandoned(const std::string& uuid) {
+  Guard guard(*this);
+  reserved_.erase(uuid);
+  const auto found = channels_.find(uuid);
+  if (found != channels_.end()) late_dials_.emplace_back(Clock::now(), found->second.get());
+}
+
+void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link) {
+  Guard guard(*this);
+  Channel& channel = *channels_.at(uuid);
+  if (channel.up()) return;
+  if (link.ok()) {
+    attach(channel, std::move(link).value());
+  } else if (link.status().code() != Code::Aborted) {
+    channel.set_broken(link.status());
+    channel_broken(channel);
+  }
+  call_back(guard);
+}
+
+void Engine::epoll_forget(int fd) { epoll_ctl(poller_.get(), EPOLL_CTL_DEL, fd, nullptr); }
+
+std::string Engine::describe(const std::string& uuid) {
+  Guard guard(*this);
+  const auto found = channels_.find(uuid);
+  if (found == channels_.end() || found->second->state() == Channel::State::Idle) {
+    return "not connected yet";
+  }
+  const Channel& channel = *found->second;
+  switch (channel.state()) {
+    case Channel::State::Up: return channel.link()->describe();
+    case Channel::State::Broken: return "broken: " + channel.why().text();
+    default: return "connecting";
+  }
+}
+
+// ---- operations -------------------------------------------------------------------------------
+
+Operation& Engine::allocate(Context& context, OperationKind kind, Deadline deadline) {
+  if (free_.empty()) free_.push_back(&storage_.emplace_back());
+  Operation& op = *free_.back();
+  free_.pop_back();
+  op.kind = kind;
+  op.state.store(Operation::Running, std::memory_order_relaxed);
+  op.references = 2;  // ours while it runs, and the caller's handle
+  op.context = &context;
+  op.deadline = deadline;
+  op.probe_at = {};
+  op.position = running_.size();
+  running_.push_back(&op);
+  return op;
+}
+
+void Engine::finish(Operation& op, Status status) {
+  if (op.done()) return;
+  if (!status.ok()) op.status = std::move(status);
+  Context& context = *op.context;
+  if (op.kind == OperationKind::Collective) {
+    Operation*& slot = context.window[op.sequence & (context.window.size() - 1)];
+    if (slot == &op) slot = nullptr;
+  } else {
+    forget_tagged(op);
+  }
+  running_[op.position] = running_.back();
+  running_[op.position]->position = op.position;
+  running_.pop_back();
+  if (op.on_done != nullptr) {
+    callbacks_.push_back({op.on_done, op.on_done_context, static_cast<int>(op.status.code())});
+    op.on_done = nullptr;
+  }
+  op.state.store(Operation::Done, std::memory_order_release);
+  if (waiters_ > 0) done_.notify_all();
+  drop_reference(op);
+}
+
+void Engine::drop_reference(Operation& op) {
+  if (--op.references > 0) return;
+  if (!op.status.ok()) op.status = {};
+  op.opened.clear();
+  op.blocked.clear();
+  op.stash.clear();
+  op.state.store(Operation::Free, std::memory_order_relaxed);
+  free_.push_back(&op);
+}
+
+// The operation as the caller gets it back: if nobody drives soon, the service thread does.
+Operation* Engine::handle(Operation& op, bool background) {
+  if (!op.done()) {
+    flush();
+    if (background) {
+      ring_service();
+    } else {
+      arm_service();
+    }
+  }
+  return &op;
+}
+
+Operation* Engine::start(Context& context, const Job& job, bool background) {
+  Guard guard(*this);
+  Operation* op = nullptr;
+  if (!context.poison.ok()) {
+    op = &allocate(context, OperationKind::Send, job.deadline);
+    finish(*op, context.poison);
+  } else {
+    op = handle(begin_collective(context, job), background);
+  }
+  call_back(guard);
+  return op;
+}
+
+Status Engine::run(Context& context, const Job& job) {
+  Guard guard(*this);
+  if (!context.poison.ok()) return context.poison;
+  Operation& op = begin_collective(context, job);
+  if (!op.done()) drive(guard, &op, Deadline::never());
+  flush();
+  Status status = op.status;
+  drop_reference(op);
+  call_back(guard);
+  return status;
+}
+
+Status Engine::wait(Operation& op, Deadline deadline) {
+  if (op.done()) return op.status;
+  Guard guard(*this);
+  drive(guard, &op, deadline);
+  flush();
+  call_back(guard);
+  if (op.done()) return op.status;
+  return {Code::Timeout, text("wait: still running when the given time was over (",
+                              progress_text(op), "); wait again, or look for the rank that is late")};
+}
+
+bool Engine::test(Operation& op) {
+  if (op.done()) return true;
+  Guard guard(*this);
+  progress();
+  check_deadlines(Clock::now());
+  flush();
+  call_back(guard);
+  return op.done();
+}
+
+void Engine::on_done(Operation& op, void (*function)(void*, int), void* context) {
+  {
+    Guard guard(*this);
+    if (!op.done()) {
+      op.on_done = function;
+      op.on_done_context = context;
+      return;
+    }
+  }
+  function(context, static_cast<int>(op.status.code()));
+}
+
+void Engine::release(Operation& op) {
+  Guard guard(*this);
+  drop_reference(op);
+}
+
+}  // namespace hccomm::engine

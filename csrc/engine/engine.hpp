@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The engine runs operations over channels. There is one per process endpoint, shared by all its
+// communicators. Starting never blocks; whoever waits drives; a service thread drives when
+// operations are in flight and nobody waits. docs/threading.md states the rule.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "base/error.hpp"
+#include "base/unique_fd.hpp"
+#include "engine/channel.hpp"
+#include "engine/context.hpp"
+#include "engine/operation.hpp"
+
+namespace hccomm::engine {
+
+struct Settings {
+  std::size_t eager_limit = 0;    // bytes; 0: each link's own
+  int spin_us = 60;               // polling before a waiter sleeps
+  bool oversubscribed = false;    // more local ranks than cores: yield at once
+  std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
+};
+
+// Makes links. dial() is called under the engine's lock and returns at once; the outcome comes
+// later through Engine::dialed() or Engine::accepted(), from a thread that holds no lock.
+class Dialer {
+ public:
+  virtual void dial(const transport::Card& peer) = 0;
+
+ protected:
+  ~Dialer() = default;
+};
+
+// Owns:   channels, operations, the service thread.
+// Thread: every public function from any thread. One mutex guards everything below; it is released
+//         while a waiter sleeps, and callbacks run outside it.
+// Fails:  operations carry their Status; the engine itself never throws after construction.
+class Engine {
+ public:
+  Engine(Dialer& dialer, std::string uuid, Settings settings);
+  ~Engine();  // Requires: no context is left.
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Joins and leaves of groups. channels and who are filled in by add(). `say_bye` tells the peers.
+  void add(Context& context, const std::vector<transport::Card>& cards);
+  void remove(Context& context, Deadline deadline, bool say_bye);
+  // Waits until no operation of the context is in flight. False when the deadline came first.
+  bool quiesce(Context& context, Deadline deadline);
+  // Fails all operations of the context, present and future; `tell` floods the reason to its ranks.
+  void poison(Context& context, Status why, bool tell);
+
+  // Starts a collective; the handle returned holds one reference. `background`: nobody will wait
+  // soon.
+  Operation* start(Context& context, const Job& job, bool background);
+  Operation* start_send(Context& context, int peer, std::uint64_t tag, const void* data,
+                        std::uint64_t bytes, Deadline deadline, bool background);
+  Operation* start_recv(Context& context, int peer, std::uint64_t tag, void* data,
+                        std::uint64_t bytes, Deadline deadline, bool background);
+  // start() and wait() without a handle.
+  Status run(Context& context, const Job& job);
+  // Drives until the operation is done (its own Status) or the deadline has passed (Timeout).
+  Status wait(Operation& operation, Deadline deadline);
+  bool test(Operation& operation);
+  // Calls `function` once the operation is done, outside the lock; at once when it is.
+  void on_done(Operation& operation, void (*function)(void*, int), void* context);
+  void release(Operation& operation);
+
+  // A peer dials us (transport::Acceptor). reserve() is false when our own dial is on its way or a
+  // link exists; otherwise accepted() or abandoned() follows.
+  bool reserve(const std::string& uuid);
+  void accepted(const std::string& uuid, std::unique_ptr<transport::Link> link);
+  void abandoned(const std::string& uuid);
+  // The outcome of a dial. A refusal as duplicate (Code::Aborted) means: theirs is on its way.
+  void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
+  // How the peer is reached: "shm (single copy)", or "not connected yet".
+  std::string describe(const std::string& uuid);
+  // Async-signal-safe: every operation fails with Aborted at the next look.
+  void abort_from_signal() noexcept { abort_word_.store(1, std::memory_order_release); }
+
+ private:
+  friend class Channel;
+  class Guard;
+  // A message that is being copied out of the sender's memory, a piece at a time.
+  struct Pull {
+    Channel* channel = nullptr;
+    Operation* operation = nullptr;
+    std::uint32_t step = 0;
+    std::uint32_t index = 0;  // of the message, for the answer
+    std::uint64_t address = 0, offset = 0, bytes = 0;
+  };
+
+  // engine.cpp
+  Channel& channel_of(const transport::Card& card);
+  void need(Channel& channel);
+  void attach(Channel& channel, std::unique_ptr<transport::Link> link);
+  Operation& allocate(Context& context, OperationKind kind, Deadline deadline);
+  void finish(Operation& operation, Status status);
+  void drop_reference(Operation& operation);
+  Operation* handle(Operation& operation, bool background);
+  // collective.cpp
+  Operation& begin_collective(Context& context, const Job& job);
+  void run_step(Operation& operation, std::uint32_t step);
+  void issue_send(Operation& operation, std::uint32_t step);
+  void issue_open(Operation& operation, std::size_t inlet);
+  void unpark(Channel& channel);
+  void complete(Operation& operation, std::uint32_t step);
+  void drain();
+  void receive(Context& context, int source, const wire::Header& header,
+               const std::byte* payload);
+  void receive_early(Operation& operation);
+  bool agrees(Context& context, int source, const wire::Header& header);
+  std::int64_t recv_step(const Operation& operation, int source, std::uint32_t index) const;
+  void receive_control(Context& context, Operation& operation, int source,
+                       const wire::Header& header);
+  void start_pull(Context& context, Operation& operation, std::uint32_t step,
+                  std::uint64_t address);
+  bool advance(Pull& pull);
+  bool fits(Operation& operation, std::uint32_t step, const wire::Header& header, int source);
+  void apply(Operation& operation, std::uint32_t step, std::uint64_t offset,
+             const std::byte* payload, std::uint64_t bytes);
+  bool advance_pulls();
+  // tagged.cpp
+  void issue_tagged(Operation& operation);
+  void receive_tagged(Context& context, int source, Kept frame);
+  void match(Context& context, Operation& operation, Kept frame);
+  void receive_tagged_control(Context& context, int source, const wire::Header& header,
+                              const std::byte* payload);
+  void forget_tagged(Operation& operation);
+  // failure.cpp
+  void poison_locked(Context& context, Status why, bool tell);
+  void fail(Operation& operation, const Status& why);
+  void channel_broken(Channel& channel);
+  void epoll_forget(int fd);
+  void peer_gone(Context& context, int rank);
+  bool waits_for(const Operation& operation, int rank) const;
+  Status mismatch(const Context& context, std::uint64_t sequence, std::uint64_t mine, int source,
+                  std::uint64_t theirs) const;
+  void check_deadlines(Clock::time_point now);
+  std::string progress_text(const Operation& operation) const;
+  void probe(Operation& operation);
+  // drive.cpp
+  bool progress();
+  void drive(Guard& guard, const Operation* until, Deadline deadline);
+  bool sleep(Guard& guard, Deadline deadline);
+  void wake_links();
+  void flush();
+  void call_back(Guard& guard);
+  void serve();
+  void ring_service();
+  void arm_service();
+
+  Dialer& dialer_;
+  const std::string uuid_;
+  const Settings settings_;
+
+  std::mutex mutex_;                  // guards everything below, except the atomics
+  std::atomic<int> contenders_{0};    // threads that want the mutex: the driver lets them in
+  std::condition_variable done_;      // an operation is done, or the driver has left
+  int waiters_ = 0;                   // threads in done_
+  bool driving_ = false;              // a waiter drives
+  bool asleep_ = false;               // links have been told that we sleep
+  std::atomic<int> abort_word_{0};
+
+  std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid
+  std::vector<Channel*> up_;                                            // those with a link
+  std::unordered_map<std::string, std::unique_ptr<transport::Link>> orphans_;  // no channel yet
+  std::set<std::string> reserved_;  // uuids whose link is on its way to us
+  std::vector<std::pair<Clock::time_point, Channel*>> late_dials_;
+  std::vector<Context*> contexts_;
+
+  std::deque<Operation> storage_;
+  std::vector<Operation*> free_, running_;
+  std::vector<std::pair<Operation*, std::uint32_t>> ready_;  // steps to run, last in first out
+  bool draining_ = false;
+  std::deque<Pull> pulls_;
+  std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
+  struct Callback {
+    void (*function)(void*, int);
+    void* context;
+    int code;
+  };
+  std::vector<Callback> callbacks_;
+
+  UniqueFd poller_, bell_, service_bell_, service_timer_;
+  Clock::time_point armed_until_{};
+  bool stopping_ = false;
+  std::thread service_;  // started with the first operation left in flight
+};
+
+// Takes the mutex so that a spinning driver notices.
+class Engine::Guard {
+ public:
+  explicit Guard(Engine& engine) : engine_(engine) { lock(); }
+  ~Guard() {
+    if (held_) unlock();
+  }
+  void lock() {
+    if (!engine_.mutex_.try_lock()) {
+      engine_.contenders_.fetch_add(1, std::memory_order_relaxed);
+      engine_.mutex_.lock();
+      engine_.contenders_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    held_ = true;
+  }
+  void unlock() {
+    held_ = false;
+    engine_.mutex_.unlock();
+  }
+  void adopt() { held_ = true; }  // the mutex was taken by other means
+
+ private:
+  Engine& engine_;
+  bool held_ = false;
+};
+
+}  // namespace hccomm::engine

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What happens when something goes wrong: a group is poisoned with the first reason, its operations
+// fail, and the reason is flooded to its other ranks, so that all raise the same error at once.
+#include <algorithm>
+
+#include "base/log.hpp"
+#include "engine/engine.hpp"
+
+namespace hccomm::engine {
+
+using wire::Header;
+using wire::Type;
+
+static constexpr auto kProbeAfter = std::chrono::milliseconds(40);
+static constexpr auto kProbeEvery = std::chrono::milliseconds(500);
+
+// Fails one operation and forgets every frame, pull and step of it.
+void Engine::fail(Operation& op, const Status& why) {
+  for (const auto& [uuid, channel] : channels_) channel->cancel(&op);
+  std::erase_if(ready_, [&](const auto& each) { return each.first == &op; });
+  std::erase_if(pulls_, [&](const Pull& each) { return each.operation == &op; });
+  Status status = why;
+  if (op.kind == OperationKind::Collective && why.code() != Code::Mismatch) {
+    status = Status(why.code(), text(op.recipe->what, " #", op.sequence, ": ", why.text()),
+                    why.rank());
+  }
+  finish(op, std::move(status));
+}
+
+void Engine::poison_locked(Context& context, Status why, bool tell) {
+  if (!context.poison.ok()) return;
+  context.poison = why;
+  if (tell) {
+    Header header;
+    header.type = Type::Status;
+    header.context = context.id;
+    for (int rank = 0; rank < context.size; ++rank) {
+      Channel* channel = context.channels[rank];
+      if (channel != nullptr && channel->up()) {
+        channel->send_text(header, wire::encode_status(why));
+        channel->flush();
+      }
+    }
+  }
+  const std::vector<Operation*> all = running_;
+  for (Operation* op : all) {
+    if (op->context == &context) fail(*op, context.poison);
+  }
+  context.early.clear();
+}
+
+void Engine::poison(Context& context, Status why, bool tell) {
+  Guard guard(*this);
+  poison_locked(context, std::move(why), tell);
+  call_back(guard);
+}
+
+void Engine::channel_broken(Channel& channel) {
+  const Status why = channel.state() == Channel::State::Broken ? channel.why()
+                                                               : channel.link()->status();
+  if (channel.state() == Channel::State::Up) {
+    if (channel.link()->fd() >= 0) {
+      epoll_forget(channel.link()->fd());
+    }
+    channel.set_broken(why);
+  }
+  std::erase(up_, &channel);
+  const auto bindings = channel.bindings();
+  for (const auto& [id, binding] : bindings) {
+    Context& context = *binding.context;
+    if (context.gone[binding.rank] != 0) {
+      peer_gone(context, binding.rank);
+      continue;
+    }
+    const Code code = why.code() == Code::System ? Code::PeerLost : why.code();
+    poison_locked(context,
+                  Status(code, text(context.who[binding.rank], " is lost: ", why.text()),
+                         binding.rank),
+                  true);
+  }
+}
+
+// Whether the operation cannot end without something that this rank has still to send or take.
+bool Engine::waits_for(const Operation& op, int rank) const {
+  if (op.kind != OperationKind::Collective) {
+    return op.peer == rank;
+  }
+  const plan::Plan& plan = op.recipe->plan;
+  for (const plan::Inlet& inlet : plan.inlets) {
+    if (inlet.peer != rank) continue;
+    for (std::uint32_t k = 0; k < inlet.count; ++k) {
+      const std::uint32_t step = plan.recv_steps[inlet.first + k];
+      const bool here = std::ranges::any_of(
+          op.stash, [&](const Stashed& each) { return each.step == step; });
+      if (!op.steps[step].done && !here) return true;
+    }
+  }
+  return false;
+}
+
+// The rank has closed the communicator: what still needs it can never end.
+void Engine::peer_gone(Context& context, int rank) {
+  context.gone[rank] = 1;
+  const std::vector<Operation*> all = running_;
+  for (Operation* op : all) {
+    if (op->context != &context || !waits_for(*op, rank)) continue;
+    poison_locked(context,
+                  Status(Code::PeerLost,
+                         text(context.who[rank], " has closed ", context.name,
+                              " while this rank still waits for it; issue the same calls on all "
+                              "ranks before closing"),
+                         rank),
+                  true);
+    return;
+  }
+}
+
+Status Engine::mismatch(const Context& context, std::uint64_t sequence, std::uint64_t mine,
+                        int source, std::uint64_t theirs) const {
+  const auto describe = settings_.describe_fingerprint;
+  const Operation* op = context.find(sequence);
+  const std::string here = op != nullptr ? op->recipe->what
+                           : describe    ? describe(mine)
+                                         : "something else";
+  return {Code::Mismatch,
+          text(context.name, ", operation #", sequence, ": ", context.who[context.rank], " called ",
+               here, " but ", context.who[source], " called ",
+               describe ? describe(theirs) : "something else",
+               "; make all ranks call the same collectives in the same order with the same "
+               "arguments"),
+          source};
+}
+
+std::string Engine::progress_text(const Operation& op) const {
+  const Context& context = *op.context;
+  if (op.kind != OperationKind::Collective) {
+    return text(op.kind == OperationKind::Send ? "send to " : "recv from ",
+                op.peer < 0 ? std::string("any rank") : context.who[op.peer], ", tag ", op.tag,
+                ", ", op.moved, " of ", op.bytes, " bytes");
+  }
+  std::string late;
+  int listed = 0;
+  for (int rank = 0; rank < context.size; ++rank) {
+    if (rank == context.rank || !waits_for(op, rank)) continue;
+    if (++listed <= 8) late += (late.empty() ? "" : ", ") + context.who[rank];
+  }
+  if (listed > 8) late += text(" and ", listed - 8, " more");
+  return text(op.recipe->what, " #", op.sequence, ", ", op.steps.size() - op.left, " of ",
+              op.steps.size(), " steps done",
+              late.empty() ? std::string(", waiting for peers to take data")
+                           : ", waiting for " + late);
+}
+
+// Asks the peers we wait for whether they have called the same.
+void Engine::probe(Operation& op) {
+  Context& context = *op.context;
+  Header header;
+  header.type = Type::Probe;
+  header.context = context.id;
+  header.sequence = op.sequence;
+  header.fingerprint = op.recipe->fingerprint;
+  for (int rank = 0; rank < context.size; ++rank) {
+    if (rank == context.rank || !waits_for(op, rank)) continue;
+    Channel& channel = *context.channels[rank];
+    if (!channel.up()) {
+      need(channel);
+      continue;
+    }
+    channel.send(header, nullptr);
+    channel.flush();
+  }
+}
+
+// Deadlines, probes, dials that are due. Called every few milliseconds by whoever drives.
+void Engine::check_deadlines(Clock::time_point now) {
+  if (abort_word_.exchange(0, std::memory_order_acq_rel) != 0) {
+    for (Context* context : contexts_) {
+      poison_locked(*context, Status(Code::Aborted, "aborted by a signal"), true);
+    }
+  }
+  for (std::size_t i = 0; i < late_dials_.size();) {
+    auto& [at, channel] = late_dials_[i];
+    const bool coming = reserved_.contains(channel->card().uuid);
+    if (channel->state() == Channel::State::Idle && (now < at || coming)) {
+      ++i;
+      continue;
+    }
+    if (channel->state() == Channel::State::Idle) {
+      channel->set_dialing();
+      dialer_.dial(channel->card());
+    }
+    late_dials_.erase(late_dials_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  const std::vector<Operation*> all = running_;
+  for (Operation* op : all) {
+    if (op->done() || op->state.load(std::memory_order_relaxed) == Operation::Free) continue;
+    if (now >= op->deadline.at()) {
+      const Status late(Code::Timeout,
+                        text("the deadline has passed (", progress_text(*op),
+                             "); look for the rank that is late, or raise the timeout"));
+      if (op->kind == OperationKind::Collective) {
+        poison_locked(*op->context, late, true);
+      } else {
+        fail(*op, late);
+      }
+      continue;
+    }
+    if (op->kind != OperationKind::Collective || now < op->probe_at) continue;
+    if (op->probe_at != Clock::time_point{}) probe(*op);
+    op->probe_at = now + (op->probe_at == Clock::time_point{} ? kProbeAfter : kProbeEvery);
+  }
+}
+
+}  // namespace hccomm::engine

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One call in flight on this rank: a plan being run, or one point-to-point message. Made by
+// Engine::start, driven by Engine::progress, waited for through Engine::wait.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "base/error.hpp"
+#include "dtype/reduce.hpp"
+#include "plan/plan.hpp"
+
+namespace hccomm::engine {
+
+struct Context;
+
+// Where one step stands. Copied from Recipe::initial when an operation starts.
+struct StepState {
+  std::uint32_t waiting = 0;  // steps that must complete first
+  bool announced = false;     // the peer's Ready has come: `value` is its address
+  bool done = false;
+  std::uint64_t value = 0;    // bytes received, or the address to pull from
+};
+
+// Everything about a call that does not change from one use to the next: made once by comm/, kept
+// in its plan cache, shared by the operations that use it.
+struct Recipe {
+  plan::Plan plan;
+  std::size_t element_bytes = 1;
+  dtype::Reduce reduce = nullptr;
+  dtype::ReduceMany reduce_many = nullptr;
+  dtype::Scale multiply = nullptr, divide = nullptr;
+  std::uint64_t fingerprint = 0;
+  std::string what;                         // "allreduce(count=4, f32, sum)", for messages
+  std::vector<StepState> initial;           // one per step
+  std::vector<std::uint32_t> roots;         // steps but receives without dependencies, last first
+  std::vector<std::uint64_t> inlet_largest; // per inlet: bytes of its largest message
+  // Like Plan::inlets and recv_steps, for what we send: outlets[i] is of peer Plan::outlets[i].
+  std::vector<plan::Inlet> outlets;
+  std::vector<std::uint32_t> send_steps;
+};
+
+// Fills the derived members from plan and element_bytes.
+void finish_recipe(Recipe& recipe);
+
+// What the caller brings to one use of a recipe.
+struct Job {
+  std::shared_ptr<const Recipe> recipe;
+  std::byte* input = nullptr;
+  std::byte* output = nullptr;
+  double factor = 1.0;  // PREMUL_SUM
+  Deadline deadline;
+};
+
+// A part of a message that came before its step (or its operation) was ready for it.
+struct Stashed {
+  std::uint32_t step = 0;
+  std::uint64_t offset = 0, bytes = 0;
+  std::unique_ptr<std::byte[]> data;
+};
+
+enum class OperationKind : std::uint8_t { Collective, Send, Recv };
+
+// Owns:   its scratch, its stash, and a share of the recipe.
+// Thread: state is atomic; everything else is guarded by the engine's lock.
+// Fails:  status holds the first failure; read it once state is Done.
+struct Operation {
+  enum State : int { Free, Running, Done };
+
+  OperationKind kind = OperationKind::Collective;
+  std::atomic<int> state{Free};
+  int references = 0;  // of the engine while running, and of each handle
+  std::size_t position = 0;  // in Engine::running_
+  Context* context = nullptr;
+  std::uint64_t sequence = 0;  // collectives: number within the context
+  Status status;
+  Deadline deadline;
+  Clock::time_point probe_at;  // when to ask the peers we wait for
+
+  // collectives
+  std::shared_ptr<const Recipe> recipe;
+  std::byte* base[3] = {};  // by plan::Space
+  double factor = 1.0;
+  std::uint32_t left = 0;  // steps to do
+  std::vector<StepState> steps;
+  std::vector<std::uint8_t> opened;    // by rank: Open has come
+  std::vector<std::uint32_t> blocked;  // send steps that wait for an Open
+  std::vector<Stashed> stash;
+  std::unique_ptr<std::byte[]> scratch;
+  std::size_t scratch_bytes = 0;
+
+  // point-to-point
+  int peer = -1;            // -1: any source, until matched
+  std::uint64_t tag = 0;
+  std::byte* data = nullptr;
+  std::uint64_t bytes = 0, moved = 0;
+  std::uint64_t order = 0;  // of posting, to match in order
+
+  void (*on_done)(void* context, int code) = nullptr;
+  void* on_done_context = nullptr;
+
+  std::byte* at(const plan::Slice& slice) const {
+    return base[static_cast<int>(slice.space)] + slice.offset * recipe->element_bytes;
+  }
+  std::uint64_t bytes_of(const plan::Step& step) const {
+    return (step.kind == plan::Kind::Send ? step.src.count : step.dst.count) *
+           recipe->element_bytes;
+  }
+  bool done() const { return state.load(std::memory_order_acquire) == Done; }
+};
+
+}  // namespace hccomm::engine

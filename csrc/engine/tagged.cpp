@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Point-to-point messages: matched by (source, tag) in the order sent and posted, as MPI defines
+// it. Small ones travel whole and wait here if nobody wants them yet; large ones are announced, and
+// move once they are wanted.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/engine.hpp"
+
+namespace hccomm::engine {
+
+using wire::Header;
+using wire::Type;
+
+static Operation* refused(Operation& op) { return &op; }
+
+Operation* Engine::start_send(Context& context, int peer, std::uint64_t tag, const void* data,
+                              std::uint64_t bytes, Deadline deadline, bool background) {
+  Guard guard(*this);
+  Operation& op = allocate(context, OperationKind::Send, deadline);
+  op.peer = peer;
+  op.tag = tag;
+  op.data = static_cast<std::byte*>(const_cast<void*>(data));
+  op.bytes = bytes;
+  op.moved = 0;
+  if (!context.poison.ok()) {
+    finish(op, context.poison);
+    call_back(guard);
+    return refused(op);
+  }
+  if (peer == context.rank) {
+    Kept kept{peer, {}, std::make_unique_for_overwrite<std::byte[]>(bytes)};
+    kept.header.type = Type::Tagged;
+    kept.header.sequence = tag;
+    kept.header.length = kept.header.fingerprint = bytes;
+    if (bytes != 0) std::memcpy(kept.payload.get(), data, bytes);
+    receive_tagged(context, peer, std::move(kept));
+    finish(op, {});
+  } else {
+    issue_tagged(op);
+  }
+  handle(op, background);
+  call_back(guard);
+  return &op;
+}
+
+void Engine::issue_tagged(Operation& op) {
+  Context& context = *op.context;
+  Channel& channel = *context.channels[op.peer];
+  if (!channel.up()) {
+    if (op.kind == OperationKind::Send) channel.park({&op, 0, false});
+    need(channel);
+    return;
+  }
+  if (op.kind == OperationKind::Recv) return;
+  Header header;
+  header.context = context.id;
+  header.sequence = op.tag;
+  header.fingerprint = op.bytes;
+  if (op.bytes <= channel.eager_bytes()) {
+    header.type = Type::Tagged;
+    header.length = op.bytes;
+    op.moved = op.bytes;
+    channel.send(header, op.data, &op, 0);
+    return;
+  }
+  header.type = Type::TaggedReady;
+  header.index = context.matching.next_index[op.peer]++;
+  header.address = channel.pulls() ? reinterpret_cast<std::uintptr_t>(op.data) : 0;
+  context.matching.sending[{op.peer, header.index}] = &op;
+  channel.send(header, nullptr);
+}
+
+Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, void* data,
+                              std::uint64_t bytes, Deadline deadline, bool background) {
+  Guard guard(*this);
+  Operation& op = allocate(context, OperationKind::Recv, deadline);
+  op.peer = peer;
+  op.tag = tag;
+  op.data = static_cast<std::byte*>(data);
+  op.bytes = bytes;
+  op.moved = 0;
+  Matching& matching = context.matching;
+  op.order = matching.next_order++;
+  if (!context.poison.ok()) {
+    finish(op, context.poison);
+    call_back(guard);
+    return refused(op);
+  }
+  auto best = matching.arrived.end();
+  if (peer >= 0) {
+    best = matching.arrived.find({peer, tag});
+  } else {
+    for (auto each = matching.arrived.begin(); each != matching.arrived.end(); ++each) {
+      if (each->first.tag != tag) continue;
+      if (best == matching.arrived.end() ||
+          each->second.front().order < best->second.front().order) {
+        best = each;
+      }
+    }
+  }
+  if (best != matching.arrived.end()) {
+    Kept frame = std::move(best->second.front().frame);
+    best->second.pop_front();
+    if (best->second.empty()) matching.arrived.erase(best);
+    match(context, op, std::move(frame));
+  } else {
+    matching.wanted[{peer, tag}].push_back(&op);
+    if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
+  }
+  handle(op, background);
+  call_back(guard);
+  return &op;
+}
+
+void Engine::receive_tagged(Context& context, int source, Kept frame) {
+  frame.source = source;
+  Matching& matching = context.matching;
+  const std::uint64_t tag = frame.header.sequence;
+  auto exact = matching.wanted.find({source, tag});
+  auto any = matching.wanted.find({-1, tag});
+  auto best = exact;
+  if (exact == matching.wanted.end() ||
+      (any != matching.wanted.end() &&
+       any->second.front()->order < exact->second.front()->order)) {
+    best = any;
+  }
+  if (best == matching.wanted.end()) {
+    matching.arrived[{source, tag}].push_back({std::move(frame), matching.next_order++});
+    return;
+  }
+  Operation& op = *best->second.front();
+  best->second.pop_front();
+  if (best->second.empty()) matching.wanted.erase(best);
+  match(context, op, std::move(frame));
+}
+
+void Engine::match(Context& context, Operation& op, Kept frame) {
+  const Header& header = frame.header;
+  op.peer = frame.source;
+  Header answer;
+  answer.context = context.id;
+  answer.sequence = header.sequence;
+  answer.index = header.index;
+  if (header.fingerprint != op.bytes) {
+    if (header.type == Type::TaggedReady) {
+      answer.type = Type::TaggedDone;
+      context.channels[frame.source]->send(answer, nullptr);
+    }
+    fail(op, Status(Code::Mismatch,
+                    text("recv: ", context.who[frame.source], " sent ", header.fingerprint,
+                         " bytes with tag ", op.tag, " but this rank (", context.rank,
+                         ") receives ", op.bytes, "; give both the same count and dtype"),
+                    frame.source));
+    return;
+  }
+  if (header.type == Type::Tagged) {
+    if (op.bytes != 0) std::memcpy(op.data, frame.payload.get(), op.bytes);
+    op.moved = op.bytes;
+    finish(op, {});
+    return;
+  }
+  Channel& channel = *context.channels[frame.source];
+  context.matching.receiving[{frame.source, header.index}] = &op;
+  if (channel.pulls()) {
+    pulls_.push_back({&channel, &op, 0, header.index, header.address, 0, op.bytes});
+    return;
+  }
+  answer.type = Type::TaggedOpen;
+  channel.send(answer, nullptr);
+}
+
+void Engine::receive_tagged_control(Context& context, int source, const Header& header,
+                                    const std::byte* payload) {
+  Matching& matching = context.matching;
+  const TagKey key{source, header.index};
+  if (header.type == Type::TaggedData) {
+    const auto found = matching.receiving.find(key);
+    if (found == matching.receiving.end()) return;
+    Operation& op = *found->second;
+    if (header.address > op.bytes || header.length > op.bytes - header.address) return;
+    if (payload != nullptr) std::memcpy(op.data + header.address, payload, header.length);
+    op.moved += header.length;
+    if (op.moved == op.bytes) finish(op, {});
+    return;
+  }
+  const auto found = matching.sending.find(key);
+  if (found == matching.sending.end()) return;
+  Operation& op = *found->second;
+  matching.sending.erase(found);
+  op.moved = op.bytes;
+  if (header.type == Type::TaggedDone) {
+    finish(op, {});
+    return;
+  }
+  Header data;
+  data.type = Type::TaggedData;
+  data.context = context.id;
+  data.sequence = op.tag;
+  data.index = header.index;
+  context.channels[source]->send_bulk({data, op.data, op.bytes, 0, &op, 0});
+}
+
+void Engine::forget_tagged(Operation& op) {
+  Matching& matching = op.context->matching;
+  const auto is_op = [&](const auto& each) { return each.second == &op; };
+  if (op.kind == OperationKind::Send) {
+    if (op.moved < op.bytes || op.bytes == 0) std::erase_if(matching.sending, is_op);
+    return;
+  }
+  std::erase_if(matching.receiving, is_op);
+  if (op.status.ok()) return;
+  for (auto each = matching.wanted.begin(); each != matching.wanted.end();) {
+    std::erase(each->second, &op);
+    each = each->second.empty() ? matching.wanted.erase(each) : std::next(each);
+  }
+}
+
+}  // namespace hccomm::engine
