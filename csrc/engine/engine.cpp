@@ -206,6 +206,11 @@ std::string Engine::describe(const std::string& uuid) {
   }
 }
 
+void Engine::share_machine(int ranks, int cores) {
+  Guard guard(*this);
+  settings_.oversubscribed = settings_.oversubscribed || ranks > cores;
+}
+
 // ---- operations -------------------------------------------------------------------------------
 
 Operation& Engine::allocate(Context& context, OperationKind kind, Deadline deadline) {

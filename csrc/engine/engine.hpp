@@ -88,6 +88,8 @@ class Engine {
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
   // How the peer is reached: "shm (single copy)", or "not connected yet".
   std::string describe(const std::string& uuid);
+  // How many ranks share this machine's `cores`: more ranks than cores yield at once.
+  void share_machine(int ranks, int cores);
   // Async-signal-safe: every operation fails with Aborted at the next look.
   void abort_from_signal() noexcept { abort_word_.store(1, std::memory_order_release); }
 
@@ -165,7 +167,7 @@ class Engine {
 
   Dialer& dialer_;
   const std::string uuid_;
-  const Settings settings_;
+  Settings settings_;
 
   std::mutex mutex_;                  // guards everything below, except the atomics
   std::atomic<int> contenders_{0};    // threads that want the mutex: the driver lets them in

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A group of ranks and what it can do: the only class that sees everything. It turns a request
+// into a recipe (checked, an algorithm chosen, planned; kept in a cache) and hands it to the engine.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "comm/endpoint.hpp"
+#include "engine/engine.hpp"
+#include "plan/plan.hpp"
+#include "select/select.hpp"
+
+namespace hccomm::comm {
+
+struct Memory {
+  std::byte* data = nullptr;
+  std::uint64_t count = 0;  // elements it holds
+};
+
+// One collective as the caller asked for it.
+struct Request {
+  plan::Call call;
+  Memory input, output;
+  double factor = 1.0;
+  Seconds timeout{0};  // 0: the communicator's
+  bool background = false;
+};
+
+// One point-to-point message.
+struct Message {
+  int peer = -1;  // -1: from any rank (recv)
+  std::uint64_t tag = 0;
+  std::byte* data = nullptr;
+  std::uint64_t bytes = 0;
+  Seconds timeout{0};
+  bool background = false;
+};
+
+// Owns:   its context in the engine and its plan cache; shares the endpoint.
+// Thread: any; operations must be started in the same order on all ranks, which is the caller's
+//         business where several threads start them.
+// Fails:  wrong requests throw Error before a byte moves; what goes wrong later is in the operation.
+class Communicator {
+ public:
+  Communicator(std::shared_ptr<Endpoint> endpoint, std::string name, std::uint64_t id, int rank,
+               std::vector<transport::Card> cards, Seconds timeout);
+  ~Communicator();
+
+  int rank() const { return group_.rank; }
+  int size() const { return group_.size; }
+  const std::string& name() const { return context_.name; }
+  void set_timeout(Seconds timeout);
+
+  engine::Operation* start(const Request& request);
+  Status run(const Request& request);
+  engine::Operation* send(const Message& message);
+  engine::Operation* recv(const Message& message);
+  engine::Engine& engine() { return endpoint_->engine(); }
+
+  // The group of these ranks; each member calls it, nobody else does. No network I/O.
+  std::unique_ptr<Communicator> group(const std::vector<int>& ranks, std::string name,
+                                      Seconds timeout);
+  // Collective. nullptr for a negative color.
+  std::unique_ptr<Communicator> split(int color, int key);
+
+  void abort(const std::string& reason);
+  // Waits for what is in flight, says goodbye. Timeout when something was left.
+  Status close(Seconds timeout);
+  std::string describe();  // JSON
+
+ private:
+  using RecipePtr = std::shared_ptr<const engine::Recipe>;
+  RecipePtr recipe_for(Request& request);
+  RecipePtr make_recipe(const plan::Call& call);
+  void check_usable(const char* what) const;
+  void check_message(const char* what, const Message& message) const;
+  Deadline deadline_of(Seconds timeout) const;
+
+  std::shared_ptr<Endpoint> endpoint_;
+  engine::Context context_;
+  plan::Group group_;
+  select::Facts facts_;
+  std::vector<transport::Card> cards_;
+  std::vector<int> ranks_;  // of the parent, for names
+  Seconds timeout_;
+  bool closed_ = false;
+
+  std::mutex mutex_;  // guards the members below
+  plan::Call last_call_;
+  RecipePtr last_;
+  std::unordered_map<std::string, RecipePtr> recipes_;  // by the bytes of the call
+  std::map<std::pair<std::vector<int>, std::string>, int> made_;  // groups made of these ranks
+  int splits_ = 0;
+};
+
+// Meets the other ranks through a store and makes the communicator of all of them.
+struct Meeting {
+  int rank = 0, size = 1;
+  std::string name = "world";
+  Seconds timeout{0};
+};
+
+}  // namespace hccomm::comm

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/endpoint.hpp"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/config.hpp"
+#include "base/log.hpp"
+#include "base/machine.hpp"
+#include "collective/collective.hpp"
+#include "transport/transports.hpp"
+#include "wire/crypto.hpp"
+
+namespace hccomm::comm {
+
+static constexpr Seconds kDialSeconds{30.0};
+
+static std::atomic<bool> in_forked_child{false};
+static std::mutex process_mutex;  // guards process_endpoint
+static std::shared_ptr<Endpoint>& process_endpoint() {
+  // Never destroyed: a communicator that is still open when the process ends must not dangle.
+  static auto* endpoint = new std::shared_ptr<Endpoint>();
+  return *endpoint;
+}
+
+std::shared_ptr<Endpoint> Endpoint::of_process() {
+  const std::lock_guard lock(process_mutex);
+  return process_endpoint();
+}
+
+void Endpoint::set_of_process(std::shared_ptr<Endpoint> endpoint) {
+  const std::lock_guard lock(process_mutex);
+  process_endpoint() = std::move(endpoint);
+}
+
+bool Endpoint::forked() noexcept { return in_forked_child.load(std::memory_order_relaxed); }
+
+static engine::Settings engine_settings() {
+  engine::Settings settings;
+  if (config::raw("HCCOMM_EAGER") != "auto") settings.eager_limit = config::bytes("HCCOMM_EAGER");
+  const bool chosen = config::raw("HCCOMM_SPIN_US") != "auto";
+  if (chosen) settings.spin_us = static_cast<int>(config::integer("HCCOMM_SPIN_US"));
+  settings.describe_fingerprint = collective::describe_fingerprint;
+  return settings;
+}
+
+// The built-ins that HCCOMM_TRANSPORTS allows, best first.
+static std::vector<const transport::Builtin*> allowed_transports() {
+  std::vector<const transport::Builtin*> allowed;
+  const std::vector<std::string> wanted = config::list("HCCOMM_TRANSPORTS");
+  std::string known;
+  for (const transport::Builtin& each : transport::transports()) {
+    known += (known.empty() ? "" : ", ") + std::string(each.name);
+    if (wanted.empty()) allowed.push_back(&each);
+  }
+  std::ranges::stable_sort(allowed, std::greater{}, &transport::Builtin::preference);
+  for (const std::string& name : wanted) {
+    const auto found = std::ranges::find(transport::transports(), name, &transport::Builtin::name);
+    if (found == transport::transports().end()) {
+      throw Error(Code::InvalidArgument, text("HCCOMM_TRANSPORTS: there is no transport \"", name,
+                                              "\"; known are ", known));
+    }
+    allowed.push_back(&*found);
+  }
+  return allowed;
+}
+
+Endpoint::Endpoint(std::string job, std::string key) {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    in_forked_child.store(true, std::memory_order_relaxed);
+  });
+  if (registered != 0) throw Error(Code::System, "endpoint: pthread_atfork failed");
+  identity_ = {std::move(job), std::move(key), wire::random_bytes(16)};
+  engine_ = std::make_unique<engine::Engine>(*this, identity_.uuid, engine_settings());
+  card_.uuid = identity_.uuid;
+  card_.host = host_id();
+  card_.machine = machine_id();
+  card_.pid = getpid();
+  card_.cores = static_cast<std::uint32_t>(available_cores());
+  for (const transport::Builtin* each : allowed_transports()) {
+    auto opened = each->open(identity_, *this);
+    if (!opened.ok()) {
+      closed_.push_back({each->name, opened.status().text()});
+      continue;
+    }
+    card_.addresses.emplace_back(each->name, opened.value()->address());
+    transports_.push_back(std::move(opened).value());
+  }
+  if (transports_.empty()) {
+    std::string reasons;
+    for (const Refusal& each : closed_) reasons += "; " + each.transport + ": " + each.reason;
+    throw Error(Code::Unavailable, "no transport could be opened" + reasons);
+  }
+}
+
+Endpoint::~Endpoint() {
+  {
+    const std::lock_guard lock(dials_mutex_);
+    stopping_ = true;
+  }
+  for (const auto& each : transports_) each->stop();
+  for (Dial& dial : dials_) dial.thread.join();
+  engine_.reset();
+}
+
+void Endpoint::dial(const transport::Card& peer) {
+  const std::lock_guard lock(dials_mutex_);
+  if (stopping_) return;
+  for (auto each = dials_.begin(); each != dials_.end();) {
+    if (!each->over.load(std::memory_order_acquire)) {
+      ++each;
+      continue;
+    }
+    each->thread.join();
+    each = dials_.erase(each);
+  }
+  Dial& dial = dials_.emplace_back();
+  dial.thread = std::thread([this, &dial, peer] {
+    engine_->dialed(peer.uuid, connect(peer));
+    dial.over.store(true, std::memory_order_release);
+  });
+}
+
+Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card& peer) {
+  std::string reasons;
+  for (const auto& transport : transports_) {
+    std::string why = transport->refuses(card_, peer);
+    if (why.empty()) {
+      auto link = transport->connect(peer, Deadline::after(kDialSeconds));
+      if (link.ok() || link.status().code() == Code::Aborted) return link;
+      why = link.status().text();
+      HCCOMM_LOG(Info, "cannot reach pid ", peer.pid, " by ", transport->name(), ": ", why);
+    }
+    reasons += text("; ", transport->name(), ": ", why);
+  }
+  return Status(Code::PeerLost, text("cannot connect to pid ", peer.pid, " on host ", peer.host,
+                                     reasons));
+}
+
+std::vector<Refusal> Endpoint::refusals(const transport::Card& peer) const {
+  std::vector<Refusal> all = closed_;
+  for (const auto& transport : transports_) {
+    std::string why = transport->refuses(card_, peer);
+    if (!why.empty()) all.push_back({transport->name(), std::move(why)});
+  }
+  return all;
+}
+
+std::vector<std::string> Endpoint::candidates(const transport::Card& peer) const {
+  std::vector<std::string> names;
+  for (const auto& transport : transports_) {
+    if (transport->refuses(card_, peer).empty()) names.emplace_back(transport->name());
+  }
+  return names;
+}
+
+}  // namespace hccomm::comm

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One rank's process on the network: its transports, listening, and the engine over them. All
+// communicators of a process share one endpoint, so links belong to pairs of processes.
+#pragma once
+
+#include <atomic>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/engine.hpp"
+#include "transport/transport.hpp"
+
+namespace hccomm::comm {
+
+// A transport that this process could not open, or a pair could not use, and why.
+struct Refusal {
+  std::string transport;
+  std::string reason;
+};
+
+// Owns:   the engine, the transports, and the threads that dial.
+// Thread: any.
+// Fails:  the constructor throws Unavailable when no transport can be opened at all.
+class Endpoint final : private engine::Dialer, private transport::Acceptor {
+ public:
+  // local_ranks: how many ranks share this machine, to tell whether they outnumber the cores.
+  Endpoint(std::string job, std::string key);
+  ~Endpoint();
+
+  const std::string& job() const { return identity_.job; }
+  const transport::Card& card() const { return card_; }
+  bool authenticated() const { return !identity_.key.empty(); }
+  engine::Engine& engine() { return *engine_; }
+
+  // Why each transport that is better than the one in use cannot serve this pair.
+  std::vector<Refusal> refusals(const transport::Card& peer) const;
+  // The transports, best first, that may serve this pair.
+  std::vector<std::string> candidates(const transport::Card& peer) const;
+  const std::vector<Refusal>& closed() const { return closed_; }  // transports that did not open
+
+  // This process's endpoint, made at first use; the job is the first caller's. nullptr before.
+  static std::shared_ptr<Endpoint> of_process();
+  static void set_of_process(std::shared_ptr<Endpoint> endpoint);
+  // True in a child that was forked after an endpoint was made: nothing here works there.
+  static bool forked() noexcept;
+
+ private:
+  void dial(const transport::Card& peer) override;
+  bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
+  void accepted(transport::Accepted peer) override {
+    engine_->accepted(peer.uuid, std::move(peer.link));
+  }
+  void abandoned(const std::string& uuid) override { engine_->abandoned(uuid); }
+  Result<std::unique_ptr<transport::Link>> connect(const transport::Card& peer);
+
+  transport::Identity identity_;
+  transport::Card card_;
+  std::unique_ptr<engine::Engine> engine_;
+  std::vector<std::unique_ptr<transport::Transport>> transports_;  // best first
+  std::vector<Refusal> closed_;
+  struct Dial {
+    std::thread thread;
+    std::atomic<bool> over{false};
+  };
+  std::mutex dials_mutex_;  // guards dials_ and stopping_
+  std::list<Dial> dials_;
+  bool stopping_ = false;
+};
+
+}  // namespace hccomm::comm
