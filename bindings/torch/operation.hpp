@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One c10d call on its way to the core: the collectives fill it in, backend.cpp and staging.cpp
+// send it off. Lives on the caller's stack until then.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <torch/csrc/distributed/c10d/Types.hpp>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <vector>
+
+#include "capi/hccomm.h"
+#include "tensor.hpp"
+
+namespace hccomm::glue {
+
+struct Operation {
+  Operation(int32_t collective, c10d::OpType c10d_type, const char* called)
+      : type(c10d_type), name(called) {
+    call.struct_size = sizeof(call);
+    call.collective = collective;
+  }
+
+  // Sets how long it may take and whether the caller waits at once.
+  template <typename Options>
+  void take(const Options& options) {
+    limit(options.timeout);
+    async = options.asyncOp;
+  }
+  void limit(std::chrono::milliseconds timeout) {
+    if (timeout.count() > 0) call.timeout = static_cast<double>(timeout.count()) / 1e3;
+  }
+  // The element type and, from it, the units of count. Requires: `model` is defined.
+  void elements(const at::Tensor& model, bool reduces) {
+    element = element_of(model.scalar_type(), reduces, name);
+    call.dtype = element.dtype;
+  }
+  void count(int64_t elements_count) {
+    call.count = static_cast<uint64_t>(elements_count) * element.units;
+  }
+  // Points the call at the buffers. Requires: they are on the host.
+  void point() {
+    call.input = buffer_of(input, element);
+    call.output = buffer_of(output, element);
+    if (!counts.empty()) call.counts = counts.data();
+    if (!recv_counts.empty()) call.recv_counts = recv_counts.data();
+  }
+  // A tensor that tells where the call runs, or an undefined one.
+  const at::Tensor& model() const { return input.defined() ? input : output; }
+
+  hccomm_call call{};
+  c10d::OpType type;
+  const char* name;  // as users call it, for messages and the profiler
+  Element element{HCCOMM_U8, 1};
+  at::Tensor input, output;  // plain; the same tensor when in place; undefined when not used
+  bool reads = true;         // whether this rank's input has a meaning before
+  bool writes = true;        // whether this rank's output has one afterwards
+  std::vector<uint64_t> counts, recv_counts;
+  Keep keep;
+  bool async = true;
+};
+
+}  // namespace hccomm::glue

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Works, their futures and their end.
+#include "work.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "errands.hpp"
+#include "errors.hpp"
+
+namespace hccomm::glue {
+
+namespace {
+
+// Completes the future of a work that somebody may still hold.
+class FutureErrand final : public Errand {
+ public:
+  explicit FutureErrand(c10::intrusive_ptr<OperationWork> work) : work_(std::move(work)) {}
+  void run() noexcept override { work_->complete_future(); }
+
+ private:
+  c10::intrusive_ptr<OperationWork> work_;
+};
+
+// Ends an operation whose Work was dropped: its results still reach the tensors.
+class OrphanErrand final : public Errand {
+ public:
+  OrphanErrand(Keep keep, Health health, hccomm_work* handle)
+      : keep_(std::move(keep)), health_(std::move(health)), handle_(handle) {}
+  ~OrphanErrand() override { hccomm_release(handle_); }
+
+  void run() noexcept override {
+    hccomm_error error{};
+    const int code = hccomm_wait(handle_, 0, &error);
+    int healthy = HCCOMM_OK;
+    if (code != HCCOMM_OK) {
+      health_->compare_exchange_strong(healthy, code);
+      return;
+    }
+    try {
+      copy_out(keep_);
+    } catch (const std::exception& failure) {
+      TORCH_WARN("hccomm: results of an operation that nobody waited for are lost: ",
+                 failure.what());
+    }
+  }
+
+ private:
+  Keep keep_;
+  Health health_;
+  hccomm_work* handle_;
+};
+
+}  // namespace
+
+OperationWork::OperationWork(const Ticket& ticket, Keep keep, Health health, hccomm_work* handle)
+    : Work(ticket.rank, ticket.type, ticket.title),
+      ticket_(ticket),
+      keep_(std::move(keep)),
+      health_(std::move(health)),
+      handle_(handle) {
+  if (ticket.timed) started_ = std::chrono::steady_clock::now();
+}
+
+OperationWork::OperationWork(const Ticket& ticket, Keep keep)
+    : Work(ticket.rank, ticket.type, ticket.title), ticket_(ticket), keep_(std::move(keep)) {
+  state_.store(kSucceeded, std::memory_order_relaxed);
+  if (recordFunctionEndCallback_) recordFunctionEndCallback_();
+}
+
+OperationWork::~OperationWork() {
+  if (!handle_) return;
+  if (!isCompleted()) {
+    try {
+      hccomm_work* const handle = std::exchange(handle_, nullptr);
+      errands::when_done(handle, new OrphanErrand(std::move(keep_), std::move(health_), handle));
+    } catch (const std::exception& failure) {
+      TORCH_WARN("hccomm: ", failure.what());
+    }
+    return;
+  }
+  hccomm_release(handle_);
+}
+
+void OperationWork::settle(int code, const hccomm_error& error) {
+  const std::lock_guard lock(mutex_);
+  if (state_.load(std::memory_order_relaxed) != kRunning) return;
+  int healthy = HCCOMM_OK;
+  if (code == HCCOMM_OK) {
+    try {
+      copy_out(keep_);
+    } catch (...) {
+      exception_ = std::current_exception();
+    }
+  } else {
+    exception_ = exception_of(error, ticket_.timeout);
+    health_->compare_exchange_strong(healthy, code);
+  }
+  keep_.held.clear();
+  if (ticket_.timed) ended_ = std::chrono::steady_clock::now();
+  if (recordFunctionEndCallback_) recordFunctionEndCallback_();
+  state_.store(exception_ ? kFailed : kSucceeded, std::memory_order_release);
+}
+
+bool OperationWork::isCompleted() {
+  if (state_.load(std::memory_order_acquire) != kRunning) return true;
+  int done = 0;
+  hccomm_error error{};
+  const int code = hccomm_test(handle_, &done, &error);
+  if (done) settle(code, error);
+  return done != 0;
+}
+
+bool OperationWork::isSuccess() const {
+  return state_.load(std::memory_order_acquire) == kSucceeded;
+}
+
+std::exception_ptr OperationWork::exception() const {
+  return state_.load(std::memory_order_acquire) == kFailed ? exception_ : nullptr;
+}
+
+int OperationWork::sourceRank() const {
+  TORCH_CHECK(opType_ == c10d::OpType::RECV || opType_ == c10d::OpType::RECVANYSOURCE,
+              "sourceRank() may only be called on work objects that correspond to a recv or "
+              "recv-from-any call.");
+  return hccomm_source(handle_);
+}
+
+std::vector<at::Tensor> OperationWork::result() {
+  TORCH_CHECK(isCompleted(),
+              "Work needs to be completed before calling result(). Should call wait() before "
+              "result().");
+  return keep_.results;
+}
+
+bool OperationWork::wait(std::chrono::milliseconds timeout) {
+  if (state_.load(std::memory_order_acquire) == kRunning) {
+    hccomm_error error{};
+    const double limit = timeout.count() > 0 ? static_cast<double>(timeout.count()) / 1e3 : 0;
+    const int code = hccomm_wait(handle_, limit, &error);
+    // A timeout of this wait alone leaves the operation running.
+    if (code == HCCOMM_TIMEOUT && limit > 0 && !isCompleted()) raise(error, limit);
+    settle(code, error);
+  }
+  if (state_.load(std::memory_order_acquire) == kFailed) std::rethrow_exception(exception_);
+  return true;
+}
+
+void OperationWork::fill_future(Future& future) const {
+  if (exception_) {
+    future.setError(exception_);
+  } else {
+    future.markCompleted(at::IValue(keep_.results));
+  }
+}
+
+FuturePtr OperationWork::getFuture() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (future_) return future_;
+    future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()));
+    if (state_.load(std::memory_order_relaxed) != kRunning) {
+      fill_future(*future_);
+      return future_;
+    }
+  }
+  auto self = c10::intrusive_ptr<OperationWork>::unsafe_reclaim_from_nonowning(this);
+  errands::when_done(handle_, new FutureErrand(std::move(self)));
+  return future_;
+}
+
+void OperationWork::complete_future() {
+  hccomm_error error{};
+  const int code = hccomm_wait(handle_, 0, &error);
+  settle(code, error);
+  fill_future(*future_);
+}
+
+FuturePtr OperationWork::getFutureResult() { return result_of(getFuture()); }
+
+float OperationWork::getDuration() const {
+  TORCH_CHECK(ticket_.timed, "getDuration needs timing: call _enable_collectives_timing() first");
+  TORCH_CHECK(state_.load(std::memory_order_acquire) != kRunning,
+              "getDuration only works after the operation has completed");
+  return std::chrono::duration<float, std::milli>(ended_ - started_).count();
+}
+
+FuturePtr result_of(const FuturePtr& future) {
+  auto result = c10::make_intrusive<Future>(c10::IntType::get());
+  future->addCallback([result](Future& ended) {
+    const auto how = ended.hasError() ? c10d::WorkResult::COMM_ERROR : c10d::WorkResult::SUCCESS;
+    result->markCompleted(at::IValue(static_cast<int64_t>(how)));
+  });
+  return result;
+}
+
+BatchWork::BatchWork(const Ticket& ticket, std::vector<WorkPtr> works)
+    : Work(ticket.rank, ticket.type, ticket.title), ticket_(ticket), works_(std::move(works)) {}
+
+bool BatchWork::isCompleted() {
+  for (const WorkPtr& work : works_) {
+    if (!work->isCompleted()) return false;
+  }
+  return true;
+}
+
+bool BatchWork::isSuccess() const {
+  for (const WorkPtr& work : works_) {
+    if (!work->isSuccess()) return false;
+  }
+  return true;
+}
+
+std::exception_ptr BatchWork::exception() const {
+  for (const WorkPtr& work : works_) {
+    if (auto failure = work->exception()) return failure;
+  }
+  return nullptr;
+}
+
+std::vector<at::Tensor> BatchWork::result() {
+  std::vector<at::Tensor> all;
+  for (const WorkPtr& work : works_) {
+    for (at::Tensor& tensor : work->result()) all.push_back(std::move(tensor));
+  }
+  return all;
+}
+
+void BatchWork::synchronize() {
+  for (const WorkPtr& work : works_) work->synchronize();
+}
+
+bool BatchWork::wait(std::chrono::milliseconds timeout) {
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  for (const WorkPtr& work : works_) {
+    auto left = timeout;
+    if (timeout.count() > 0) {
+      left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+      left = std::max(left, std::chrono::milliseconds(1));
+    }
+    work->wait(left);
+  }
+  if (recordFunctionEndCallback_) std::exchange(recordFunctionEndCallback_, nullptr)();
+  return true;
+}
+
+FuturePtr BatchWork::getFuture() {
+  const std::lock_guard lock(mutex_);
+  if (future_) return future_;
+  c10::List<FuturePtr> parts(
+      c10::FutureType::create(c10::ListType::create(c10::TensorType::get())));
+  std::vector<c10::Device> devices;
+  for (const WorkPtr& work : works_) {
+    parts.push_back(work->getFuture());
+    const auto& more = parts.get(parts.size() - 1)->devices();
+    devices.insert(devices.end(), more.begin(), more.end());
+  }
+  future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()), devices);
+  // The children are captured, not this: the future must not keep itself alive.
+  c10::collectAll(parts)->addCallback([future = future_, works = works_](Future& all) {
+    std::vector<at::Tensor> results;
+    for (const WorkPtr& work : works) {
+      if (auto failure = work->exception()) return future->setError(failure);
+      for (at::Tensor& tensor : work->result()) results.push_back(std::move(tensor));
+    }
+    if (all.hasError()) return future->setError(all.exception_ptr());
+    future->markCompleted(at::IValue(std::move(results)));
+  });
+  return future_;
+}
+
+FuturePtr BatchWork::getFutureResult() { return result_of(getFuture()); }
+
+}  // namespace hccomm::glue
