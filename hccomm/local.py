@@ -204,11 +204,13 @@ def _serve(pipe: Connection, variables: Mapping[str, str]) -> None:
     comm: Any = None
     while True:
         try:
-            function, args, timeout = pickle.loads(pipe.recv_bytes())
+            message = pipe.recv_bytes()
         except (EOFError, OSError):
             break
-        faulthandler.dump_traceback_later(timeout, exit=True, file=sys.stderr)
+        faulthandler.dump_traceback_later(60.0, exit=True, file=sys.stderr)
         try:
+            function, args, timeout = pickle.loads(message)
+            faulthandler.dump_traceback_later(timeout, exit=True, file=sys.stderr)
             if comm is None:
                 comm = hccomm.init()
             answer = (True, function(comm, *args), "")

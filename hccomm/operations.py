@@ -101,6 +101,15 @@ class Operations:
 
         Returns the result on the root and None elsewhere; ``out`` of the others is not used.
         """
+        fast = self._fast
+        if fast is not None and not async_op:
+            if self._rank != root:
+                if fast(5, buffer, None, OP_CODES.get(op, 8), root, timeout or 0.0):
+                    return None
+            else:
+                target = buffer if out is None else out
+                if fast(5, buffer, target, OP_CODES.get(op, 8), root, timeout or 0.0):
+                    return target
         request = requests.reduce(self._rank, buffer, op, root, out, factor)
         return self._issue(request, timeout, async_op)  # type: ignore[no-any-return]
 
@@ -136,6 +145,10 @@ class Operations:
         ``out``. With ``counts``, part r has ``counts[r]`` elements and begins at element
         ``offsets[r]`` of ``buffer``; parts lie back to back when ``offsets`` is None.
         """
+        fast = self._fast
+        if fast is not None and not async_op and counts is None and out is not None:  # noqa: SIM102
+            if fast(3, buffer, out, OP_CODES.get(op, 8), 0, timeout or 0.0):
+                return out
         request = requests.reduce_scatter(
             self._rank, self._size, buffer, op, out, counts, offsets, factor
         )
@@ -231,6 +244,13 @@ class Operations:
 
         Returns ``out`` on the root and None elsewhere.
         """
+        fast = self._fast
+        if fast is not None and not async_op and counts is None:
+            if self._rank != root:
+                if fast(6, buffer, None, 0, root, timeout or 0.0):
+                    return None
+            elif out is not None and fast(6, buffer, out, 0, root, timeout or 0.0):
+                return out
         request = requests.gather(self._rank, self._size, buffer, root, out, counts, offsets)
         return self._issue(request, timeout, async_op)  # type: ignore[no-any-return]
 
@@ -264,6 +284,11 @@ class Operations:
         Only the root passes ``buffer``; the others must pass ``out``. Parts are as in
         ``reduce_scatter``. In place on the root: pass its own part of ``buffer`` as ``out``.
         """
+        fast = self._fast
+        if fast is not None and not async_op and counts is None and out is not None:
+            source = buffer if self._rank == root else None
+            if fast(7, source, out, 0, root, timeout or 0.0):
+                return out
         request = requests.scatter(self._rank, self._size, buffer, root, out, counts, offsets)
         return self._issue(request, timeout, async_op)  # type: ignore[no-any-return]
 

@@ -76,10 +76,21 @@ int dtype_of(const Py_buffer& view) {
     case 'H': return HCCOMM_U16;
     case 'i': return HCCOMM_I32;
     case 'I': return HCCOMM_U32;
-    case 'l': case 'q': case 'n': return view.itemsize == 8 ? HCCOMM_I64 : HCCOMM_I32;
-    case 'L': case 'Q': case 'N': return view.itemsize == 8 ? HCCOMM_U64 : HCCOMM_U32;
+    case 'l':
+    case 'q':
+    case 'n': return view.itemsize == 8 ? HCCOMM_I64 : HCCOMM_I32;
+    case 'L':
+    case 'Q':
+    case 'N': return view.itemsize == 8 ? HCCOMM_U64 : HCCOMM_U32;
     default: return -1;
   }
+}
+
+hccomm_buffer buffer_of(const Py_buffer& view) {
+  hccomm_buffer buffer{};
+  buffer.data = view.buf;
+  buffer.count = static_cast<std::uint64_t>(view.len / view.itemsize);
+  return buffer;
 }
 
 // Fills the data of `call`; false where the general way must go.
@@ -89,19 +100,18 @@ bool describe(hccomm_call& call, int size, PyObject* input, PyObject* output, He
     return true;
   }
   const bool one = input == output;
-  const bool written = one && call.collective != HCCOMM_SEND;
-  if (!in.take(input, written) || (!one && !out.take(output, true))) return false;
-  call.dtype = dtype_of(in.view);
-  if (call.dtype < 0 || (!one && dtype_of(out.view) != call.dtype)) return false;
-  const auto item = static_cast<std::uint64_t>(in.view.itemsize);
-  call.input.data = in.view.buf;
-  call.input.count = static_cast<std::uint64_t>(in.view.len) / item;
-  call.output = call.input;
-  if (!one) {
-    call.output.data = out.view.buf;
-    call.output.count = static_cast<std::uint64_t>(out.view.len) / item;
-  }
-  call.count = call.input.count;
+  const bool reads = input != Py_None;
+  const bool writes = output != Py_None;
+  if (!reads && !writes) return false;
+  if (reads && !in.take(input, one && call.collective != HCCOMM_SEND)) return false;
+  if (writes && !one && !out.take(output, true)) return false;
+  call.dtype = dtype_of(reads ? in.view : out.view);
+  if (call.dtype < 0 || (out.held && dtype_of(out.view) != call.dtype)) return false;
+  if (reads) call.input = buffer_of(in.view);
+  if (writes) call.output = one ? call.input : buffer_of(out.view);
+  const bool by_output =
+      call.collective == HCCOMM_REDUCE_SCATTER || call.collective == HCCOMM_SCATTER;
+  call.count = by_output ? call.output.count : call.input.count;
   if (call.collective == HCCOMM_ALL_TO_ALL) {
     if (call.count % static_cast<std::uint64_t>(size) != 0) return false;
     call.count /= static_cast<std::uint64_t>(size);
@@ -117,14 +127,12 @@ int execute(State& state, hccomm_comm* comm, const hccomm_call& call, hccomm_err
   int done = 0;
   state.inside.fetch_add(1, std::memory_order_relaxed);
   do {
-    Py_BEGIN_ALLOW_THREADS
-    if (work == nullptr) code = functions.start(comm, &call, &work, error);
+    Py_BEGIN_ALLOW_THREADS if (work == nullptr) code = functions.start(comm, &call, &work, error);
     if (code == HCCOMM_OK) code = functions.wait(work, kSlice, error);
     done = code != HCCOMM_TIMEOUT || work == nullptr;
     if (done == 0) code = functions.test(work, &done, error);  // whose deadline was it?
     done = done != 0 || code != HCCOMM_OK;
-    Py_END_ALLOW_THREADS
-    if (done == 0 && PyErr_CheckSignals() != 0) code = -1;
+    Py_END_ALLOW_THREADS if (done == 0 && PyErr_CheckSignals() != 0) code = -1;
   } while (done == 0 && code == HCCOMM_OK);
   if (work != nullptr) functions.release(work);
   state.inside.fetch_sub(1, std::memory_order_relaxed);
