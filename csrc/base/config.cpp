@@ -30,7 +30,6 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_SHM_BYTES", "bytes", "1M", "Ring size per direction between two local ranks."},
     {"HCCOMM_SOCKET_IFNAME", "text", "", "Interfaces for TCP: names or prefixes, comma separated; a leading ^ excludes."},
     {"HCCOMM_SPIN_US", "integer", "auto", "How long a waiter polls before it sleeps; auto is 60, or 0 when ranks outnumber cores."},
-    {"HCCOMM_TCP_STREAMS", "integer", "auto", "Sockets per pair of hosts for large messages."},
     {"HCCOMM_TIMEOUT", "seconds", "300", "Deadline of an operation, unless the communicator or the call has its own."},
     {"HCCOMM_TRANSPORTS", "list", "", "Transports that may be used, best first, e.g. `shm,tcp`; empty means all."},
 };

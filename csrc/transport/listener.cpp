@@ -67,6 +67,7 @@ void Listener::stop() noexcept {
   eventfd_write(wake_.get(), 1);
   if (thread_.joinable()) thread_.join();
   reap(true);
+  socket_.reset();
 }
 
 void Listener::accept_loop() noexcept {

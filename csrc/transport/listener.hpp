@@ -68,7 +68,7 @@ class Listener {
   ~Listener() { stop(); }
 
   // No further callback starts and none is running once it returns. Connections in handshake are
-  // cut; those handed over live on.
+  // cut and the address is closed; those handed over live on.
   void stop() noexcept;
 
  private:
@@ -86,7 +86,7 @@ class Listener {
   void reap(bool all) noexcept;
   void report(const std::string& source, const std::string& reason) noexcept;
 
-  const UniqueFd socket_;
+  UniqueFd socket_;      // until stop()
   const UniqueFd wake_;  // eventfd, readable for ever once stop() was called
   const wire::Terms terms_;
   const Welcome welcome_;

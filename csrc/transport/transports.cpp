@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport/transports.hpp"
+
+namespace hccomm::transport {
+
+// Links whose memory the peer cannot read have no need to say so.
+Status Link::pull(void*, std::uint64_t, std::size_t) noexcept {
+  return {Code::Internal, "this link cannot pull from the peer's memory"};
+}
+
+std::span<const Builtin> transports() {
+#define HCCOMM_TRANSPORT(name) name##_transport(),
+  static const Builtin kAll[] = {
+#include "transport/builtins.inc"
+  };
+#undef HCCOMM_TRANSPORT
+  return kAll;
+}
+
+}  // namespace hccomm::transport
