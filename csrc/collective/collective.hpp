@@ -1,48 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What each collective means: what a legal call is, how large its buffers are, how bus bandwidth is
-// counted, and what the result must be. One file per collective; builtins.inc lists them.
+// What each collective means: which calls are right, how long its buffers are, what its result is
+// made of, how its bandwidth counts, and the fingerprint by which ranks notice that they called
+// different things. One file per collective; builtins.inc lists them.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <string>
-#include <vector>
 
+#include "plan/check.hpp"
 #include "plan/plan.hpp"
+#include "plan/shape.hpp"
 
 namespace hccomm::collective {
-
-// A range of the output of one rank and what it must hold: for reductions the sum over all
-// contributions, for the others the one contribution.
-struct Expectation {
-  plan::Slice output;
-  struct Contribution {
-    int rank = 0;
-    std::uint64_t offset = 0;  // in that rank's input
-  };
-  std::vector<Contribution> contributions;
-};
 
 struct Descriptor {
   plan::Collective id;
   const char* name;
+  const char* summary;  // one line for `hccomm info`
+  bool reduces;         // `op` counts
+  bool rooted;          // `root` counts
   // Throws Error(InvalidArgument) naming the argument, its value and the remedy.
   void (*check)(const plan::Call&, const plan::Group&);
-  // Elements that this rank's input and output must hold.
-  std::uint64_t (*input_count)(const plan::Call&, const plan::Group&);
-  std::uint64_t (*output_count)(const plan::Call&, const plan::Group&);
-  // busbw = algbw * factor, as nccl-tests defines it.
+  // busbw = algbw * bus_factor(size), as nccl-tests define it.
   double (*bus_factor)(int size);
-  std::vector<Expectation> (*expect)(const plan::Call&, const plan::Group&);
+  // What the result is made of, for plan::check.
+  plan::Reference reference;
 };
 
 std::span<const Descriptor> collectives();
-const Descriptor& descriptor(plan::Collective id);
+const Descriptor& find(plan::Collective id);
 
-// What must be equal on all ranks, in 64 bits: collective, dtype, op, root and count. Never 0.
+// The check of the call's own collective.
+void check(const plan::Call& call, const plan::Group& group);
+
+// Elements of this rank's buffers.
+using plan::input_count;
+using plan::output_count;
+
+// Elements by which algbw counts and select/ chooses; the same on all ranks wherever the ranks know
+// enough for that, else 0 (alltoallv, gatherv, scatterv): the large buffer where there is one.
+std::uint64_t total_count(const plan::Call& call, const plan::Group& group);
+
+// The call in 64 bits, never 0 and equal on all ranks that called the same: what may differ between
+// ranks (place, offsets, the counts of alltoallv, gatherv and scatterv) is left out. A uniform call
+// and a v-form one differ, even where the counts are equal.
 std::uint64_t fingerprint(const plan::Call& call);
-std::string describe(const plan::Call& call);  // "allreduce(count=4, f32, sum)"
+
+// "allreduce(count=1024, f32, sum)"
+std::string describe(const plan::Call& call);
+// The same of another rank's call, as far as 64 bits tell.
 std::string describe_fingerprint(std::uint64_t fingerprint);
 
 }  // namespace hccomm::collective
