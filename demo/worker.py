@@ -29,9 +29,9 @@ def say(event: dict[str, object]) -> None:
 
 def transports() -> dict[str, object]:
     """Ask hccomm how this rank reaches the others. The training needed no such import."""
-    from hccomm import torch_backend
+    import hccomm.torch
 
-    return dict(torch_backend.describe(dist.group.WORLD))
+    return dict(hccomm.torch.describe())
 
 
 def main() -> None:

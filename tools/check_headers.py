@@ -33,7 +33,7 @@ def is_source(path: Path) -> bool:
 
 
 def has_head(path: Path, text: str) -> bool:
-    """Tell whether a file says what it is. A .cpp beside its own header may leave it to that."""
+    """Tell whether a file says what it is. A .cpp may leave it to its own header."""
     if path.suffix == ".py":
         if not text.strip() or path.name == "conftest.py":
             return True
@@ -41,9 +41,11 @@ def has_head(path: Path, text: str) -> bool:
             return ast.get_docstring(ast.parse(text, str(path))) is not None
         except SyntaxError:
             return True  # ruff says it better
-    if path.suffix == ".cpp" and (ROOT / path).with_suffix(".hpp").exists():
-        return True
-    head = re.match(r"(?:\s*(?://|/\*|#|\*).*\n)+", text)
+    first = re.search(r'#include "([^"]+)"', text)
+    if path.suffix == ".cpp" and first is not None and Path(first.group(1)).stem == path.stem:
+        return True  # beside, or the tests of, a header that says it
+    mark = r"//|/\*|\*" if path.suffix in CPP else "#"
+    head = re.match(rf"(?:\s*(?:{mark}).*\n)+", text)
     body = re.sub(rf"#!.*|{SPDX}|[/*#\s]", "", head.group()) if head else ""
     return len(body) > 20
 
