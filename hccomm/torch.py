@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch programs may want from hccomm besides ``init_process_group("hccomm")``.
+
+::
+
+    import hccomm.torch
+
+    options = hccomm.torch.Options(timeout=timedelta(seconds=60))
+    dist.init_process_group("hccomm", pg_options=options)
+    print(hccomm.torch.describe()["peers"])
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import Backend as _Backend
+
+__all__ = ["Options", "describe"]
+
+
+class Options(_Backend.Options):  # type: ignore[misc, unused-ignore]
+    """Options of one process group, for ``pg_options``.
+
+    ``timeout`` is the deadline of each operation that has none of its own; ``None`` leaves it to
+    ``init_process_group``.
+    """
+
+    def __init__(self, *, timeout: timedelta | None = None) -> None:
+        if timeout is not None and timeout <= timedelta(0):
+            raise ValueError(f"Options: timeout must be positive, not {timeout}")
+        super().__init__("hccomm", *([timeout] if timeout is not None else []))
+        self.timeout = timeout
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Options:
+        return Options(timeout=self.timeout)
+
+
+def describe(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
+    """Return rank, size, hosts and, per peer, host and transport with the reason for it.
+
+    Raises ValueError when the group does not exist here, RuntimeError when it is no hccomm group.
+    """
+    chosen = group if group is not None else dist.group.WORLD
+    if chosen is None:
+        raise ValueError("describe: there is no process group; call init_process_group first")
+    text: str = torch.ops.hccomm.describe(chosen.boxed())
+    answer: dict[str, Any] = json.loads(text)
+    return answer
+
+
+from hccomm import torch_backend as _torch_backend  # noqa: E402, F401  registers the backend
