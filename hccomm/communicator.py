@@ -236,14 +236,16 @@ class Communicator(Operations):
         fast = _fast_path(self._library)
         if fast is not None:
             pointer = int(self._library.ffi.cast("uintptr_t", self._handle))
-            self._state = fast.Attached(pointer, self._size)
-            self._fast = self._state.call
+            self._state = fast.Attached(pointer, self._rank, self._size)
+            for name, collective in COLLECTIVES.items():
+                self.__dict__[name] = self._state.method(collective, getattr(self, name))
 
     def _detach(self, why: str) -> None:
         self._ended = why
-        self._fast = None
         if self._state is not None:
             self._state.detach()
+            for name in COLLECTIVES:  # they refer back to this object
+                self.__dict__.pop(name, None)
 
     def _wait_for_threads(self, handle: Any, seconds: float) -> bool:
         """Wait until no thread uses ``handle``; abort it after ``seconds``. Return whether so."""

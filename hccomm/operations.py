@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations of a communicator: their signatures, shapes and meaning.
 
-Each method builds a Request and hands it to ``_issue``, which communicator.py defines; small
-blocking calls on plain arrays go through the compiled fast path where there is one. Arguments that
-all methods share:
+Each method builds a Request and hands it to ``_issue``, which communicator.py defines. Where the
+compiled fast path is there, a communicator's own attributes stand in front of these methods and
+take the plain blocking calls. Arguments that all methods share:
 
 ``out``       where the result goes; None: in place where that has a meaning, else a new array.
 ``timeout``   seconds until the operation fails with Timeout; None: the communicator's.
@@ -16,16 +16,14 @@ PeerLost, Timeout and Aborted when the world ends the operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
 from hccomm import requests
 from hccomm.buffers import Buffer
-from hccomm.requests import ANY_SOURCE, OP_CODES, Counts, Op, Request
+from hccomm.requests import ANY_SOURCE, Counts, Op, Request
 from hccomm.work import Work
 
 B = TypeVar("B", bound=Buffer)
-_Fast = Callable[[int, Any, Any, int, int, float], bool]
 
 
 class Operations:
@@ -33,7 +31,6 @@ class Operations:
 
     _rank: int
     _size: int
-    _fast: _Fast | None = None
 
     def _issue(self, request: Request, timeout: float | None, async_op: bool) -> Any:
         raise NotImplementedError
@@ -67,11 +64,6 @@ class Operations:
         ``out`` has as many elements as ``buffer``; None reduces in place. ``factor`` multiplies
         every input first when ``op`` is ``"premul_sum"``. Returns ``out`` (or ``buffer``).
         """
-        fast = self._fast
-        if fast is not None and not async_op:
-            target = buffer if out is None else out
-            if fast(1, buffer, target, OP_CODES.get(op, 8), 0, timeout or 0.0):
-                return target
         return self._issue(requests.all_reduce(buffer, op, out, factor), timeout, async_op)  # type: ignore[no-any-return]
 
     # fmt: off
@@ -101,15 +93,6 @@ class Operations:
 
         Returns the result on the root and None elsewhere; ``out`` of the others is not used.
         """
-        fast = self._fast
-        if fast is not None and not async_op:
-            if self._rank != root:
-                if fast(5, buffer, None, OP_CODES.get(op, 8), root, timeout or 0.0):
-                    return None
-            else:
-                target = buffer if out is None else out
-                if fast(5, buffer, target, OP_CODES.get(op, 8), root, timeout or 0.0):
-                    return target
         request = requests.reduce(self._rank, buffer, op, root, out, factor)
         return self._issue(request, timeout, async_op)  # type: ignore[no-any-return]
 
@@ -145,10 +128,6 @@ class Operations:
         ``out``. With ``counts``, part r has ``counts[r]`` elements and begins at element
         ``offsets[r]`` of ``buffer``; parts lie back to back when ``offsets`` is None.
         """
-        fast = self._fast
-        if fast is not None and not async_op and counts is None and out is not None:  # noqa: SIM102
-            if fast(3, buffer, out, OP_CODES.get(op, 8), 0, timeout or 0.0):
-                return out
         request = requests.reduce_scatter(
             self._rank, self._size, buffer, op, out, counts, offsets, factor
         )
@@ -176,9 +155,6 @@ class Operations:
         async_op: bool = False,
     ) -> B | Work[B]:
         """Copy ``buffer`` of rank ``root`` into ``buffer`` of every rank, and return it."""
-        fast = self._fast
-        if fast is not None and not async_op and fast(4, buffer, buffer, 0, root, timeout or 0.0):
-            return buffer
         return self._issue(requests.broadcast(self._rank, buffer, root), timeout, async_op)  # type: ignore[no-any-return]
 
     # fmt: off
@@ -210,10 +186,6 @@ class Operations:
         of its ``buffer``), which go to element ``offsets[r]`` of ``out``. In place: pass the own
         part of ``out`` as ``buffer``.
         """
-        fast = self._fast
-        if fast is not None and not async_op and counts is None and out is not None:  # noqa: SIM102
-            if fast(2, buffer, out, 0, 0, timeout or 0.0):
-                return out
         request = requests.all_gather(self._size, buffer, out, counts, offsets)
         return self._issue(request, timeout, async_op)  # type: ignore[no-any-return]
 
@@ -244,13 +216,6 @@ class Operations:
 
         Returns ``out`` on the root and None elsewhere.
         """
-        fast = self._fast
-        if fast is not None and not async_op and counts is None:
-            if self._rank != root:
-                if fast(6, buffer, None, 0, root, timeout or 0.0):
-                    return None
-            elif out is not None and fast(6, buffer, out, 0, root, timeout or 0.0):
-                return out
         request = requests.gather(self._rank, self._size, buffer, root, out, counts, offsets)
         return self._issue(request, timeout, async_op)  # type: ignore[no-any-return]
 
@@ -284,11 +249,6 @@ class Operations:
         Only the root passes ``buffer``; the others must pass ``out``. Parts are as in
         ``reduce_scatter``. In place on the root: pass its own part of ``buffer`` as ``out``.
         """
-        fast = self._fast
-        if fast is not None and not async_op and counts is None and out is not None:
-            source = buffer if self._rank == root else None
-            if fast(7, source, out, 0, root, timeout or 0.0):
-                return out
         request = requests.scatter(self._rank, self._size, buffer, root, out, counts, offsets)
         return self._issue(request, timeout, async_op)  # type: ignore[no-any-return]
 
@@ -324,10 +284,6 @@ class Operations:
         rank sends ``counts[r]`` elements from ``offsets[r]`` of ``buffer`` to rank r and receives
         ``recv_counts[r]`` elements at ``recv_offsets[r]`` of ``out`` from it.
         """
-        fast = self._fast
-        if fast is not None and not async_op and counts is None and out is not None:  # noqa: SIM102
-            if recv_counts is None and fast(8, buffer, out, 0, 0, timeout or 0.0):
-                return out
         request = requests.all_to_all(
             self._size, buffer, out, counts, offsets, recv_counts, recv_offsets
         )
@@ -345,9 +301,6 @@ class Operations:
     # fmt: on
     def barrier(self, *, timeout: float | None = None, async_op: bool = False) -> None | Work[None]:
         """Return once every rank has called it."""
-        fast = self._fast
-        if fast is not None and not async_op and fast(9, None, None, 0, 0, timeout or 0.0):
-            return None
         return self._issue(requests.barrier(), timeout, async_op)  # type: ignore[no-any-return]
 
     # fmt: off
@@ -375,10 +328,6 @@ class Operations:
 
         A blocking ``send`` may wait for its ``recv``: two ranks that exchange use ``async_op``.
         """
-        fast = self._fast
-        if fast is not None and tag == 0 and not async_op:  # noqa: SIM102
-            if fast(32, buffer, buffer, 0, dest, timeout or 0.0):
-                return None
         return self._issue(requests.send(buffer, dest, tag), timeout, async_op)  # type: ignore[no-any-return]
 
     # fmt: off
@@ -406,8 +355,4 @@ class Operations:
 
         Returns the rank it came from.
         """
-        fast = self._fast
-        if fast is not None and source >= 0 and tag == 0 and not async_op:  # noqa: SIM102
-            if fast(33, buffer, buffer, 0, source, timeout or 0.0):
-                return source
         return self._issue(requests.recv(buffer, source, tag), timeout, async_op)  # type: ignore[no-any-return]

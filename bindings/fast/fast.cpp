@@ -2,8 +2,8 @@
 //
 // The fast path of small Python calls: hccomm/_fast. A blocking operation on objects with the
 // buffer protocol goes straight from Python's argument array to the C ABI, without cffi's objects.
-// What it does not take (other arrays, odd types, options) it declines, and hccomm/operations.py
-// goes the general way, which also words the errors.
+// What it does not take (other arrays, odd types, options, wrong calls) it hands to the method of
+// hccomm/operations.py with the same arguments.
 //
 // The library is the one that the package has already loaded: its functions are looked up, never
 // linked, so that a process holds one copy.
@@ -36,11 +36,29 @@ constexpr double kSlice = 0.25;  // seconds between looks at Python's signals
 
 // One communicator as the fast path sees it.
 //
-// Thread: call() from any; `inside` tells close() whether somebody still uses the handle.
+// Thread: methods run on any; `inside` tells close() whether somebody still uses the handle.
 struct State {
   std::atomic<hccomm_comm*> comm;
+  int rank = 0;
   int size = 1;
   std::atomic<int> inside{0};
+};
+
+// One method of one communicator: which collective, and where to go when it is not for here.
+struct Method {
+  std::shared_ptr<State> state;
+  int collective = 0;
+  PyObject* general = nullptr;  // the bound method of hccomm/operations.py
+};
+
+// What a call says, as far as the fast path knows options.
+struct Arguments {
+  PyObject* buffer = Py_None;
+  PyObject* second = nullptr;  // op of reductions; root, dest or source of the others
+  PyObject* op = nullptr;
+  PyObject* root = nullptr;
+  PyObject* out = Py_None;
+  PyObject* timeout = Py_None;
 };
 
 // Releases a Py_buffer, however the call ends.
@@ -149,57 +167,164 @@ PyObject* raise(int code, const hccomm_error& error) {
   return nullptr;
 }
 
-// call(collective, input, output, op, root, timeout) -> whether it was done here.
-PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t nargs) {
-  auto* state = static_cast<State*>(PyCapsule_GetPointer(self, nullptr));
-  if (state == nullptr || nargs != 6) {
-    if (state != nullptr) PyErr_SetString(PyExc_TypeError, "call takes 6 arguments");
-    return nullptr;
+bool reduces(int collective) {
+  return collective == HCCOMM_ALL_REDUCE || collective == HCCOMM_REDUCE ||
+         collective == HCCOMM_REDUCE_SCATTER;
+}
+
+bool is(PyObject* text, const char* word) {
+  return PyUnicode_CompareWithASCIIString(text, word) == 0;
+}
+
+// Sorts the arguments; false where there is an option that only the general way knows.
+bool sort(Arguments& found, PyObject* const* args, Py_ssize_t nargs, PyObject* names) {
+  if (nargs > 2) return false;
+  if (nargs > 0) found.buffer = args[0];
+  if (nargs > 1) found.second = args[1];
+  const Py_ssize_t named = names != nullptr ? PyTuple_GET_SIZE(names) : 0;
+  for (Py_ssize_t i = 0; i < named; ++i) {
+    PyObject* name = PyTuple_GET_ITEM(names, i);
+    PyObject* value = args[nargs + i];
+    if (is(name, "out"))
+      found.out = value;
+    else if (is(name, "op"))
+      found.op = value;
+    else if (is(name, "root") || is(name, "dest") || is(name, "source"))
+      found.root = value;
+    else if (is(name, "timeout"))
+      found.timeout = value;
+    else if (is(name, "async_op") && value == Py_False)
+      continue;
+    else if (value != Py_None)
+      return false;  // counts, offsets, tag, factor
   }
-  hccomm_comm* comm = state->comm.load(std::memory_order_relaxed);
-  hccomm_call request{};
-  request.struct_size = sizeof request;
-  request.collective = static_cast<std::int32_t>(PyLong_AsLong(args[0]));
-  request.op = static_cast<std::int32_t>(PyLong_AsLong(args[3]));
-  request.root = static_cast<std::int32_t>(PyLong_AsLong(args[4]));
-  request.timeout = PyFloat_AsDouble(args[5]);
+  return true;
+}
+
+// The number of an operation by its name, or -1; PREMUL_SUM has a factor and is not for here.
+int op_of(PyObject* name) {
+  static constexpr const char* kNames[] = {"sum", "avg",  "prod", "min",
+                                           "max", "band", "bor",  "bxor"};
+  if (name == nullptr) return HCCOMM_SUM;
+  if (!PyUnicode_Check(name)) return -1;
+  for (int op = HCCOMM_SUM; op < HCCOMM_PREMUL_SUM; ++op) {
+    if (is(name, kNames[op])) return op;
+  }
+  return -1;
+}
+
+// Fills op, root and timeout; false where the general way must word the error.
+bool choose(hccomm_call& call, Arguments& found) {
+  PyObject* op = found.op;
+  PyObject* root = found.root;
+  if (found.second != nullptr) {
+    PyObject*& place = reduces(call.collective) ? op : root;
+    if (place != nullptr) return false;  // given twice
+    place = found.second;
+  }
+  call.op = reduces(call.collective) ? op_of(op) : op != nullptr ? -1 : 0;
+  if (call.op < 0) return false;
+  if (root != nullptr) {
+    const long value = PyLong_Check(root) ? PyLong_AsLong(root) : -1;
+    if (value < 0 || value > INT32_MAX) return PyErr_Clear(), false;
+    call.root = static_cast<std::int32_t>(value);
+  } else if (call.collective == HCCOMM_SEND || call.collective == HCCOMM_RECV) {
+    return false;  // from any source, or forgotten
+  }
+  if (found.timeout == Py_None) return true;
+  call.timeout = PyFloat_Check(found.timeout) ? PyFloat_AS_DOUBLE(found.timeout) : 0;
+  return call.timeout > 0;
+}
+
+// Who reads and who writes what; false where a result must be allocated.
+bool place(int collective, bool is_root, Arguments& found) {
+  switch (collective) {
+    case HCCOMM_ALL_REDUCE:
+      if (found.out == Py_None) found.out = found.buffer;
+      return true;
+    case HCCOMM_REDUCE:
+      if (found.out == Py_None) found.out = found.buffer;
+      if (!is_root) found.out = Py_None;
+      return true;
+    case HCCOMM_GATHER:
+      if (!is_root) found.out = Py_None;
+      return !is_root || found.out != Py_None;
+    case HCCOMM_SCATTER:
+      if (!is_root) found.buffer = Py_None;
+      return found.out != Py_None && (!is_root || found.buffer != Py_None);
+    case HCCOMM_BROADCAST:
+    case HCCOMM_SEND:
+    case HCCOMM_RECV:
+      if (found.out != Py_None) return false;
+      found.out = found.buffer;
+      return true;
+    case HCCOMM_BARRIER: return found.buffer == Py_None && found.out == Py_None;
+    default: return found.out != Py_None;
+  }
+}
+
+PyObject* result(int collective, const hccomm_call& call, const Arguments& found) {
+  if (collective == HCCOMM_RECV) return PyLong_FromLong(call.root);
+  if (collective == HCCOMM_SEND) Py_RETURN_NONE;
+  Py_INCREF(found.out);
+  return found.out;
+}
+
+// The method itself: like the general one in every way but time.
+PyObject* invoke(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* names) {
+  auto* method = static_cast<Method*>(PyCapsule_GetPointer(self, nullptr));
+  if (method == nullptr) return nullptr;
+  State& state = *method->state;
+  hccomm_comm* comm = state.comm.load(std::memory_order_relaxed);
+  hccomm_call call{};
+  call.struct_size = sizeof call;
+  call.collective = method->collective;
+  Arguments found;
   Held in, out;
-  const bool odd = PyErr_Occurred() != nullptr || !(request.timeout >= 0);
-  if (odd) PyErr_Clear();
-  if (comm == nullptr || odd || request.op == HCCOMM_PREMUL_SUM ||
-      !describe(request, state->size, args[1], args[2], in, out)) {
-    Py_RETURN_FALSE;
+  if (comm == nullptr || !sort(found, args, nargs, names) || !choose(call, found) ||
+      !place(call.collective, state.rank == call.root, found) ||
+      !describe(call, state.size, found.buffer, found.out, in, out)) {
+    return PyObject_Vectorcall(method->general, args, static_cast<std::size_t>(nargs), names);
   }
   hccomm_error error;
-  const int code = execute(*state, comm, request, &error);
-  if (code == HCCOMM_OK) Py_RETURN_TRUE;
+  const int code = execute(state, comm, call, &error);
+  if (code == HCCOMM_OK) return result(call.collective, call, found);
   if (code > 0) return raise(code, error);
   in.held = out.held = false;  // interrupted: the operation goes on, so its memory must stay
   return nullptr;
 }
 
-PyMethodDef call_method = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(call)),
-                           METH_FASTCALL, "Run one operation; False: not here."};
+PyMethodDef method_definition = {
+    "operation", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(invoke)),
+    METH_FASTCALL | METH_KEYWORDS, "An operation of hccomm.Communicator; see there."};
 
 void destroy(PyObject* capsule) {
-  delete static_cast<State*>(PyCapsule_GetPointer(capsule, nullptr));
+  auto* method = static_cast<Method*>(PyCapsule_GetPointer(capsule, nullptr));
+  Py_XDECREF(method->general);
+  delete method;
 }
 
-// One attached communicator: the callable and its life.
+// One communicator: makes its methods and ends them.
 class Attached {
  public:
-  Attached(std::uintptr_t comm, int size)
-      : state_(new State{reinterpret_cast<hccomm_comm*>(comm), size}),
-        capsule_(py::reinterpret_steal<py::object>(PyCapsule_New(state_, nullptr, destroy))),
-        call_(py::reinterpret_steal<py::object>(PyCFunction_New(&call_method, capsule_.ptr()))) {}
+  Attached(std::uintptr_t comm, int rank, int size) : state_(std::make_shared<State>()) {
+    state_->comm = reinterpret_cast<hccomm_comm*>(comm);
+    state_->rank = rank;
+    state_->size = size;
+  }
 
-  py::object call() const { return call_; }
+  py::object method(int collective, const py::object& general) const {
+    auto made = std::make_unique<Method>(Method{state_, collective, nullptr});
+    auto capsule = py::reinterpret_steal<py::object>(PyCapsule_New(made.get(), nullptr, destroy));
+    if (!capsule) throw py::error_already_set();
+    made.release()->general = general.inc_ref().ptr();
+    return py::reinterpret_steal<py::object>(PyCFunction_New(&method_definition, capsule.ptr()));
+  }
   int inside() const { return state_->inside.load(); }
   void detach() { state_->comm.store(nullptr); }
 
  private:
-  State* state_;  // owned by the capsule
-  py::object capsule_, call_;
+  std::shared_ptr<State> state_;
 };
 
 template <typename Function>
@@ -230,8 +355,8 @@ PYBIND11_MODULE(_fast, module) {
   module.doc() = "The compiled fast path of small blocking calls; see bindings/fast/fast.cpp.";
   module.def("bind", &bind, "Look the library's functions up in the copy that is loaded.");
   py::class_<Attached>(module, "Attached")
-      .def(py::init<std::uintptr_t, int>())
-      .def_property_readonly("call", &Attached::call)
+      .def(py::init<std::uintptr_t, int, int>())
+      .def("method", &Attached::method, "A fast method, in front of the general one.")
       .def("inside", &Attached::inside, "How many threads are inside the library.")
-      .def("detach", &Attached::detach, "Decline every further call.");
+      .def("detach", &Attached::detach, "Hand every further call to the general methods.");
 }
