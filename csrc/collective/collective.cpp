@@ -40,8 +40,7 @@ void check(const plan::Call& call, const plan::Group& group) {
   find(call.collective).check(call, group);
 }
 
-// Gatherv and scatterv may know all counts at the root only, alltoallv nowhere.
-static bool counts_agree(plan::Collective collective) {
+bool counts_agree(plan::Collective collective) noexcept {
   return collective == plan::Collective::AllGather || collective == plan::Collective::ReduceScatter;
 }
 

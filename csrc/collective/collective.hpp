@@ -39,8 +39,12 @@ void check(const plan::Call& call, const plan::Group& group);
 using plan::input_count;
 using plan::output_count;
 
-// Elements by which algbw counts and select/ chooses; the same on all ranks wherever the ranks know
-// enough for that, else 0 (alltoallv, gatherv, scatterv): the large buffer where there is one.
+// Whether all ranks know all counts of the v-form: not so in alltoallv, nor, off the root, in
+// gatherv and scatterv.
+bool counts_agree(plan::Collective collective) noexcept;
+
+// Elements by which algbw counts and select/ chooses: of the large buffer, where there is one. Of a
+// v-form whose counts do not agree, 0.
 std::uint64_t total_count(const plan::Call& call, const plan::Group& group);
 
 // The call in 64 bits, never 0 and equal on all ranks that called the same: what may differ between
