@@ -11,6 +11,7 @@
 #include "base/config.hpp"
 #include "transport/handshake_io.hpp"
 #include "transport/shm/peer_memory.hpp"
+#include "transport/stream_link.hpp"
 
 namespace hccomm::transport::shm {
 
@@ -173,6 +174,19 @@ Result<Exchanged> exchange(int socket, pid_t peer, const Wishes& wishes, Deadlin
     result.no_memory = "the peer could not map this process's memory";
   }
   return result;
+}
+
+Result<std::unique_ptr<Link>> make_link(UniqueFd socket, pid_t peer, Exchanged agreed) {
+  if (!agreed.no_memory.empty()) {
+    return std::unique_ptr<Link>(std::make_unique<StreamLink>(
+        std::move(socket), text("shm (stream, as ", agreed.no_memory, ") to process ", peer)));
+  }
+  auto bell = Bell::make(std::move(socket), peer);
+  if (!bell) return bell.status();
+  const std::size_t my_area_bytes = agreed.mine.size() - ring_bytes(0);
+  return std::unique_ptr<Link>(std::make_unique<ShmLink>(
+      Parts{std::move(agreed.mine), std::move(agreed.theirs), my_area_bytes,
+            agreed.their_area_bytes, std::move(bell).value(), agreed.pulls}));
 }
 
 }  // namespace hccomm::transport::shm

@@ -6,7 +6,7 @@
 
 #include <sys/types.h>
 
-#include <optional>
+#include <memory>
 #include <string>
 
 #include "base/clock.hpp"
@@ -34,7 +34,10 @@ struct Exchanged {
 // Thread: any. Fails: when the peer leaves, lies or is late.
 Result<Exchanged> exchange(int socket, pid_t peer, const Wishes& wishes, Deadline deadline);
 
-// The process and the user at the other end of a Unix socket.
+// The link that this makes: rings, or where there is no memory a stream over the socket itself.
+Result<std::unique_ptr<Link>> make_link(UniqueFd socket, pid_t peer, Exchanged agreed);
+
+// The process at the other end of a Unix socket; refuses one of another user.
 Result<pid_t> checked_peer(int socket);
 
 }  // namespace hccomm::transport::shm

@@ -199,6 +199,7 @@ std::size_t RingReader::take_block(Inbox& inbox, const std::byte* cell, bool fir
     std::memcpy(&header, cell + kHeaderAt, sizeof header);
     if (header.length <= kInlineBytes) return bad("a block claims payload bytes:", header.length);
     left_ = header.length;
+    discarded_ = false;
   }
   // Parts are cut at a full chunk, so all but the last are multiples of 16 bytes.
   const std::size_t bytes = std::min<std::uint64_t>(left_, kChunkBytes);
@@ -217,7 +218,9 @@ std::size_t RingReader::take_block(Inbox& inbox, const std::byte* cell, bool fir
 }
 
 void RingReader::hand_over(Inbox& inbox, const std::byte* piece, std::size_t bytes) {
-  if (direct_ != nullptr) {
+  if (discarded_) {
+    // taken out of the ring, no more
+  } else if (direct_ != nullptr) {
     std::memcpy(direct_, piece, bytes);
     direct_ += bytes;
   } else {

@@ -98,6 +98,8 @@ class RingReader {
   Taken poll(Inbox& inbox, std::size_t budget) noexcept;
   const std::string& fault() const noexcept { return fault_; }
   bool inside_frame() const noexcept { return left_ != 0; }
+  // The rest of the frame that is arriving in parts goes nowhere; Inbox::end() still comes.
+  void discard() noexcept { discarded_ = left_ != 0; }
   std::atomic_ref<std::uint32_t> my_sleep() const noexcept;
 
  private:
@@ -113,6 +115,7 @@ class RingReader {
   std::uint64_t area_ = 0;   // area read, gaps included
   std::uint64_t left_ = 0;   // payload still to come of the frame in hand
   std::byte* direct_ = nullptr;
+  bool discarded_ = false;
   std::string fault_;
 };
 

@@ -36,6 +36,7 @@ class ShmLink final : public Link {
   Progress send(Outgoing& frame) noexcept override;
   bool poll(Inbox& inbox, std::size_t budget) noexcept override;
   bool pending() noexcept override;
+  void discard() noexcept override { reader_.discard(); }
   Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override;
   bool pulls() const noexcept override { return parts_.pulls; }
   bool sleeping(bool asleep) noexcept override;

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -117,6 +118,26 @@ TEST(ShmRing, PollStopsNearItsBudget) {
   ASSERT_EQ(ring.reader.poll(inbox, 3 * (8 + sizeof(wire::Header))), RingReader::Taken::Some);
 
   EXPECT_EQ(inbox.frames.size(), 3U);
+}
+
+TEST(ShmRing, ADiscardedFrameTouchesItsDestinationNoMoreButStillEnds) {
+  for (const bool direct : {false, true}) {
+    Ring ring;
+    Recorder inbox(direct);
+    carry(ring, pattern(2 * kChunkBytes, 1), inbox);
+    ASSERT_EQ(ring.reader.poll(inbox, 1), RingReader::Taken::Some);
+
+    ring.reader.discard();
+    ASSERT_EQ(ring.reader.poll(inbox, 1), RingReader::Taken::Some);
+    carry(ring, pattern(2 * kChunkBytes, 2), inbox);
+    ASSERT_EQ(ring.reader.poll(inbox, 1 << 30), RingReader::Taken::Some);
+
+    ASSERT_EQ(inbox.frames.size(), 2U);
+    const auto& cut = inbox.frames[0].payload;
+    EXPECT_TRUE(std::all_of(cut.begin() + kChunkBytes, cut.end(),
+                            [](std::byte each) { return each == std::byte{0}; }));
+    EXPECT_EQ(inbox.frames[1], pattern(2 * kChunkBytes, 2));
+  }
 }
 
 TEST(ShmRing, TwoThreadsStreamMixedSizesWithoutLossOrRace) {
