@@ -101,9 +101,9 @@ def config(fix: bool) -> Outcome:
     return run(sys.executable, "tools/gen_config.py", *([] if fix else ["--check"]))
 
 
-def links(fix: bool) -> Outcome:
-    """Files that the Markdown pages point to exist."""
-    return run(sys.executable, "tools/check_links.py")
+def docs(fix: bool) -> Outcome:
+    """Links of the pages lead somewhere; every algorithm is in its table."""
+    return run(sys.executable, "tools/check_docs.py")
 
 
 QUICK: list[Callable[[bool], Outcome]] = [
@@ -113,7 +113,7 @@ QUICK: list[Callable[[bool], Outcome]] = [
     layers,
     heads,
     config,
-    links,
+    docs,
 ]
 ALL = [check for check in QUICK if check is not heads] + [types, headers]
 
