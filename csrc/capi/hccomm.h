@@ -136,7 +136,11 @@ typedef struct hccomm_config {
   const hccomm_store* store;  /* takes precedence over rendezvous */
   const char* name;           /* distinguishes communicators on one store; NULL: "world" */
   double timeout;             /* of operations and of this call; 0: HCCOMM_TIMEOUT */
+  uint32_t flags;             /* HCCOMM_THREAD_RANK */
 } hccomm_config;
+
+/* This rank is one of several threads of its process, each a rank of its own. */
+#define HCCOMM_THREAD_RANK 1u
 
 /* Collective. Meets the other ranks and makes the communicator of all of them. */
 HCCOMM_API int hccomm_init(const hccomm_config* config, hccomm_comm** comm, hccomm_error* error);

@@ -88,24 +88,18 @@ class Communicator {
   engine::Context context_;
   plan::Group group_;
   select::Facts facts_;
+  select::Rules rules_;
   std::vector<transport::Card> cards_;
-  std::vector<int> ranks_;  // of the parent, for names
   Seconds timeout_;
   bool closed_ = false;
 
   std::mutex mutex_;  // guards the members below
   plan::Call last_call_;
   RecipePtr last_;
+  std::uint64_t last_input_ = 0, last_output_ = 0;  // elements that last_call_ needs
   std::unordered_map<std::string, RecipePtr> recipes_;  // by the bytes of the call
   std::map<std::pair<std::vector<int>, std::string>, int> made_;  // groups made of these ranks
   int splits_ = 0;
-};
-
-// Meets the other ranks through a store and makes the communicator of all of them.
-struct Meeting {
-  int rank = 0, size = 1;
-  std::string name = "world";
-  Seconds timeout{0};
 };
 
 }  // namespace hccomm::comm

@@ -30,8 +30,12 @@ std::shared_ptr<Endpoint> Endpoint::of_process() {
   return process_endpoint();
 }
 
+static std::atomic<Endpoint*> process_peek{nullptr};
+Endpoint* Endpoint::peek() noexcept { return process_peek.load(std::memory_order_acquire); }
+
 void Endpoint::set_of_process(std::shared_ptr<Endpoint> endpoint) {
   const std::lock_guard lock(process_mutex);
+  process_peek.store(endpoint.get(), std::memory_order_release);
   process_endpoint() = std::move(endpoint);
 }
 
@@ -73,7 +77,8 @@ Endpoint::Endpoint(std::string job, std::string key) {
   });
   if (registered != 0) throw Error(Code::System, "endpoint: pthread_atfork failed");
   identity_ = {std::move(job), std::move(key), wire::random_bytes(16)};
-  engine_ = std::make_unique<engine::Engine>(*this, identity_.uuid, engine_settings());
+  engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), identity_.uuid,
+                                             engine_settings());
   card_.uuid = identity_.uuid;
   card_.host = host_id();
   card_.machine = machine_id();

@@ -45,6 +45,7 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
 
   // This process's endpoint, made at first use; the job is the first caller's. nullptr before.
   static std::shared_ptr<Endpoint> of_process();
+  static Endpoint* peek() noexcept;  // the same for signal handlers: takes no lock
   static void set_of_process(std::shared_ptr<Endpoint> endpoint);
   // True in a child that was forked after an endpoint was made: nothing here works there.
   static bool forked() noexcept;

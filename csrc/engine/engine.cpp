@@ -220,6 +220,7 @@ Operation& Engine::allocate(Context& context, OperationKind kind, Deadline deadl
   op.kind = kind;
   op.state.store(Operation::Running, std::memory_order_relaxed);
   op.references = 2;  // ours while it runs, and the caller's handle
+  op.engine = this;
   op.context = &context;
   op.deadline = deadline;
   op.probe_at = {};

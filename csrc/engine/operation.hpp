@@ -19,6 +19,7 @@
 namespace hccomm::engine {
 
 struct Context;
+class Engine;
 
 // Where one step stands. Copied from Recipe::initial when an operation starts.
 struct StepState {
@@ -77,7 +78,8 @@ struct Operation {
   std::atomic<int> state{Free};
   int references = 0;  // of the engine while running, and of each handle
   std::size_t position = 0;  // in Engine::running_
-  Context* context = nullptr;
+  Engine* engine = nullptr;    // whose it is, for handles
+  Context* context = nullptr;  // valid until Done
   std::uint64_t sequence = 0;  // collectives: number within the context
   Status status;
   Deadline deadline;

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The asking half of the C ABI: what this build can do here, and which algorithm would serve a
+// call. Convert, call, catch.
+#include <algorithm>
+#include <cstring>
+
+#include "algorithm/algorithms.hpp"
+#include "base/config.hpp"
+#include "base/error.hpp"
+#include "base/json.hpp"
+#include "base/machine.hpp"
+#include "capi/hccomm.h"
+#include "collective/collective.hpp"
+#include "comm/endpoint.hpp"
+#include "dtype/reduce.hpp"
+#include "plan/print.hpp"
+#include "select/select.hpp"
+#include "transport/transports.hpp"
+
+using hccomm::Code;
+using hccomm::Error;
+using hccomm::Json;
+using hccomm::text;
+
+static int64_t answer_with(const std::string& answer, char* out, size_t capacity) {
+  if (out != nullptr && capacity > 0) {
+    const std::size_t length = std::min(answer.size(), capacity - 1);
+    std::memcpy(out, answer.data(), length);
+    out[length] = '\0';
+  }
+  return static_cast<int64_t>(answer.size());
+}
+
+// The body's JSON, or {"error": ...} with minus the code.
+template <typename Body>
+static int64_t answered(char* out, size_t capacity, Body&& body) noexcept {
+  try {
+    return answer_with(body(), out, capacity);
+  } catch (const Error& failure) {
+    answer_with(failure.what(), out, capacity);
+    return -static_cast<int64_t>(failure.status().code());
+  } catch (const std::exception& failure) {
+    answer_with(failure.what(), out, capacity);
+    return -static_cast<int64_t>(Code::Internal);
+  }
+}
+
+int64_t hccomm_settings(char* out, size_t capacity) {
+  return answered(out, capacity, [] {
+    Json all = Json::array();
+    for (const auto& each : hccomm::config::settings()) {
+      const bool secret = std::strcmp(each.name, "HCCOMM_KEY") == 0;
+      all.push(Json::object()
+                   .add("name", each.name)
+                   .add("kind", each.kind)
+                   .add("default", each.fallback)
+                   .add("meaning", each.meaning)
+                   .add("value", secret ? std::string() : hccomm::config::raw(each.name))
+                   .add("set", hccomm::config::is_set(each.name)));
+    }
+    return all.str();
+  });
+}
+
+// Opens nothing for good: a transport says whether it can be had here and is closed again.
+class Nobody final : public hccomm::transport::Acceptor {
+  bool reserve(const std::string&) override { return false; }
+  void accepted(hccomm::transport::Accepted) override {}
+  void abandoned(const std::string&) override {}
+};
+
+int64_t hccomm_info(char* out, size_t capacity) {
+  return answered(out, capacity, [] {
+    Nobody nobody;
+    const hccomm::transport::Identity identity{std::string(16, '\1'), "", std::string(16, '\2')};
+    Json transports = Json::array();
+    for (const auto& each : hccomm::transport::transports()) {
+      auto opened = each.open(identity, nobody);
+      transports.push(Json::object()
+                          .add("name", each.name)
+                          .add("summary", each.summary)
+                          .add("available", opened.ok())
+                          .add("reason", opened.ok() ? std::string() : opened.status().text())
+                          .add("address", opened.ok() ? opened.value()->address() : ""));
+      if (opened.ok()) opened.value()->stop();
+    }
+    Json algorithms = Json::array();
+    for (const auto& each : hccomm::algorithm::algorithms()) {
+      algorithms.push(Json::object()
+                          .add("collective", hccomm::plan::name(each.collective))
+                          .add("name", each.name)
+                          .add("summary", each.summary));
+    }
+    return Json::object()
+        .add("version", hccomm_version())
+        .add("abi", hccomm_abi_version())
+        .add("host", hccomm::host_id())
+        .add("cores", hccomm::available_cores())
+        .add("simd", hccomm::dtype::simd_name())
+        .add("transports", transports)
+        .add("algorithms", algorithms)
+        .str();
+  });
+}
+
+static hccomm::plan::Group emulate(int size, int hosts, int rank) {
+  if (size < 1 || hosts < 1 || hosts > size || rank < 0 || rank >= size) {
+    throw Error(Code::InvalidArgument,
+                text("explain: ", size, " ranks on ", hosts, " hosts, rank ", rank,
+                     " cannot be; hosts must be 1..ranks and rank 0..ranks-1"));
+  }
+  hccomm::plan::Group group;
+  group.size = size;
+  group.hosts = hosts;
+  group.rank = rank;
+  for (int each = 0; each < size; ++each) {
+    group.host_of.push_back(static_cast<int>(static_cast<std::int64_t>(each) * hosts / size));
+  }
+  return group;
+}
+
+int64_t hccomm_explain(int32_t collective, int32_t dtype, int32_t op, uint64_t count, int32_t size,
+                       int32_t hosts, int32_t rank, int32_t plan, char* out, size_t capacity) {
+  return answered(out, capacity, [&] {
+    if (collective < HCCOMM_ALL_REDUCE || collective > HCCOMM_BARRIER || dtype < 0 ||
+        dtype >= hccomm::dtype::kDTypes || op < 0 || op >= hccomm::dtype::kRedOps) {
+      throw Error(Code::InvalidArgument, "explain: no such collective, dtype or op");
+    }
+    const hccomm::plan::Group group = emulate(size, hosts, rank);
+    hccomm::plan::Call call;
+    call.collective = static_cast<hccomm::plan::Collective>(collective);
+    call.type = static_cast<hccomm::dtype::DType>(dtype);
+    call.op = static_cast<hccomm::dtype::RedOp>(op);
+    call.count = count;
+    call.in_place = call.collective == hccomm::plan::Collective::Broadcast;
+    hccomm::collective::check(call, group);
+    hccomm::select::Facts facts;
+    facts.cores = hccomm::available_cores();
+    const auto rules = hccomm::select::Rules::parse(hccomm::config::raw("HCCOMM_ALGO"));
+    const hccomm::select::Choice choice = hccomm::select::choose(call, group, facts, rules);
+    Json others = Json::array();
+    for (const auto& each : hccomm::algorithm::algorithms()) {
+      if (each.collective != call.collective || each.name == choice.algorithm->name) continue;
+      const char* refusal = each.refuses != nullptr ? each.refuses(call, group) : nullptr;
+      others.push(Json::object()
+                      .add("name", each.name)
+                      .add("summary", each.summary)
+                      .add("why_not", refusal != nullptr ? refusal : "not the first choice"));
+    }
+    const auto made = choice.algorithm->make(call, group, choice.tuning);
+    std::uint64_t sent = 0, messages = 0;
+    for (const auto& step : made.steps) {
+      if (step.kind != hccomm::plan::Kind::Send) continue;
+      ++messages;
+      sent += step.src.count;
+    }
+    Json answer = Json::object();
+    answer.add("call", hccomm::collective::describe(call))
+        .add("ranks", size)
+        .add("hosts", hosts)
+        .add("algorithm", choice.algorithm->name)
+        .add("summary", choice.algorithm->summary)
+        .add("why", choice.why)
+        .add("segment", choice.tuning.segment)
+        .add("steps", made.steps.size())
+        .add("messages_sent", messages)
+        .add("bytes_sent", sent * hccomm::dtype::size_of(call.type))
+        .add("alternatives", others);
+    if (plan != 0) answer.add("plan", hccomm::plan::print(made));
+    return answer.str();
+  });
+}

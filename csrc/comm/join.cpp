@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/join.hpp"
+
+#include <array>
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+#include <set>
+
+#include "base/config.hpp"
+#include "base/log.hpp"
+#include "rendezvous/meet.hpp"
+#include "transport/route_hint.hpp"
+#include "wire/crypto.hpp"
+#include "wire/key.hpp"
+
+namespace hccomm::comm {
+
+// Rank and size as launchers tell them: torchrun, Open MPI, MPICH and Intel MPI, Slurm.
+static constexpr std::array<std::pair<const char*, const char*>, 4> kLaunchers = {{
+    {"RANK", "WORLD_SIZE"},
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
+    {"PMI_RANK", "PMI_SIZE"},
+    {"SLURM_PROCID", "SLURM_NTASKS"},
+}};
+
+static int number_in(const char* variable) {
+  const char* value = std::getenv(variable);
+  int number = -1;
+  const auto [rest, error] = std::from_chars(value, value + std::strlen(value), number);
+  if (error != std::errc() || *rest != '\0' || number < 0) {
+    throw Error(Code::InvalidArgument,
+                text("init: ", variable, "=\"", value, "\" is not a number from 0 up"));
+  }
+  return number;
+}
+
+static void ask_launcher(Meeting& meeting) {
+  if (meeting.rank >= 0 && meeting.size > 0) return;
+  for (const auto& [rank, size] : kLaunchers) {
+    if (std::getenv(rank) == nullptr || std::getenv(size) == nullptr) continue;
+    meeting.rank = number_in(rank);
+    meeting.size = number_in(size);
+    return;
+  }
+  meeting.rank = 0;
+  meeting.size = 1;
+}
+
+static void check(const Meeting& meeting) {
+  if (meeting.size < 1 || meeting.rank < 0 || meeting.rank >= meeting.size) {
+    throw Error(Code::InvalidArgument,
+                text("init: rank=", meeting.rank, " is outside 0..", meeting.size - 1,
+                     "; give every process its own rank and the same size"));
+  }
+}
+
+static std::string load_key() {
+  std::string key = wire::load_job_key().take();
+  const std::string mode = config::raw("HCCOMM_AUTH");
+  if (mode == "off") return {};
+  if (mode == "require" && key.empty()) {
+    throw Error(Code::InvalidArgument,
+                "init: HCCOMM_AUTH=require, but there is no job key; make one with `hccomm keygen "
+                "FILE` and set HCCOMM_KEY_FILE on all ranks");
+  }
+  return key;
+}
+
+// The endpoint of this process where its job is the meeting's, else a new one.
+static std::shared_ptr<Endpoint> endpoint_for(const Meeting& meeting, const std::string& job) {
+  std::shared_ptr<Endpoint> shared = meeting.own_endpoint ? nullptr : Endpoint::of_process();
+  if (shared != nullptr && shared->job() == job) return shared;
+  auto made = std::make_shared<Endpoint>(job, load_key());
+  if (shared == nullptr && !meeting.own_endpoint) Endpoint::set_of_process(made);
+  return made;
+}
+
+static void say_whether_authenticated(const Endpoint& endpoint,
+                                      const std::vector<transport::Card>& cards) {
+  std::set<std::string> machines;
+  for (const transport::Card& card : cards) machines.insert(card.machine);
+  if (endpoint.authenticated() || machines.size() < 2) return;
+  log::write_once(log::Level::Warn, "auth",
+                  "no job key: connections between hosts carry a random job id against strays, but "
+                  "do not prove who dials (`hccomm keygen`, HCCOMM_KEY_FILE; HCCOMM_AUTH=require "
+                  "refuses to run so)");
+}
+
+static std::uint64_t session_of(rendezvous::Store& store, const Meeting& meeting,
+                                Deadline deadline) {
+  const std::string key = meeting.name + "/session";
+  std::string session;
+  if (meeting.rank == 0) {
+    session = wire::random_bytes(8);
+    const Status status = store.set(key, session);
+    if (!status.ok()) throw Error(status);
+  } else {
+    session = store.get(key, deadline).take();
+  }
+  if (session.size() != 8) {
+    throw Error(Code::Integrity, "init: the store holds a damaged session number");
+  }
+  std::uint64_t number = 0;
+  std::memcpy(&number, session.data(), sizeof number);
+  return number | 1;
+}
+
+static std::unique_ptr<Communicator> alone(const Meeting& meeting) {
+  const std::shared_ptr<Endpoint> shared = Endpoint::of_process();
+  const std::string job = shared != nullptr ? shared->job() : wire::random_bytes(16);
+  const auto endpoint = endpoint_for(meeting, job);
+  std::uint64_t id = 0;
+  const std::string random = wire::random_bytes(8);
+  std::memcpy(&id, random.data(), sizeof id);
+  return std::make_unique<Communicator>(endpoint, meeting.name, id | 1, 0,
+                                        std::vector{endpoint->card()}, meeting.timeout);
+}
+
+static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::Store& store,
+                                          Deadline deadline) {
+  const std::shared_ptr<Endpoint> shared = meeting.own_endpoint ? nullptr : Endpoint::of_process();
+  const std::string mine = shared != nullptr ? shared->job() : std::string();
+  const std::string job =
+      rendezvous::agree_job(store, meeting.name, meeting.rank, meeting.size, mine, deadline).take();
+  const auto endpoint = endpoint_for(meeting, job);
+  rendezvous::Book book =
+      rendezvous::exchange_cards(store, meeting.name, meeting.rank, meeting.size,
+                                 endpoint->card(), deadline)
+          .take();
+  const std::uint64_t id = session_of(store, meeting, deadline);
+  say_whether_authenticated(*endpoint, book.cards);
+  return std::make_unique<Communicator>(endpoint, meeting.name, id, meeting.rank,
+                                        std::move(book.cards), meeting.timeout);
+}
+
+std::unique_ptr<Communicator> join(const Meeting& asked) {
+  Meeting meeting = asked;
+  if (Endpoint::forked()) {
+    throw Error(Code::InvalidArgument,
+                "init: this process was forked from one that uses hccomm; start it with the spawn "
+                "method instead");
+  }
+  config::check_all();
+  if (meeting.timeout.count() <= 0) meeting.timeout = config::seconds("HCCOMM_TIMEOUT");
+  const Deadline deadline = Deadline::after(meeting.timeout);
+  ask_launcher(meeting);
+  check(meeting);
+  log::set_rank(meeting.rank);
+  if (meeting.size == 1 && meeting.store == nullptr) return alone(meeting);
+  if (const char* master = std::getenv("MASTER_ADDR")) transport::set_route_hint(master);
+  if (meeting.store != nullptr) return meet(meeting, *meeting.store, deadline);
+
+  std::string url = meeting.url.empty() ? config::raw("HCCOMM_RENDEZVOUS") : meeting.url;
+  if (url.empty()) {
+    throw Error(Code::InvalidArgument,
+                text("init: ", meeting.size, " ranks, but no place to meet; pass a store or a "
+                     "rendezvous, or set HCCOMM_RENDEZVOUS=tcp://host:port or file:///directory"));
+  }
+  if (url.starts_with("tcp://")) {
+    transport::set_route_hint(url.substr(6, url.rfind(':') - 6));
+  }
+  const auto store = rendezvous::open_store(url, meeting.rank, deadline).take();
+  auto made = meet(meeting, *store, deadline);
+  store->finish(deadline);
+  return made;
+}
+
+}  // namespace hccomm::comm

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The engine over real transports: collectives and messages of every size in any legal order, and
+// what happens when ranks disagree, are late or leave.
+#include "engine/engine.hpp"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "support/cluster.hpp"
+
+namespace hccomm::test {
+
+using engine::Job;
+using engine::Operation;
+
+static plan::Call allreduce_of(std::uint64_t count, bool in_place = false) {
+  plan::Call call;
+  call.collective = plan::Collective::AllReduce;
+  call.type = dtype::DType::I64;
+  call.count = count;
+  call.in_place = in_place;
+  return call;
+}
+
+static Job job_of(std::shared_ptr<const engine::Recipe> recipe, const void* input, void* output,
+                  double seconds = 30) {
+  return {std::move(recipe),
+          static_cast<std::byte*>(const_cast<void*>(input)),
+          static_cast<std::byte*>(output), 1.0, Deadline::after(Seconds(seconds))};
+}
+
+class EngineOver : public testing::TestWithParam<const char*> {};
+
+TEST_P(EngineOver, AllreduceOfEverySizeIsRight) {
+  for (const int ranks : {2, 3, 4}) {
+    Cluster cluster(GetParam(), ranks);
+    for (const char* algorithm : {"direct", "scatter_gather", "ring", "tree"}) {
+      for (const std::uint64_t count : {1ull, 7ull, 1000ull, 50'000ull, 1'000'003ull}) {
+        cluster.run([&](Node& node) {
+          std::vector<std::int64_t> in(count), out(count, -1);
+          std::iota(in.begin(), in.end(), node.rank() * 1000);
+          const auto recipe = recipe_of(allreduce_of(count), node, algorithm, 8192);
+
+          const Status status =
+              node.engine().run(node.context(), job_of(recipe, in.data(), out.data()));
+
+          ASSERT_TRUE(status.ok()) << status.text();
+          const std::int64_t base = 1000ll * ranks * (ranks - 1) / 2;
+          for (std::uint64_t i = 0; i < count; ++i) {
+            ASSERT_EQ(out[i], base + static_cast<std::int64_t>(ranks * i)) << algorithm << i;
+          }
+        });
+      }
+    }
+  }
+}
+
+TEST_P(EngineOver, ManyOperationsInFlightCompleteInAnyOrder) {
+  Cluster cluster(GetParam(), 3);
+
+  cluster.run([&](Node& node) {
+    std::vector<std::vector<std::int64_t>> data(40);
+    std::vector<Operation*> ops;
+    for (std::size_t k = 0; k < data.size(); ++k) {
+      data[k].assign(k % 4 == 0 ? 100'000 : 3, node.rank() + static_cast<int>(k));
+      const auto recipe = recipe_of(allreduce_of(data[k].size(), true), node, "ring", 4096);
+      ops.push_back(node.engine().start(
+          node.context(), job_of(recipe, data[k].data(), data[k].data()), k % 2 == 0));
+    }
+    for (std::size_t k = data.size(); k-- > 0;) {
+      const Status status = node.engine().wait(*ops[k], Deadline::after(Seconds(30)));
+      ASSERT_TRUE(status.ok()) << status.text();
+      ASSERT_EQ(data[k].front(), 3 + 3 * static_cast<int>(k));
+      ASSERT_EQ(data[k].back(), 3 + 3 * static_cast<int>(k));
+      node.engine().release(*ops[k]);
+    }
+  });
+}
+
+TEST_P(EngineOver, AnUnwaitedOperationIsDrivenByTheServiceThread) {
+  Cluster cluster(GetParam(), 2);
+  std::atomic<int> calls{0};
+
+  cluster.run([&](Node& node) {
+    std::vector<std::int64_t> data(300'000, 1);
+    const auto recipe = recipe_of(allreduce_of(data.size(), true), node, "ring", 8192);
+    Operation* op = node.engine().start(node.context(), job_of(recipe, data.data(), data.data()),
+                                        node.rank() == 0);
+    node.engine().on_done(
+        *op, [](void* counter, int code) { *static_cast<std::atomic<int>*>(counter) += 1 + code; },
+        &calls);
+    const Deadline deadline = Deadline::after(Seconds(20));
+    while (!op->done() && !deadline.passed()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    ASSERT_TRUE(op->done());
+    ASSERT_EQ(data.front() + data.back(), 4);
+    node.engine().release(*op);
+  });
+
+  const Deadline deadline = Deadline::after(Seconds(5));
+  while (calls.load() < 2 && !deadline.passed()) std::this_thread::yield();
+  EXPECT_EQ(calls.load(), 2);
+}
+
+TEST_P(EngineOver, BothMaySendBeforeTheyReceive) {
+  Cluster cluster(GetParam(), 2);
+  for (const std::size_t bytes : {0ul, 8ul, 5'000ul, 3'000'000ul}) {
+    cluster.run([&](Node& node) {
+      const int peer = 1 - node.rank();
+      std::vector<std::uint8_t> out(bytes, static_cast<std::uint8_t>(node.rank() + 1));
+      std::vector<std::uint8_t> in(bytes, 0);
+      const Deadline deadline = Deadline::after(Seconds(20));
+
+      Operation* send = node.engine().start_send(node.context(), peer, 5, out.data(), bytes,
+                                                 deadline, false);
+      Operation* recv = node.engine().start_recv(node.context(), node.rank() == 0 ? -1 : peer, 5,
+                                                 in.data(), bytes, deadline, false);
+      const Status sent = node.engine().wait(*send, deadline);
+      const Status received = node.engine().wait(*recv, deadline);
+
+      ASSERT_TRUE(sent.ok()) << sent.text();
+      ASSERT_TRUE(received.ok()) << received.text();
+      ASSERT_EQ(recv->peer, peer);
+      ASSERT_EQ(in, std::vector<std::uint8_t>(bytes, static_cast<std::uint8_t>(peer + 1)));
+      node.engine().release(*send);
+      node.engine().release(*recv);
+    });
+  }
+}
+
+TEST_P(EngineOver, MessagesMatchByTagInOrder) {
+  Cluster cluster(GetParam(), 2);
+  const Deadline deadline = Deadline::after(Seconds(20));
+
+  cluster.run([&](Node& node) {
+    std::vector<Operation*> ops;
+    std::vector<std::int64_t> values(200, -1);
+    if (node.rank() == 0) {
+      std::iota(values.begin(), values.end(), 0);
+      for (int k = 0; k < 200; ++k) {
+        ops.push_back(node.engine().start_send(node.context(), 1, k % 2, &values[k], 8, deadline,
+                                               false));
+      }
+    } else {
+      for (const int tag : {1, 0}) {
+        for (int k = tag; k < 200; k += 2) {
+          ops.push_back(
+              node.engine().start_recv(node.context(), 0, tag, &values[k], 8, deadline, false));
+        }
+      }
+    }
+    for (Operation* op : ops) {
+      ASSERT_TRUE(node.engine().wait(*op, deadline).ok());
+      node.engine().release(*op);
+    }
+    for (int k = 0; k < 200; ++k) ASSERT_EQ(values[k], k);
+  });
+}
+
+TEST_P(EngineOver, RanksThatDisagreeAllLearnWhoCalledWhat) {
+  Cluster cluster(GetParam(), 3);
+
+  cluster.run([&](Node& node) {
+    std::int64_t value = 1;
+    const auto recipe =
+        recipe_of(allreduce_of(1, true), node, "direct", 0, node.rank() == 1 ? 99 : 11);
+    const Status status = node.engine().run(node.context(), job_of(recipe, &value, &value));
+
+    EXPECT_EQ(status.code(), Code::Mismatch) << status.text();
+    EXPECT_NE(status.text().find("rank 1"), std::string::npos) << status.text();
+  });
+}
+
+TEST_P(EngineOver, AMissingRankIsNamedAtTheDeadline) {
+  Cluster cluster(GetParam(), 3);
+
+  cluster.run([&](Node& node) {
+    if (node.rank() == 2) return;
+    std::int64_t value = 1;
+    const auto recipe = recipe_of(allreduce_of(1, true), node, "direct");
+    const Status status = node.engine().run(node.context(), job_of(recipe, &value, &value, 0.3));
+
+    EXPECT_EQ(status.code(), Code::Timeout) << status.text();
+    EXPECT_NE(status.text().find("rank 2"), std::string::npos) << status.text();
+  });
+}
+
+TEST_P(EngineOver, ARankThatLeavesIsNamedByThoseThatWaitForIt) {
+  Cluster cluster(GetParam(), 3);
+  cluster.run([&](Node& node) {
+    std::int64_t value = 1;
+    const auto recipe = recipe_of(allreduce_of(1, true), node, "direct");
+    ASSERT_TRUE(node.engine().run(node.context(), job_of(recipe, &value, &value)).ok());
+  });
+
+  cluster.run([&](Node& node) {
+    if (node.rank() == 1) {
+      node.leave();
+      return;
+    }
+    std::int64_t value = 1;
+    const auto recipe = recipe_of(allreduce_of(1, true), node, "direct");
+    const Status status = node.engine().run(node.context(), job_of(recipe, &value, &value, 10));
+
+    EXPECT_EQ(status.code(), Code::PeerLost) << status.text();
+    EXPECT_EQ(status.rank(), 1);
+  });
+  std::vector<transport::Card> cards;
+  for (int rank = 0; rank < 3; ++rank) cards.push_back(cluster[rank].card());
+  cluster[1].context() = {};
+  cluster[1].meet(cards, 8);  // so that the cluster can end like any other
+}
+
+TEST_P(EngineOver, AnAbortUnblocksAWaiter) {
+  Cluster cluster(GetParam(), 2);
+
+  cluster.run([&](Node& node) {
+    if (node.rank() == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      node.engine().poison(node.context(), Status(Code::Aborted, "enough"), true);
+      return;
+    }
+    std::vector<std::int64_t> data(100'000, 1);
+    const auto recipe = recipe_of(allreduce_of(data.size(), true), node, "ring", 4096);
+    Operation* op =
+        node.engine().start(node.context(), job_of(recipe, data.data(), data.data()), false);
+    std::thread late([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      node.engine().poison(node.context(), Status(Code::Aborted, "enough"), true);
+    });
+    const Status status = node.engine().wait(*op, Deadline::after(Seconds(10)));
+    late.join();
+    EXPECT_EQ(status.code(), Code::Aborted) << status.text();
+    node.engine().release(*op);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, EngineOver, testing::Values("inproc", "tcp", "shm"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace hccomm::test
