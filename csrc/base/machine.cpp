@@ -82,7 +82,7 @@ static double cgroup_quota() {
     const std::size_t first = line.find(':');
     const std::size_t second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = text(",", line.substr(first + 1, second - first - 1), ",");
     const bool two = controllers == ",,";
     if (!two && controllers.find(",cpu,") == std::string::npos) continue;
     const std::string root = two ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
