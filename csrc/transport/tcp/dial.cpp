@@ -33,7 +33,10 @@ std::string Place::readable() const {
 
 std::string print(std::span<const Place> places) {
   std::string out;
-  for (const Place& each : places) out += (out.empty() ? "" : ",") + each.text();
+  for (const Place& each : places) {
+    if (!out.empty()) out += ",";
+    out += each.text();
+  }
   return out;
 }
 
