@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "algorithm/algorithms.hpp"
@@ -105,6 +106,10 @@ std::vector<int> roots_for(const Algorithm& each, int size) {
   return roots;
 }
 
+bool has_place(Collective collective) {
+  return collective != Collective::AllToAll && collective != Collective::Barrier;
+}
+
 class Algorithms : public testing::TestWithParam<Algorithm> {
  protected:
   static Call call_of(std::uint64_t count, int root, bool in_place) {
@@ -116,10 +121,7 @@ class Algorithms : public testing::TestWithParam<Algorithm> {
     call.in_place = in_place;
     return call;
   }
-  static bool may_be_in_place() {
-    return GetParam().collective != Collective::AllToAll &&
-           GetParam().collective != Collective::Barrier;
-  }
+  static bool may_be_in_place() { return has_place(GetParam().collective); }
 };
 
 TEST_P(Algorithms, AreRightForEverySizeRootAndCount) {
@@ -168,6 +170,20 @@ TEST_P(Algorithms, AreRightOnAnyHosts) {
           if (HasFailure()) return;
         }
       }
+    }
+  }
+}
+
+// Whether a call is in place is each rank's own affair.
+class AlgorithmsInPlace : public Algorithms {};
+
+TEST_P(AlgorithmsInPlace, AreRightWhereSomeRanksAreAndOthersNot) {
+  for (const int size : {2, 3, 4, 7, 8}) {
+    for (const Hosts layout : {Hosts::One, Hosts::Uneven, Hosts::Interleaved}) {
+      const std::vector<Group> groups = groups_of(size, layout);
+      std::vector<Call> calls(groups.size(), call_of(50, size - 1, false));
+      for (std::size_t rank = 0; rank < calls.size(); rank += 2) calls[rank].in_place = true;
+      prove(GetParam(), calls, groups, 8);
     }
   }
 }
@@ -236,6 +252,42 @@ std::vector<Algorithm> those(bool (*wanted)(Collective)) {
   return all;
 }
 
+// Those whose plans stay short: hops or messages grow with the logarithm.
+class ScalableAlgorithms : public Algorithms {};
+
+TEST_P(ScalableAlgorithms, AreRightForAThousandRanks) {
+  std::vector<Group> groups = groups_of(1024, Hosts::One);
+  for (Group& group : groups) {
+    group.hosts = 128;
+    for (std::size_t rank = 0; rank < 1024; ++rank)
+      group.host_of[rank] = static_cast<int>(rank / 8);
+  }
+  const std::uint64_t count = GetParam().collective == Collective::Barrier ? 0
+                              : plan::same_shape(GetParam().collective)    ? 100
+                                                                           : 2;
+  prove(GetParam(), std::vector<Call>(groups.size(), call_of(count, 0, false)), groups, 0);
+}
+
+std::vector<Algorithm> scalable() {
+  static constexpr std::string_view kShort[] = {"recursive_doubling",
+                                                "halving_doubling",
+                                                "tree",
+                                                "two_level",
+                                                "halving",
+                                                "binomial",
+                                                "bruck",
+                                                "chain",
+                                                "dissemination"};
+  std::vector<Algorithm> all;
+  for (const Algorithm& each : algorithm::algorithms()) {
+    const bool wanted =
+        std::find(std::begin(kShort), std::end(kShort), each.name) != std::end(kShort);
+    // An all-to-all has a million parts, whatever the algorithm.
+    if (wanted && each.collective != Collective::AllToAll) all.push_back(each);
+  }
+  return all;
+}
+
 bool any(Collective) { return true; }
 bool reduces(Collective collective) { return collective::find(collective).reduces; }
 bool has_parts(Collective collective) {
@@ -247,6 +299,8 @@ std::string name_of(const testing::TestParamInfo<Algorithm>& each) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Algorithms, testing::ValuesIn(those(any)), name_of);
+INSTANTIATE_TEST_SUITE_P(All, AlgorithmsInPlace, testing::ValuesIn(those(has_place)), name_of);
+INSTANTIATE_TEST_SUITE_P(All, ScalableAlgorithms, testing::ValuesIn(scalable()), name_of);
 INSTANTIATE_TEST_SUITE_P(All, ReducingAlgorithms, testing::ValuesIn(those(reduces)), name_of);
 INSTANTIATE_TEST_SUITE_P(All, AlgorithmsOfParts, testing::ValuesIn(those(has_parts)), name_of);
 
