@@ -14,6 +14,7 @@
 #include "base/config.hpp"
 #include "base/dynlib.hpp"
 #include "base/error.hpp"
+#include "base/json.hpp"
 #include "base/log.hpp"
 #include "base/text.hpp"
 #include "base/unique_fd.hpp"
@@ -121,6 +122,23 @@ TEST(CheckDeathTest, StopsTheProcessAndSaysWhy) {
 
 TEST(Text, JoinsItsParts) {
   EXPECT_EQ(text("rank ", 3, " of ", 4u, ": ", std::string("gone")), "rank 3 of 4: gone");
+}
+
+// ---- JSON
+
+TEST(Json, NestsAndKeepsTheOrderOfItsMembers) {
+  Json peers = Json::array();
+  peers.push(Json::object().add("rank", 1).add("host", "beta")).push(Json::object());
+
+  const Json all = Json::object().add("size", 2u).add("idle", false).add("peers", peers);
+
+  EXPECT_EQ(all.str(), R"({"size":2,"idle":false,"peers":[{"rank":1,"host":"beta"},{}]})");
+  EXPECT_EQ(Json::array().str(), "[]");
+}
+
+TEST(Json, EscapesWhatATextMayHold) {
+  EXPECT_EQ(json_quote("a \"b\" \\ c\n\x01"), R"("a \"b\" \\ c\u000a\u0001")");
+  EXPECT_EQ(json_quote("ä"), "\"ä\"");
 }
 
 // ---- deadlines
