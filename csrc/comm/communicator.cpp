@@ -91,10 +91,6 @@ void Communicator::set_timeout(Seconds timeout) {
   timeout_ = timeout;
 }
 
-Deadline Communicator::deadline_of(Seconds timeout) const {
-  return Deadline::after(timeout.count() > 0 ? timeout : timeout_);
-}
-
 void Communicator::check_usable(const char* what) const {
   if (Endpoint::forked()) {
     throw Error(Code::InvalidArgument,
@@ -146,7 +142,7 @@ static void check_buffer(const Call& call, const char* which, const Memory& memo
 
 static void check_overlap(const Request& request, std::uint64_t input, std::uint64_t output,
                           std::size_t element) {
-  if (request.call.in_place || input == 0 || output == 0) return;
+  if (input == 0 || output == 0) return;
   const std::byte* a = request.input.data;
   const std::byte* b = request.output.data;
   if (a < b + output * element && b < a + input * element) {
@@ -157,23 +153,31 @@ static void check_overlap(const Request& request, std::uint64_t input, std::uint
   }
 }
 
-// Fills in call.in_place, checks the buffers, and finds or makes the recipe.
-Communicator::RecipePtr Communicator::recipe_for(Request& request) {
-  Call& call = request.call;
-  const std::size_t element = dtype::size_of(call.type);
-  const std::lock_guard lock(mutex_);
-  if (last_ != nullptr) {
-    call.in_place = last_call_.in_place;
-    if (call == last_call_ &&
-        call.in_place ==
-            lies_in_place(call, group_, request.input, request.output, element) &&
-        request.input.data != nullptr && request.output.data != nullptr &&
-        request.input.count >= last_input_ && request.output.count >= last_output_ &&
-        (call.in_place || request.input.data + last_input_ * element <= request.output.data ||
-         request.output.data + last_output_ * element <= request.input.data)) {
-      return last_;
-    }
+// Whether this request is the last one again, apart from where its buffers are.
+bool Communicator::repeats_last(const Request& request) const {
+  const Call& call = request.call;
+  const Call& last = last_call_;
+  if (last_ == nullptr || call.collective != last.collective || call.type != last.type ||
+      call.op != last.op || call.root != last.root || call.count != last.count ||
+      call.counts != last.counts || call.offsets != last.offsets ||
+      call.recv_counts != last.recv_counts || call.recv_offsets != last.recv_offsets) {
+    return false;
   }
+  const std::size_t element = dtype::size_of(call.type);
+  const std::byte* in = request.input.data;
+  const std::byte* out = request.output.data;
+  return in != nullptr && out != nullptr && request.input.count >= last_input_ &&
+         request.output.count >= last_output_ &&
+         last.in_place == lies_in_place(call, group_, request.input, request.output, element) &&
+         (last.in_place || in + last_input_ * element <= out || out + last_output_ * element <= in);
+}
+
+// Checks the request, and finds or makes its recipe.
+Communicator::RecipePtr Communicator::recipe_for(const Request& request) {
+  const std::lock_guard lock(mutex_);
+  if (repeats_last(request)) return last_;
+  Call call = request.call;
+  const std::size_t element = dtype::size_of(call.type);
   call.in_place = call.collective == Collective::Broadcast;
   collective::check(call, group_);
   const std::uint64_t input = collective::input_count(call, group_);
@@ -181,7 +185,7 @@ Communicator::RecipePtr Communicator::recipe_for(Request& request) {
   check_buffer(call, "input", request.input, input);
   check_buffer(call, "output", request.output, output);
   call.in_place = lies_in_place(call, group_, request.input, request.output, element);
-  check_overlap(request, input, output, element);
+  if (!call.in_place) check_overlap(request, input, output, element);
 
   std::string key;
   const auto put = [&key](const auto& value) {
@@ -227,20 +231,16 @@ Communicator::RecipePtr Communicator::make_recipe(const Call& call) {
 
 engine::Operation* Communicator::start(const Request& request) {
   check_usable(plan::name(request.call.collective));
-  Request mine = request;
-  RecipePtr recipe = recipe_for(mine);
-  const engine::Job job{std::move(recipe), mine.input.data, mine.output.data, mine.factor,
-                        deadline_of(mine.timeout)};
-  return engine().start(context_, job, mine.background);
+  return engine().start(context_,
+                        {recipe_for(request), request.input.data, request.output.data,
+                         request.factor, timeout_of(request.timeout)},
+                        request.background);
 }
 
 Status Communicator::run(const Request& request) {
   check_usable(plan::name(request.call.collective));
-  Request mine = request;
-  RecipePtr recipe = recipe_for(mine);
-  const engine::Job job{std::move(recipe), mine.input.data, mine.output.data, mine.factor,
-                        deadline_of(mine.timeout)};
-  return engine().run(context_, job);
+  return engine().run(context_, {recipe_for(request), request.input.data, request.output.data,
+                                 request.factor, timeout_of(request.timeout)});
 }
 
 void Communicator::check_message(const char* what, const Message& message) const {
@@ -259,13 +259,13 @@ void Communicator::check_message(const char* what, const Message& message) const
 engine::Operation* Communicator::send(const Message& message) {
   check_message("send", message);
   return engine().start_send(context_, message.peer, message.tag, message.data, message.bytes,
-                             deadline_of(message.timeout), message.background);
+                             timeout_of(message.timeout), message.background);
 }
 
 engine::Operation* Communicator::recv(const Message& message) {
   check_message("recv", message);
   return engine().start_recv(context_, message.peer, message.tag, message.data, message.bytes,
-                             deadline_of(message.timeout), message.background);
+                             timeout_of(message.timeout), message.background);
 }
 
 std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks, std::string name,

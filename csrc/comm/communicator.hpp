@@ -78,11 +78,12 @@ class Communicator {
 
  private:
   using RecipePtr = std::shared_ptr<const engine::Recipe>;
-  RecipePtr recipe_for(Request& request);
+  RecipePtr recipe_for(const Request& request);
+  bool repeats_last(const Request& request) const;
   RecipePtr make_recipe(const plan::Call& call);
   void check_usable(const char* what) const;
   void check_message(const char* what, const Message& message) const;
-  Deadline deadline_of(Seconds timeout) const;
+  Seconds timeout_of(Seconds asked) const { return asked.count() > 0 ? asked : timeout_; }
 
   std::shared_ptr<Endpoint> endpoint_;
   engine::Context context_;

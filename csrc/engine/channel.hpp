@@ -85,6 +85,7 @@ class Channel final : public transport::Inbox {
 
   // Receives and sends what is possible. True when something moved.
   bool progress();
+  bool pump();  // the queues, as far as the link takes them
   bool idle() const { return urgent_.empty() && bulk_.empty() && !current_; }
   // Rings the peer's bell after sends, if it sleeps.
   void flush() {
@@ -102,7 +103,6 @@ class Channel final : public transport::Inbox {
   void end() override;
 
  private:
-  bool pump();  // the queues, as far as the link takes them
   void next_bulk_part();
   void completed(Operation* operation, std::uint32_t step);
   const Binding* binding_of(std::uint64_t context);

@@ -64,9 +64,10 @@ static const plan::Inlet* inlet_of(const std::vector<plan::Inlet>& inlets, int p
   return found != inlets.end() && found->peer == peer ? &*found : nullptr;
 }
 
-Operation& Engine::begin_collective(Context& context, const Job& job) {
-  const Recipe& recipe = *job.recipe;
-  Operation& op = allocate(context, OperationKind::Collective, job.deadline);
+Operation& Engine::begin_collective(Context& context, Job& job) {
+  Operation& op = allocate(context, OperationKind::Collective, job.timeout);
+  op.recipe = std::move(job.recipe);
+  const Recipe& recipe = *op.recipe;
   op.sequence = context.next_sequence++;
   context.history[op.sequence % context.history.size()] = recipe.fingerprint;
   while (context.window[op.sequence & (context.window.size() - 1)] != nullptr) {
@@ -77,7 +78,6 @@ Operation& Engine::begin_collective(Context& context, const Job& job) {
     context.window = std::move(wider);
   }
   context.window[op.sequence & (context.window.size() - 1)] = &op;
-  op.recipe = job.recipe;
   op.factor = job.factor;
   op.steps.assign(recipe.initial.begin(), recipe.initial.end());
   op.left = static_cast<std::uint32_t>(recipe.plan.steps.size());
@@ -276,7 +276,10 @@ bool Engine::agrees(Context& context, int source, const Header& header) {
 
 void Engine::receive(Context& context, int source, const Header& header,
                      const std::byte* payload) {
-  if (!context.poison.ok()) return;
+  if (!context.poison.ok()) {
+    tell(context, source);  // it does not know, or it would not send
+    return;
+  }
   if (header.sequence >= context.next_sequence) {
     Kept kept{source, header, nullptr};
     if (header.length != 0) {

@@ -63,6 +63,7 @@ struct Context {
   std::vector<std::string> who;   // by rank: "rank 2 (alpha, pid 812)", for messages
   std::vector<std::uint8_t> gone; // by rank: has said Bye
   Status poison;
+  std::vector<std::uint8_t> told; // by rank: has been sent the poison
 
   std::uint64_t next_sequence = 0;
   // Collectives in flight: slot sequence % window.size().

@@ -63,6 +63,7 @@ Channel& Engine::channel_of(const transport::Card& card) {
 void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   Guard guard(*this);
   context.gone.assign(context.size, 0);
+  context.told.assign(context.size, 0);
   context.matching.next_index.assign(context.size, 0);
   context.channels.assign(context.size, nullptr);
   contexts_.push_back(&context);
@@ -141,6 +142,7 @@ void Engine::attach(Channel& channel, std::unique_ptr<transport::Link> link) {
   channel.attach(std::move(link), settings_.eager_limit);
   up_.push_back(&channel);
   unpark(channel);
+  channel.pump();
   channel.flush();
   eventfd_write(bell_.get(), 1);
 }
@@ -213,7 +215,7 @@ void Engine::share_machine(int ranks, int cores) {
 
 // ---- operations -------------------------------------------------------------------------------
 
-Operation& Engine::allocate(Context& context, OperationKind kind, Deadline deadline) {
+Operation& Engine::allocate(Context& context, OperationKind kind, Seconds timeout) {
   if (free_.empty()) free_.push_back(&storage_.emplace_back());
   Operation& op = *free_.back();
   free_.pop_back();
@@ -222,7 +224,7 @@ Operation& Engine::allocate(Context& context, OperationKind kind, Deadline deadl
   op.references = 2;  // ours while it runs, and the caller's handle
   op.engine = this;
   op.context = &context;
-  op.deadline = deadline;
+  op.timeout = timeout;
   op.probe_at = {};
   op.position = running_.size();
   running_.push_back(&op);
@@ -274,11 +276,11 @@ Operation* Engine::handle(Operation& op, bool background) {
   return &op;
 }
 
-Operation* Engine::start(Context& context, const Job& job, bool background) {
+Operation* Engine::start(Context& context, Job job, bool background) {
   Guard guard(*this);
   Operation* op = nullptr;
   if (!context.poison.ok()) {
-    op = &allocate(context, OperationKind::Send, job.deadline);
+    op = &allocate(context, OperationKind::Send, job.timeout);
     finish(*op, context.poison);
   } else {
     op = handle(begin_collective(context, job), background);
@@ -287,7 +289,7 @@ Operation* Engine::start(Context& context, const Job& job, bool background) {
   return op;
 }
 
-Status Engine::run(Context& context, const Job& job) {
+Status Engine::run(Context& context, Job job) {
   Guard guard(*this);
   if (!context.poison.ok()) return context.poison;
   Operation& op = begin_collective(context, job);

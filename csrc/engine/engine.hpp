@@ -65,13 +65,13 @@ class Engine {
 
   // Starts a collective; the handle returned holds one reference. `background`: nobody will wait
   // soon.
-  Operation* start(Context& context, const Job& job, bool background);
+  Operation* start(Context& context, Job job, bool background);
   Operation* start_send(Context& context, int peer, std::uint64_t tag, const void* data,
-                        std::uint64_t bytes, Deadline deadline, bool background);
+                        std::uint64_t bytes, Seconds timeout, bool background);
   Operation* start_recv(Context& context, int peer, std::uint64_t tag, void* data,
-                        std::uint64_t bytes, Deadline deadline, bool background);
+                        std::uint64_t bytes, Seconds timeout, bool background);
   // start() and wait() without a handle.
-  Status run(Context& context, const Job& job);
+  Status run(Context& context, Job job);
   // Drives until the operation is done (its own Status) or the deadline has passed (Timeout).
   Status wait(Operation& operation, Deadline deadline);
   bool test(Operation& operation);
@@ -109,12 +109,12 @@ class Engine {
   Channel& channel_of(const transport::Card& card);
   void need(Channel& channel);
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
-  Operation& allocate(Context& context, OperationKind kind, Deadline deadline);
+  Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
   void finish(Operation& operation, Status status);
   void drop_reference(Operation& operation);
   Operation* handle(Operation& operation, bool background);
   // collective.cpp
-  Operation& begin_collective(Context& context, const Job& job);
+  Operation& begin_collective(Context& context, Job& job);
   void run_step(Operation& operation, std::uint32_t step);
   void issue_send(Operation& operation, std::uint32_t step);
   void issue_open(Operation& operation, std::size_t inlet);
@@ -144,6 +144,7 @@ class Engine {
   void forget_tagged(Operation& operation);
   // failure.cpp
   void poison_locked(Context& context, Status why, bool tell);
+  void tell(Context& context, int rank);
   void fail(Operation& operation, const Status& why);
   void channel_broken(Channel& channel);
   void epoll_forget(int fd);

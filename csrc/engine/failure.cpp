@@ -28,21 +28,21 @@ void Engine::fail(Operation& op, const Status& why) {
   finish(op, std::move(status));
 }
 
-void Engine::poison_locked(Context& context, Status why, bool tell) {
+// Sends one rank the reason, once. Where there is no link yet it leaves as soon as there is one.
+void Engine::tell(Context& context, int rank) {
+  Channel* channel = context.channels[rank];
+  if (channel == nullptr || std::exchange(context.told[rank], 1) != 0) return;
+  Header header;
+  header.type = Type::Status;
+  header.context = context.id;
+  channel->send_text(header, wire::encode_status(context.poison));
+  channel->flush();
+}
+
+void Engine::poison_locked(Context& context, Status why, bool should_tell) {
   if (!context.poison.ok()) return;
   context.poison = why;
-  if (tell) {
-    Header header;
-    header.type = Type::Status;
-    header.context = context.id;
-    for (int rank = 0; rank < context.size; ++rank) {
-      Channel* channel = context.channels[rank];
-      if (channel != nullptr && channel->up()) {
-        channel->send_text(header, wire::encode_status(why));
-        channel->flush();
-      }
-    }
-  }
+  for (int rank = 0; should_tell && rank < context.size; ++rank) tell(context, rank);
   const std::vector<Operation*> all = running_;
   for (Operation* op : all) {
     if (op->context == &context) fail(*op, context.poison);
@@ -172,6 +172,11 @@ void Engine::probe(Operation& op) {
   }
 }
 
+static Clock::time_point deadline_from(Clock::time_point now, Seconds timeout) {
+  if (timeout.count() > 3.0e8) return Clock::time_point::max();
+  return now + std::chrono::duration_cast<Clock::duration>(timeout);
+}
+
 // Deadlines, probes, dials that are due. Called every few milliseconds by whoever drives.
 void Engine::check_deadlines(Clock::time_point now) {
   if (abort_word_.exchange(0, std::memory_order_acq_rel) != 0) {
@@ -195,7 +200,12 @@ void Engine::check_deadlines(Clock::time_point now) {
   const std::vector<Operation*> all = running_;
   for (Operation* op : all) {
     if (op->done() || op->state.load(std::memory_order_relaxed) == Operation::Free) continue;
-    if (now >= op->deadline.at()) {
+    if (op->probe_at == Clock::time_point{}) {
+      op->probe_at = now + kProbeAfter;
+      op->deadline = deadline_from(now, op->timeout);
+      continue;
+    }
+    if (now >= op->deadline) {
       const Status late(Code::Timeout,
                         text("the deadline has passed (", progress_text(*op),
                              "); look for the rank that is late, or raise the timeout"));
@@ -207,8 +217,8 @@ void Engine::check_deadlines(Clock::time_point now) {
       continue;
     }
     if (op->kind != OperationKind::Collective || now < op->probe_at) continue;
-    if (op->probe_at != Clock::time_point{}) probe(*op);
-    op->probe_at = now + (op->probe_at == Clock::time_point{} ? kProbeAfter : kProbeEvery);
+    probe(*op);
+    op->probe_at = now + kProbeEvery;
   }
 }
 

@@ -56,7 +56,7 @@ struct Job {
   std::byte* input = nullptr;
   std::byte* output = nullptr;
   double factor = 1.0;  // PREMUL_SUM
-  Deadline deadline;
+  Seconds timeout{300};
 };
 
 // A part of a message that came before its step (or its operation) was ready for it.
@@ -82,8 +82,11 @@ struct Operation {
   Context* context = nullptr;  // valid until Done
   std::uint64_t sequence = 0;  // collectives: number within the context
   Status status;
-  Deadline deadline;
-  Clock::time_point probe_at;  // when to ask the peers we wait for
+  // The clock is not read when an operation starts: whoever drives sets the deadline at its first
+  // look at the clock, milliseconds later at most.
+  Seconds timeout{300};
+  Clock::time_point deadline = Clock::time_point::max();
+  Clock::time_point probe_at;  // when to ask the peers we wait for; unset before the first look
 
   // collectives
   std::shared_ptr<const Recipe> recipe;

@@ -16,9 +16,9 @@ using wire::Type;
 static Operation* refused(Operation& op) { return &op; }
 
 Operation* Engine::start_send(Context& context, int peer, std::uint64_t tag, const void* data,
-                              std::uint64_t bytes, Deadline deadline, bool background) {
+                              std::uint64_t bytes, Seconds timeout, bool background) {
   Guard guard(*this);
-  Operation& op = allocate(context, OperationKind::Send, deadline);
+  Operation& op = allocate(context, OperationKind::Send, timeout);
   op.peer = peer;
   op.tag = tag;
   op.data = static_cast<std::byte*>(const_cast<void*>(data));
@@ -73,9 +73,9 @@ void Engine::issue_tagged(Operation& op) {
 }
 
 Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, void* data,
-                              std::uint64_t bytes, Deadline deadline, bool background) {
+                              std::uint64_t bytes, Seconds timeout, bool background) {
   Guard guard(*this);
-  Operation& op = allocate(context, OperationKind::Recv, deadline);
+  Operation& op = allocate(context, OperationKind::Recv, timeout);
   op.peer = peer;
   op.tag = tag;
   op.data = static_cast<std::byte*>(data);

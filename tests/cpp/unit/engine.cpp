@@ -28,7 +28,7 @@ static Job job_of(std::shared_ptr<const engine::Recipe> recipe, const void* inpu
                   double seconds = 30) {
   return {std::move(recipe),
           static_cast<std::byte*>(const_cast<void*>(input)),
-          static_cast<std::byte*>(output), 1.0, Deadline::after(Seconds(seconds))};
+          static_cast<std::byte*>(output), 1.0, Seconds(seconds)};
 }
 
 class EngineOver : public testing::TestWithParam<const char*> {};
@@ -115,9 +115,9 @@ TEST_P(EngineOver, BothMaySendBeforeTheyReceive) {
       const Deadline deadline = Deadline::after(Seconds(20));
 
       Operation* send = node.engine().start_send(node.context(), peer, 5, out.data(), bytes,
-                                                 deadline, false);
+                                                 Seconds(20), false);
       Operation* recv = node.engine().start_recv(node.context(), node.rank() == 0 ? -1 : peer, 5,
-                                                 in.data(), bytes, deadline, false);
+                                                 in.data(), bytes, Seconds(20), false);
       const Status sent = node.engine().wait(*send, deadline);
       const Status received = node.engine().wait(*recv, deadline);
 
@@ -141,14 +141,14 @@ TEST_P(EngineOver, MessagesMatchByTagInOrder) {
     if (node.rank() == 0) {
       std::iota(values.begin(), values.end(), 0);
       for (int k = 0; k < 200; ++k) {
-        ops.push_back(node.engine().start_send(node.context(), 1, k % 2, &values[k], 8, deadline,
+        ops.push_back(node.engine().start_send(node.context(), 1, k % 2, &values[k], 8, Seconds(20),
                                                false));
       }
     } else {
       for (const int tag : {1, 0}) {
         for (int k = tag; k < 200; k += 2) {
           ops.push_back(
-              node.engine().start_recv(node.context(), 0, tag, &values[k], 8, deadline, false));
+              node.engine().start_recv(node.context(), 0, tag, &values[k], 8, Seconds(20), false));
         }
       }
     }
