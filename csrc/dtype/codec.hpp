@@ -47,35 +47,34 @@ HCCOMM_INLINE std::uint32_t bits_of(float value) {
 }
 HCCOMM_INLINE float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
+struct OneByOne {
+  static constexpr int kLanes = 1, kPack = 1;
+  static constexpr bool kSlow = false;
+};
+
 // Memory and arithmetic alike: integers, and the intermediate blocks of everything else.
 template <typename T>
-struct Plain {
+struct Plain : OneByOne {
   using Stored = T;
   using Work = T;
   using Wide = Plain;
-  static constexpr int kLanes = 1, kPack = 1;
-  static constexpr bool kSlow = false;
   HCCOMM_INLINE T load(T value) { return value; }
   HCCOMM_INLINE T store(T value) { return value; }
 };
 
-struct Truth {
+struct Truth : OneByOne {
   using Stored = std::uint8_t;
   using Work = std::uint8_t;
   using Wide = Plain<std::uint8_t>;
-  static constexpr int kLanes = 1, kPack = 1;
-  static constexpr bool kSlow = false;
   HCCOMM_INLINE std::uint8_t load(std::uint8_t value) { return value != 0 ? 1 : 0; }
   HCCOMM_INLINE std::uint8_t store(std::uint8_t value) { return value; }
 };
 
 template <typename T>
-struct Real {
+struct Real : OneByOne {
   using Stored = T;
   using Work = T;
   using Wide = Plain<T>;
-  static constexpr int kLanes = 1, kPack = 1;
-  static constexpr bool kSlow = false;
   HCCOMM_INLINE T load(T value) { return value; }
   HCCOMM_INLINE T store(T value) {
     constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
@@ -89,12 +88,10 @@ struct Pair {
 };
 
 template <typename T>
-struct Complex {
+struct Complex : OneByOne {
   using Stored = Pair<T>;
   using Work = Pair<T>;
   using Wide = Plain<Pair<T>>;
-  static constexpr int kLanes = 1, kPack = 1;
-  static constexpr bool kSlow = false;
   HCCOMM_INLINE Pair<T> load(Pair<T> value) { return value; }
   HCCOMM_INLINE Pair<T> store(Pair<T> value) {
     return {Real<T>::store(value.re), Real<T>::store(value.im)};

@@ -23,18 +23,34 @@ HCCOMM_INLINE void narrow(std::uint16_t* to, Lanes value) {
 }
 HCCOMM_INLINE Lanes lesser(Lanes a, Lanes b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 HCCOMM_INLINE Lanes greater(Lanes a, Lanes b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+HCCOMM_INLINE Lanes nan_or(Lanes value, Lanes otherwise) {
+  return vbslq_f32(vceqq_f32(value, value), otherwise, value);
+}
 HCCOMM_INLINE float widen_one(std::uint16_t value) {
   return static_cast<float>(__builtin_bit_cast(__fp16, value));
 }
 HCCOMM_INLINE std::uint16_t narrow_one(float value) {
   return __builtin_bit_cast(std::uint16_t, static_cast<__fp16>(value));
 }
-#elif HCCOMM_F16_LANES == 16
+#else
+#if HCCOMM_F16_LANES == 16
 using Lanes = __m512;
+#else
+using Lanes = __m256;
+#endif
+// Clang moves comparisons before the conversion, where it has no instruction for them and takes
+// the elements one by one. An empty instruction that may change the value keeps them behind it.
+HCCOMM_INLINE Lanes opaque(Lanes value) {
+  __asm__("" : "+v"(value));
+  return value;
+}
+#endif
+#if HCCOMM_F16_LANES == 16
 // The unmasked forms make GCC 12 warn of its own headers.
 constexpr __mmask16 kAll = 0xffff;
 HCCOMM_INLINE Lanes widen(const std::uint16_t* from) {
-  return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return opaque(
+      _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 }
 HCCOMM_INLINE void narrow(std::uint16_t* to, Lanes value) {
   const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
@@ -45,10 +61,12 @@ HCCOMM_INLINE void narrow(std::uint16_t* to, Lanes value) {
 }
 HCCOMM_INLINE Lanes lesser(Lanes a, Lanes b) { return _mm512_maskz_min_ps(kAll, a, b); }
 HCCOMM_INLINE Lanes greater(Lanes a, Lanes b) { return _mm512_maskz_max_ps(kAll, a, b); }
-#else
-using Lanes = __m256;
+HCCOMM_INLINE Lanes nan_or(Lanes value, Lanes otherwise) {
+  return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), value);
+}
+#elif HCCOMM_F16_LANES == 8
 HCCOMM_INLINE Lanes widen(const std::uint16_t* from) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return opaque(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 HCCOMM_INLINE void narrow(std::uint16_t* to, Lanes value) {
   const Lanes nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
@@ -58,6 +76,9 @@ HCCOMM_INLINE void narrow(std::uint16_t* to, Lanes value) {
 }
 HCCOMM_INLINE Lanes lesser(Lanes a, Lanes b) { return _mm256_min_ps(a, b); }
 HCCOMM_INLINE Lanes greater(Lanes a, Lanes b) { return _mm256_max_ps(a, b); }
+HCCOMM_INLINE Lanes nan_or(Lanes value, Lanes otherwise) {
+  return _mm256_blendv_ps(otherwise, value, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+}
 #endif
 #if !defined(__aarch64__)
 HCCOMM_INLINE float widen_one(std::uint16_t value) { return _cvtsh_ss(value); }

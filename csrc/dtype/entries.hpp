@@ -59,8 +59,12 @@ void reduce_many(void* dst, const void* const* sources, std::size_t sources_coun
   constexpr std::size_t kFew = 16;
   auto* const to = static_cast<typename C::Stored*>(dst);
   count *= kParts;
-  if (sources_count < 2 || count <= kFew) {
-    if (sources_count > 0) reduce_few<Op, C>(to, sources, sources_count, 0, count);
+  if (count <= kFew) {
+    reduce_few<Op, C>(to, sources, sources_count, 0, count);
+  } else if (sources_count == 1) {
+    const std::size_t whole = count - count % C::kPack;
+    convert<C, C>(to, static_cast<const typename C::Stored*>(sources[0]), whole / C::kPack);
+    if (whole < count) reduce_few<Op, C>(to, sources, 1, whole, count);
   } else if (sources_count == 2) {
     reduce<Op, C, 1>(dst, sources[0], sources[1], count);
   } else {

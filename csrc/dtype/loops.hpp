@@ -17,6 +17,7 @@
 // Nobody here reads floating point exception flags, and believing so would block vectorising.
 #if defined(__clang__)
 #pragma clang fp contract(off)
+#pragma clang diagnostic ignored "-Wpass-failed"  // where it cannot vectorise, a plain loop is fine
 #define HCCOMM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #define HCCOMM_SCALAR _Pragma("clang loop vectorize(disable) unroll(disable)")
 #define HCCOMM_SMALL __attribute__((noinline))
@@ -28,6 +29,7 @@
 #endif
 
 #include "dtype/codec.hpp"
+#include "dtype/operations.hpp"
 
 #ifndef HCCOMM_VARIANT_NAME
 #define HCCOMM_VARIANT_NAME "baseline"
@@ -35,89 +37,6 @@
 #define HCCOMM_NOINLINE __attribute__((noinline))
 
 namespace hccomm::dtype::HCCOMM_VARIANT {
-
-HCCOMM_INLINE float negated(float value) { return float_of(bits_of(value) ^ 0x80000000u); }
-HCCOMM_INLINE double negated(double value) {
-  return __builtin_bit_cast(double, __builtin_bit_cast(std::uint64_t, value) ^ (1ull << 63));
-}
-
-template <typename T>
-HCCOMM_INLINE T lesser(T a, T b) {
-  return a < b ? a : b;
-}
-template <typename T>
-HCCOMM_INLINE T greater(T a, T b) {
-  return a > b ? a : b;
-}
-
-// The operations, for numbers and for vectors of them.
-
-struct Sum {
-  template <typename T>
-  HCCOMM_INLINE T apply(T a, T b) {
-    return static_cast<T>(a + b);
-  }
-};
-struct Prod {
-  template <typename T, typename U>
-  HCCOMM_INLINE T apply(T a, U b) {
-    if constexpr (std::is_integral_v<T>) {
-      return static_cast<T>(1u * a * b);  // two u16 would multiply as int and overflow
-    } else {
-      return a * b;
-    }
-  }
-  // The textbook product; no recovery of infinities as in C's annex G.
-  template <typename T>
-  HCCOMM_INLINE Pair<T> apply(Pair<T> a, Pair<T> b) {
-    // Subtracted by turning the sign bit: GCC 12 fuses the plain form into multiply-add-subtract on
-    // AVX-512 even where contraction is off.
-    return {a.re * b.re + negated(a.im) * b.im, a.re * b.im + a.im * b.re};
-  }
-};
-struct Quotient {
-  template <typename T, typename U>
-  HCCOMM_INLINE T apply(T a, U b) {
-    return a / b;
-  }
-};
-// Either operand NaN gives NaN; of equal operands (-0 and +0) the right one is taken.
-struct Min {
-  template <typename T>
-  HCCOMM_INLINE T apply(T a, T b) {
-    if constexpr (std::is_integral_v<T>)
-      return lesser(a, b);
-    else
-      return a != a ? a : lesser(a, b);
-  }
-};
-struct Max {
-  template <typename T>
-  HCCOMM_INLINE T apply(T a, T b) {
-    if constexpr (std::is_integral_v<T>)
-      return greater(a, b);
-    else
-      return a != a ? a : greater(a, b);
-  }
-};
-struct Band {
-  template <typename T>
-  HCCOMM_INLINE T apply(T a, T b) {
-    return static_cast<T>(a & b);
-  }
-};
-struct Bor {
-  template <typename T>
-  HCCOMM_INLINE T apply(T a, T b) {
-    return static_cast<T>(a | b);
-  }
-};
-struct Bxor {
-  template <typename T>
-  HCCOMM_INLINE T apply(T a, T b) {
-    return static_cast<T>(a ^ b);
-  }
-};
 
 // dst = a op b, each through its own codec. No iteration reads what another one writes: dst is
 // exactly a, exactly b, or apart. A unit is kPack elements.
@@ -143,7 +62,7 @@ HCCOMM_NOINLINE void combine(typename D::Stored* dst, const typename A::Stored* 
   }
 }
 
-// Between what is stored and an intermediate block.
+// dst = src, each through its own codec.
 template <typename D, typename A>
 HCCOMM_NOINLINE void convert(typename D::Stored* dst, const typename A::Stored* src,
                              std::size_t units) {
@@ -155,9 +74,12 @@ HCCOMM_NOINLINE void convert(typename D::Stored* dst, const typename A::Stored* 
       for (int j = 0; j < D::kPack; ++j) parts[j] = A::part(src, i, j);
       D::join(dst, i, parts);
     }
-  } else {
+  } else if constexpr (D::kLanes > 1) {
     for (; i + D::kLanes <= units; i += D::kLanes) D::store_lanes(dst + i, A::load_lanes(src + i));
     for (; i < units; ++i) dst[i] = D::store(A::load(src[i]));
+  } else {
+    HCCOMM_INDEPENDENT
+    for (i = 0; i < units; ++i) dst[i] = D::store(A::load(src[i]));
   }
 }
 

@@ -5,9 +5,11 @@
 // once, at the first call.
 //
 // Numeric contract: the operands are taken in the order given; MIN and MAX propagate NaN (either
-// operand NaN gives NaN); integers wrap; f16, bf16 and f8 compute in f32 and round to nearest even
-// (f8 saturates the way ml_dtypes/torch convert: e4m3fn overflow gives NaN, e5m2 overflow gives
-// infinity). All variants of one kernel give the same bits.
+// operand NaN gives NaN) and take the right one of -0 and +0; every NaN result is the one positive
+// quiet NaN of its type (f8e4m3 overflow alone keeps its sign); integers wrap; bool reads any
+// non-zero byte as true and writes 0 or 1; f16, bf16 and f8 compute in f32 and round to nearest
+// even (overflow: e5m2 gives infinity; e4m3fn, which has none, gives NaN, whereas the casts of
+// torch 2.13 saturate to 448). All variants of one kernel give the same bits.
 #pragma once
 
 #include <cstddef>
@@ -22,11 +24,11 @@ namespace hccomm::dtype {
 using Reduce = void (*)(void* dst, const void* a, const void* b, std::size_t count) noexcept;
 
 // dst[i] = ((s0[i] op s1[i]) op s2[i]) ...: in this order. Half types accumulate in f32 and round
-// once at the end. dst may be one of the sources.
+// once at the end. dst may be one of the sources. Requires: sources_count >= 1.
 using ReduceMany = void (*)(void* dst, const void* const* sources, std::size_t sources_count,
                             std::size_t count) noexcept;
 
-// dst[i] = src[i] op factor; dst may be src.
+// dst[i] = src[i] op factor, in f32 for the small floats and f32; dst may be src.
 using Scale = void (*)(void* dst, const void* src, std::size_t count, double factor) noexcept;
 
 // Requires: defined(type, op).
@@ -37,6 +39,6 @@ ReduceMany reduce_many(DType type, RedOp op) noexcept;
 Scale multiply(DType type) noexcept;
 Scale divide(DType type) noexcept;
 
-const char* simd_name() noexcept;  // "avx512", "avx2", "baseline": for `hccomm info`
+const char* simd_name() noexcept;  // "avx512", "avx2", "baseline" or "neon": for `hccomm info`
 
 }  // namespace hccomm::dtype
