@@ -73,13 +73,14 @@ Choice choose(const plan::Call& call, const plan::Group& group, const Facts& fac
   const std::uint64_t share =
       bytes == kNoLimit ? kNoLimit : bytes / static_cast<std::uint64_t>(group.size);
   const algorithm::Tuning tuning{segment_of(call, group, facts, place, bytes)};
-  std::string because;
   if (const Rule* rule = rules.find(call.collective, bytes); rule != nullptr) {
     if (serves(*rule->algorithm, call, group)) {
       return {rule->algorithm, tuning, text("HCCOMM_ALGO for ", in_words(bytes))};
     }
-    because = text("; HCCOMM_ALGO's ", rule->algorithm->name,
-                   " does not serve: ", rule->algorithm->refuses(call, group));
+    throw Error(Code::InvalidArgument,
+                text(collective::describe(call), ": HCCOMM_ALGO asks for ", rule->algorithm->name,
+                     ", which does not serve it: ", rule->algorithm->refuses(call, group),
+                     "; change the rule"));
   }
   for (const Default& line : defaults()) {
     if (line.collective != call.collective || line.place != place) continue;
@@ -88,9 +89,8 @@ Choice choose(const plan::Call& call, const plan::Group& group, const Facts& fac
     const algorithm::Algorithm* found = algorithm::find(call.collective, line.algorithm);
     HCCOMM_CHECK(found != nullptr, "the table of defaults names algorithms that exist");
     if (!serves(*found, call, group)) continue;
-    return {
-        found, tuning,
-        text(name(place), ", ", group.size, " ranks, ", in_words(bytes), ": ", line.why, because)};
+    return {found, tuning,
+            text(name(place), ", ", group.size, " ranks, ", in_words(bytes), ": ", line.why)};
   }
   throw Error(Code::Internal, text("no default for ", collective::describe(call)));
 }

@@ -28,7 +28,8 @@ struct Choice {
   std::string why;  // "one host with shared memory, 4K: one hop"
 };
 
-// Requires: collective::check passed. Always finds one.
+// Throws Error(InvalidArgument) when a rule names an algorithm that does not serve the call.
+// Requires: collective::check passed.
 Choice choose(const plan::Call& call, const plan::Group& group, const Facts& facts,
               const Rules& rules = {});
 

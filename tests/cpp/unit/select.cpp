@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.hpp"
 #include "collective/collective.hpp"
 
 namespace hccomm::select {
@@ -101,17 +102,18 @@ TEST(Select, ARuleOverridesTheTable) {
   EXPECT_STREQ(free.algorithm->name, "direct");
 }
 
-TEST(Select, ARuleThatDoesNotServeIsPassedOverAndSaidSo) {
+TEST(Select, ARuleThatDoesNotServeIsRefusedWithTheReason) {
   const Rules rules = Rules::parse("reducescatter:halving");
 
-  const Choice choice =
-      choose(call_of(Collective::ReduceScatter, 16), group_of(3), {.cores = 8}, rules);
-
-  EXPECT_STREQ(choice.algorithm->name, "direct");
-  EXPECT_NE(choice.why.find("HCCOMM_ALGO's halving does not serve: the number of ranks is no power "
-                            "of two"),
-            std::string::npos)
-      << choice.why;
+  try {
+    choose(call_of(Collective::ReduceScatter, 16), group_of(3), {.cores = 8}, rules);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status().code(), Code::InvalidArgument);
+    EXPECT_STREQ(error.what(),
+                 "reducescatter(count=16, f32, sum): HCCOMM_ALGO asks for halving, which does not "
+                 "serve it: the number of ranks is no power of two; change the rule");
+  }
 }
 
 TEST(Select, PartsThatRanksDoNotAllKnowDoNotMoveTheChoice) {
