@@ -28,6 +28,8 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_RENDEZVOUS", "text", "", "Where ranks meet: `tcp://host:port`, `file:///path` or `mpi`; empty asks the launcher."},
     {"HCCOMM_SEGMENT", "bytes", "auto", "Segment size of pipelined algorithms; auto lets select/ choose."},
     {"HCCOMM_SHM_BYTES", "bytes", "1M", "Ring size per direction between two local ranks."},
+    {"HCCOMM_SILENCE", "seconds", "3",
+     "A peer whose process says nothing for so long is lost while an operation waits for it."},
     {"HCCOMM_SOCKET_IFNAME", "text", "", "Interfaces for TCP: names or prefixes, comma separated; a leading ^ excludes."},
     {"HCCOMM_SPIN_US", "integer", "auto", "How long a waiter polls before it sleeps; auto is 60, or 0 when ranks outnumber cores."},
     {"HCCOMM_TIMEOUT", "seconds", "300", "Deadline of an operation, unless the communicator or the call has its own."},

@@ -44,6 +44,7 @@ bool Endpoint::forked() noexcept { return in_forked_child.load(std::memory_order
 static engine::Settings engine_settings() {
   engine::Settings settings;
   if (config::raw("HCCOMM_EAGER") != "auto") settings.eager_limit = config::bytes("HCCOMM_EAGER");
+  settings.silence = config::seconds("HCCOMM_SILENCE");
   const bool chosen = config::raw("HCCOMM_SPIN_US") != "auto";
   if (chosen) settings.spin_us = static_cast<int>(config::integer("HCCOMM_SPIN_US"));
   settings.describe_fingerprint = collective::describe_fingerprint;

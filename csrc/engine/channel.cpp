@@ -165,9 +165,12 @@ bool Channel::pump() {
 
 bool Channel::progress() {
   bool moved = link_->pending();
-  if (moved && !link_->poll(*this, kPollBudget)) {
-    engine_.channel_broken(*this);
-    return true;
+  if (moved) {
+    heard = true;
+    if (!link_->poll(*this, kPollBudget)) {
+      engine_.channel_broken(*this, link_->status());
+      return true;
+    }
   }
   if (!idle()) moved = pump() || moved;
   return moved;

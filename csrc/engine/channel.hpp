@@ -92,6 +92,10 @@ class Channel final : public transport::Inbox {
     if (dirty_ && up()) link_->flush();
     dirty_ = false;
   }
+  // Liveness, kept by Engine::tick: whether anything has come since the last tick, and for how many
+  // ticks nothing has.
+  bool heard = true;
+  int silent_ticks = 0;
   std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)
 
   // Forgets everything that belongs to an operation that has failed.

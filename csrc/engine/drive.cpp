@@ -16,6 +16,7 @@ namespace hccomm::engine {
 
 static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep of a waiter
 static constexpr long kGraceNs = 1'000'000;  // a handle may go unwaited before the service drives
+static constexpr auto kBeat = std::chrono::milliseconds(500);
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
 static void relax() {
@@ -156,9 +157,42 @@ bool Engine::sleep(Guard& guard, Deadline deadline) {
 
 // ---- the service thread ---------------------------------------------------------------------
 
-void Engine::ring_service() {
+void Engine::start_service() {
   if (!service_.joinable() && !stopping_) service_ = std::thread([this] { serve(); });
+}
+
+void Engine::ring_service() {
+  start_service();
   eventfd_write(service_bell_.get(), 1);
+}
+
+// Twice a second: tells every peer that this process is alive, and counts how long each has been
+// silent. Ticks are counted, not time: a process that was itself stopped accuses nobody when it
+// goes on. A peer is lost only while an operation waits for it.
+void Engine::tick() {
+  if (!driving_) progress();
+  for (std::size_t i = 0; i < up_.size(); ++i) {
+    Channel& channel = *up_[i];
+    channel.silent_ticks = std::exchange(channel.heard, false) ? 0 : channel.silent_ticks + 1;
+    if (channel.idle()) {
+      wire::Header beat;
+      beat.type = wire::Type::Beat;
+      channel.send(beat, nullptr);
+      channel.flush();
+    }
+    const Seconds silent = channel.silent_ticks * Seconds(kBeat);
+    if (settings_.silence.count() <= 0 || silent < settings_.silence) continue;
+    const bool awaited = std::ranges::any_of(running_, [&](const Operation* op) {
+      const auto binding = channel.bindings().find(op->context->id);
+      return binding != channel.bindings().end() && waits_for(*op, binding->second.rank);
+    });
+    if (!awaited) continue;
+    channel_broken(channel,
+                   Status(Code::PeerLost,
+                          text("it has said nothing for ", silent.count(),
+                               " s: its process is stopped or its host cannot be reached "
+                               "(HCCOMM_SILENCE sets how long to bear it)")));
+  }
 }
 
 // In a millisecond the service thread shall look whether anybody drives. Cheap when it will anyway.
@@ -166,7 +200,7 @@ void Engine::arm_service() {
   const Clock::time_point now = Clock::now();
   if (now < armed_until_) return;
   armed_until_ = now + std::chrono::nanoseconds(kGraceNs);
-  if (!service_.joinable() && !stopping_) service_ = std::thread([this] { serve(); });
+  start_service();
   itimerspec at{};
   at.it_value.tv_nsec = kGraceNs;
   timerfd_settime(service_timer_.get(), 0, &at, nullptr);
@@ -181,10 +215,18 @@ void Engine::serve() {
   }
   Guard guard(*this);
   while (!stopping_) {
+    const Clock::time_point now = Clock::now();
+    if (now >= next_tick_) {
+      tick();
+      call_back(guard);
+      next_tick_ = now + kBeat;
+    }
     if (running_.empty() || driving_) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_tick_ - now).count();
+      const int nap = up_.empty() ? -1 : static_cast<int>(left);
       guard.unlock();
       epoll_event event;
-      epoll_wait(calls.get(), &event, 1, -1);
+      epoll_wait(calls.get(), &event, 1, nap);
       eventfd_t rings = 0;
       eventfd_read(service_bell_.get(), &rings);
       std::uint64_t ticks = 0;

@@ -141,6 +141,7 @@ void Engine::attach(Channel& channel, std::unique_ptr<transport::Link> link) {
   if (link->fd() >= 0) watch(poller_.get(), link->fd(), EPOLLIN);
   channel.attach(std::move(link), settings_.eager_limit);
   up_.push_back(&channel);
+  ring_service();  // from now on it tells the peer twice a second that we live
   unpark(channel);
   channel.pump();
   channel.flush();
@@ -186,8 +187,7 @@ void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::L
   if (link.ok()) {
     attach(channel, std::move(link).value());
   } else if (link.status().code() != Code::Aborted) {
-    channel.set_broken(link.status());
-    channel_broken(channel);
+    channel_broken(channel, link.status());
   }
   call_back(guard);
 }

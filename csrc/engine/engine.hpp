@@ -30,6 +30,7 @@ namespace hccomm::engine {
 struct Settings {
   std::size_t eager_limit = 0;    // bytes; 0: each link's own
   int spin_us = 60;               // polling before a waiter sleeps
+  Seconds silence{3.0};           // a peer that says nothing for so long is lost; 0: never
   bool oversubscribed = false;    // more local ranks than cores: yield at once
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
 };
@@ -146,7 +147,7 @@ class Engine {
   void poison_locked(Context& context, Status why, bool tell);
   void tell(Context& context, int rank);
   void fail(Operation& operation, const Status& why);
-  void channel_broken(Channel& channel);
+  void channel_broken(Channel& channel, const Status& why);
   void epoll_forget(int fd);
   void peer_gone(Context& context, int rank);
   bool waits_for(const Operation& operation, int rank) const;
@@ -163,6 +164,8 @@ class Engine {
   void flush();
   void call_back(Guard& guard);
   void serve();
+  void tick();
+  void start_service();
   void ring_service();
   void arm_service();
 
@@ -200,8 +203,9 @@ class Engine {
 
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Clock::time_point armed_until_{};
+  Clock::time_point next_tick_{};
   bool stopping_ = false;
-  std::thread service_;  // started with the first operation left in flight
+  std::thread service_;  // started with the first link
 };
 
 // Takes the mutex so that a spinning driver notices.

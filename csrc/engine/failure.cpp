@@ -56,15 +56,10 @@ void Engine::poison(Context& context, Status why, bool tell) {
   call_back(guard);
 }
 
-void Engine::channel_broken(Channel& channel) {
-  const Status why = channel.state() == Channel::State::Broken ? channel.why()
-                                                               : channel.link()->status();
-  if (channel.state() == Channel::State::Up) {
-    if (channel.link()->fd() >= 0) {
-      epoll_forget(channel.link()->fd());
-    }
-    channel.set_broken(why);
-  }
+void Engine::channel_broken(Channel& channel, const Status& reason) {
+  const Status why = reason;  // it may be the link's own
+  if (channel.up() && channel.link()->fd() >= 0) epoll_forget(channel.link()->fd());
+  channel.set_broken(why);
   std::erase(up_, &channel);
   const auto bindings = channel.bindings();
   for (const auto& [id, binding] : bindings) {
