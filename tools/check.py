@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,8 +61,13 @@ def run(*command: str) -> Outcome:
 def clang_format(fix: bool) -> Outcome:
     """Format of C and C++."""
     sources = [str(path) for path in files(*CPP) if path.suffix != ".inc"]
-    how = ["-i"] if fix else ["--dry-run", "-Werror"]
-    return run(tool("clang-format"), *how, *sources)
+    if fix:
+        return run(tool("clang-format"), "-i", *sources)
+    found = run(tool("clang-format"), "--dry-run", "-Werror", *sources)
+    places = re.findall(r"^(\S+):\d+:\d+: error", found.text, re.MULTILINE)
+    wrong = [f"{path}: {places.count(path)} places" for path in dict.fromkeys(places)]
+    hint = "`make check CHECK_ARGS=--fix` formats them"
+    return Outcome(found.ok, "\n".join([*wrong, hint]) if wrong else found.text)
 
 
 def ruff_format(fix: bool) -> Outcome:
