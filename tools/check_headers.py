@@ -67,8 +67,9 @@ def check_text(path: Path) -> list[str]:
     if limit and len(lines) > limit and path.as_posix() not in LONG:
         wrong.append(f"{path}: {len(lines)} lines, at most {limit}: it holds two things; part them")
     for number, line in enumerate(lines, 1):
-        if len(line) > COLUMNS and "noqa: E501" not in line:
-            wrong.append(f"{path}:{number}: {len(line)} columns, at most {COLUMNS}")
+        wide = len(re.sub(r"  # (type: ignore|noqa).*", "", line))  # pragmas cannot be wrapped
+        if wide > COLUMNS:
+            wrong.append(f"{path}:{number}: {wide} columns, at most {COLUMNS}")
         if line != line.rstrip():
             wrong.append(f"{path}:{number}: blanks at the end of the line")
     if text and not text.endswith("\n"):
