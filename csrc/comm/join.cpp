@@ -87,25 +87,6 @@ static void say_whether_authenticated(const Endpoint& endpoint,
                   "refuses to run so)");
 }
 
-static std::uint64_t session_of(rendezvous::Store& store, const Meeting& meeting,
-                                Deadline deadline) {
-  const std::string key = meeting.name + "/session";
-  std::string session;
-  if (meeting.rank == 0) {
-    session = wire::random_bytes(8);
-    const Status status = store.set(key, session);
-    if (!status.ok()) throw Error(status);
-  } else {
-    session = store.get(key, deadline).take();
-  }
-  if (session.size() != 8) {
-    throw Error(Code::Integrity, "init: the store holds a damaged session number");
-  }
-  std::uint64_t number = 0;
-  std::memcpy(&number, session.data(), sizeof number);
-  return number | 1;
-}
-
 static std::unique_ptr<Communicator> alone(const Meeting& meeting) {
   const std::shared_ptr<Endpoint> shared = Endpoint::of_process();
   const std::string job = shared != nullptr ? shared->job() : wire::random_bytes(16);
@@ -128,9 +109,8 @@ static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::St
       rendezvous::exchange_cards(store, meeting.name, meeting.rank, meeting.size,
                                  endpoint->card(), deadline)
           .take();
-  const std::uint64_t id = session_of(store, meeting, deadline);
   say_whether_authenticated(*endpoint, book.cards);
-  return std::make_unique<Communicator>(endpoint, meeting.name, id, meeting.rank,
+  return std::make_unique<Communicator>(endpoint, meeting.name, book.session, meeting.rank,
                                         std::move(book.cards), meeting.timeout);
 }
 

@@ -427,9 +427,9 @@ bool Engine::advance(Pull& pull) {
                                                : op.at(op.recipe->plan.steps[pull.step].dst)) +
                pull.offset;
     }
-    Status status = pull.channel->link()->pull(target, pull.address + pull.offset, part);
+    const Status status = pull.channel->link()->pull(target, pull.address + pull.offset, part);
     if (!status.ok()) {
-      poison_locked(context, std::move(status), true);
+      channel_broken(*pull.channel, status);
       return false;
     }
     const std::uint64_t at = pull.offset;

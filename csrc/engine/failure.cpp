@@ -82,6 +82,12 @@ bool Engine::waits_for(const Operation& op, int rank) const {
     return op.peer == rank;
   }
   const plan::Plan& plan = op.recipe->plan;
+  for (const plan::Inlet& outlet : op.recipe->outlets) {
+    if (outlet.peer != rank) continue;
+    for (std::uint32_t k = 0; k < outlet.count; ++k) {
+      if (!op.steps[op.recipe->send_steps[outlet.first + k]].done) return true;
+    }
+  }
   for (const plan::Inlet& inlet : plan.inlets) {
     if (inlet.peer != rank) continue;
     for (std::uint32_t k = 0; k < inlet.count; ++k) {
@@ -143,8 +149,7 @@ std::string Engine::progress_text(const Operation& op) const {
   if (listed > 8) late += text(" and ", listed - 8, " more");
   return text(op.recipe->what, " #", op.sequence, ", ", op.steps.size() - op.left, " of ",
               op.steps.size(), " steps done",
-              late.empty() ? std::string(", waiting for peers to take data")
-                           : ", waiting for " + late);
+              late.empty() ? std::string() : ", waiting for " + late);
 }
 
 // Asks the peers we wait for whether they have called the same.
