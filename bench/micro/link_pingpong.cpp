@@ -6,8 +6,8 @@
 //
 //   link_pingpong [transport = all] [bytes = 8] [rounds = 20]
 //
-// A link that pulls is also timed by message size: sent through it, and pulled in a single copy,
-// each message answered before the next, as a rendezvous would be.
+// A link that pulls is also timed by message size: sent through it, and pulled in a single copy;
+// every message is freshly written by its sender, and answered before the next.
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -58,12 +58,17 @@ struct Taker final : Acceptor {
 struct Counter final : Inbox {
   explicit Counter(std::size_t room) : place(room) {}
   void deliver(const wire::Header& header, const std::byte* payload) override {
-    std::memcpy(place.data(), payload, header.length);
+    std::memcpy(next(header.length), payload, header.length);
     ++frames;
   }
-  Placement begin(const wire::Header&) override {
+  Placement begin(const wire::Header& header) override {
     at = 0;
-    return {pieces ? nullptr : place.data()};
+    std::byte* to = next(header.length);
+    return {pieces ? nullptr : to};
+  }
+  // Where the next frame goes: to one place, or through `run` from its start.
+  std::byte* next(std::size_t bytes) {
+    return run == nullptr ? place.data() : std::exchange(run, run + bytes);
   }
   void consume(const std::byte* piece, std::size_t bytes) override {
     std::memcpy(place.data() + at, piece, bytes);
@@ -71,6 +76,7 @@ struct Counter final : Inbox {
   }
   void end() override { ++frames; }
   std::vector<std::byte> place;
+  std::byte* run = nullptr;
   std::size_t frames = 0, at = 0;
   bool pieces = false;
 };
@@ -85,11 +91,12 @@ class Side {
   Side(std::unique_ptr<Link> link, std::size_t bytes)
       : link_(std::move(link)), inbox_(std::max(bytes, link_->frame_bytes())) {}
 
-  void send(std::size_t bytes) {
+  void send(std::size_t bytes) { send(bytes, inbox_.place.data()); }
+  void send(std::size_t bytes, const std::byte* payload) {
     wire::Header header;
     header.type = wire::Type::Data;
     header.length = bytes;
-    Outgoing frame{header, inbox_.place.data()};
+    Outgoing frame{header, payload};
     for (unsigned tries = 0;; ++tries) {
       const Progress progress = link_->send(frame);
       link_->flush();
@@ -103,23 +110,31 @@ class Side {
     for (unsigned tries = 0; inbox_.frames - seen_ < frames; ++tries) look(tries);
     seen_ += frames;
   }
-  // One message of any size, as frames of the link's own size; answered by an empty frame.
-  void send_message(std::size_t bytes) {
-    for (std::size_t left = bytes; left != 0;) {
-      const std::size_t part = std::min(left, link_->frame_bytes());
-      send(part);
-      left -= part;
+  // A message each way (0 bytes: none), as frames of the link's own size, then an empty frame each
+  // way: both have everything.
+  void swap(const std::byte* from, std::size_t out_bytes, std::byte* to, std::size_t in_bytes) {
+    inbox_.run = to;
+    for (std::size_t done = 0; done != out_bytes;) {
+      const std::size_t part = std::min(out_bytes - done, link_->frame_bytes());
+      send(part, from + done);
+      done += part;
+      look(0);
     }
+    receive((in_bytes + link_->frame_bytes() - 1) / link_->frame_bytes());
+    inbox_.run = nullptr;
+    send(0);
     receive(1);
   }
-  void receive_message(std::size_t bytes) {
-    receive((bytes + link_->frame_bytes() - 1) / link_->frame_bytes());
+  // The same with announcements and single-copy reads.
+  void swap_by_pull(std::size_t out_bytes, std::byte* to, std::uint64_t address,
+                    std::size_t in_bytes) {
+    if (out_bytes != 0) send(8);
+    if (in_bytes != 0) {
+      receive(1);
+      if (Status read = link_->pull(to, address, in_bytes); !read.ok()) quit(read.text());
+    }
     send(0);
-  }
-  void pull_message(std::vector<std::byte>& to, std::uint64_t address, std::size_t bytes) {
     receive(1);
-    if (Status read = link_->pull(to.data(), address, bytes); !read.ok()) quit(read.text());
-    send(0);
   }
   void pieces(bool yes) { inbox_.pieces = yes; }
   const Link& link() const { return *link_; }
@@ -191,36 +206,45 @@ std::string hear(int fd) {
   return word;
 }
 
+// Writes every cache line, as whoever makes a message does: the reader must fetch it from here.
+void produce(std::vector<std::byte>& buffer, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += 64)
+    buffer[at] = std::byte(std::to_integer<int>(buffer[at]) + 1);
+}
+
+// Messages by size, one way and both ways, sent and pulled.
 void measure_pulls(Side& side, int fd, bool first, const char* name, int rounds) {
   constexpr std::size_t kMost = 64 << 20;
-  std::vector<std::byte> buffer(kMost, std::byte{1});
-  tell(fd, std::to_string(reinterpret_cast<std::uintptr_t>(buffer.data())));
+  std::vector<std::byte> source(kMost, std::byte{1}), target(kMost, std::byte{2});
+  tell(fd, std::to_string(reinterpret_cast<std::uintptr_t>(source.data())));
   const std::uint64_t address = std::stoull(hear(fd));
-  for (std::size_t bytes = 16 << 10; bytes <= kMost; bytes *= 4) {
-    Times sent, pulled;
-    const std::size_t count = std::max<std::size_t>(1, (16 << 20) / bytes);
-    for (int round = 0; round < rounds; ++round) {
-      auto start = Clock::now();
-      for (std::size_t i = 0; i < count; ++i) {
-        first ? side.send_message(bytes) : side.receive_message(bytes);
-      }
-      sent.each.push_back(Seconds(Clock::now() - start).count() / static_cast<double>(count));
-      start = Clock::now();
-      for (std::size_t i = 0; i < count; ++i) {
-        if (first) {
-          side.send(8);
-          side.receive(1);
-        } else {
-          side.pull_message(buffer, address, bytes);
+  for (std::size_t bytes = 4 << 10; bytes <= kMost; bytes *= 4) {
+    double rates[4];
+    for (const int way : {0, 1, 2, 3}) {
+      const bool pull = way % 2 == 1, both = way / 2 == 1;
+      const std::size_t out_bytes = first || both ? bytes : 0;
+      const std::size_t in_bytes = !first || both ? bytes : 0;
+      const std::size_t count = std::max<std::size_t>(1, (16 << 20) / bytes);
+      Times times;
+      for (int round = 0; round < rounds; ++round) {
+        const auto start = Clock::now();
+        for (std::size_t i = 0; i < count; ++i) {
+          produce(source, out_bytes);
+          if (pull) {
+            side.swap_by_pull(out_bytes, target.data(), address, in_bytes);
+          } else {
+            side.swap(source.data(), out_bytes, target.data(), in_bytes);
+          }
         }
+        times.each.push_back(Seconds(Clock::now() - start).count() / static_cast<double>(count));
       }
-      pulled.each.push_back(Seconds(Clock::now() - start).count() / static_cast<double>(count));
+      rates[way] = static_cast<double>(bytes) * 1e-9 / times.median();
     }
     if (!first) continue;
-    const double gigabytes = static_cast<double>(bytes) * 1e-9;
-    std::printf("%-8s %5zu KiB messages: sent %.2f GB/s best, %.2f median; pulled %.2f, %.2f\n",
-                name, bytes >> 10, gigabytes / sent.best(), gigabytes / sent.median(),
-                gigabytes / pulled.best(), gigabytes / pulled.median());
+    std::printf(
+        "%-8s %5zu KiB one way: sent %.2f GB/s, pulled %.2f; both ways: sent %.2f each, "
+        "pulled %.2f\n",
+        name, bytes >> 10, rates[0], rates[1], rates[2], rates[3]);
   }
 }
 
