@@ -72,6 +72,13 @@ static std::vector<const transport::Builtin*> allowed_transports() {
   return allowed;
 }
 
+// FNV-1a: other builds must find the same number.
+static std::uint64_t hash_of(const std::string& value) {
+  std::uint64_t hash = 0xcbf29ce484222325ull;
+  for (const unsigned char each : value) hash = (hash ^ each) * 0x100000001b3ull;
+  return hash;
+}
+
 Endpoint::Endpoint(std::string job, std::string key) {
   static const int registered = pthread_atfork(nullptr, nullptr, [] {
     in_forked_child.store(true, std::memory_order_relaxed);
@@ -85,6 +92,7 @@ Endpoint::Endpoint(std::string job, std::string key) {
   card_.machine = machine_id();
   card_.pid = getpid();
   card_.cores = static_cast<std::uint32_t>(available_cores());
+  card_.choices = hash_of(config::raw("HCCOMM_ALGO") + '\n' + config::raw("HCCOMM_SEGMENT"));
   for (const transport::Builtin* each : allowed_transports()) {
     auto opened = each->open(identity_, *this);
     if (!opened.ok()) {

@@ -87,6 +87,18 @@ static void say_whether_authenticated(const Endpoint& endpoint,
                   "refuses to run so)");
 }
 
+// Ranks that choose algorithms by different rules would run different plans.
+static void check_choices(const std::vector<transport::Card>& cards) {
+  for (std::size_t rank = 1; rank < cards.size(); ++rank) {
+    if (cards[rank].choices == cards[0].choices) continue;
+    throw Error(Code::Mismatch,
+                text("init: rank ", rank, " (host ", cards[rank].host, ", pid ", cards[rank].pid,
+                     ") has another HCCOMM_ALGO or HCCOMM_SEGMENT than rank 0; set both alike on "
+                     "all ranks"),
+                static_cast<int>(rank));
+  }
+}
+
 static std::unique_ptr<Communicator> alone(const Meeting& meeting) {
   const std::shared_ptr<Endpoint> shared = Endpoint::of_process();
   const std::string job = shared != nullptr ? shared->job() : wire::random_bytes(16);
@@ -109,6 +121,7 @@ static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::St
       rendezvous::exchange_cards(store, meeting.name, meeting.rank, meeting.size,
                                  endpoint->card(), deadline)
           .take();
+  check_choices(book.cards);
   say_whether_authenticated(*endpoint, book.cards);
   return std::make_unique<Communicator>(endpoint, meeting.name, book.session, meeting.rank,
                                         std::move(book.cards), meeting.timeout);

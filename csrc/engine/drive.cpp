@@ -16,6 +16,7 @@ namespace hccomm::engine {
 
 static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep of a waiter
 static constexpr long kGraceNs = 1'000'000;  // a handle may go unwaited before the service drives
+static constexpr int kEagerPolls = 64;  // before pausing: a pause costs more than a cache miss
 static constexpr auto kBeat = std::chrono::milliseconds(500);
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
@@ -90,7 +91,7 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
       }
       if (settings_.oversubscribed && idle > 1) {
         sched_yield();
-      } else {
+      } else if (idle > kEagerPolls) {
         relax();
       }
       if (idle % 16 != 0) continue;
@@ -181,7 +182,8 @@ void Engine::tick() {
       channel.flush();
     }
     const Seconds silent = channel.silent_ticks * Seconds(kBeat);
-    if (settings_.silence.count() <= 0 || silent < settings_.silence) continue;
+    // One tick early: what was last heard came up to a tick before it was counted.
+    if (settings_.silence.count() <= 0 || silent + Seconds(kBeat) < settings_.silence) continue;
     const bool awaited = std::ranges::any_of(running_, [&](const Operation* op) {
       const auto binding = channel.bindings().find(op->context->id);
       return binding != channel.bindings().end() && waits_for(*op, binding->second.rank);

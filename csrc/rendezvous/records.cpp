@@ -90,6 +90,8 @@ std::string encode_fields(const transport::Card& card) {
   out.bytes(card.host);
   out.bytes(card.machine);
   out.number(card.pid);
+  out.number(card.cores);
+  out.number(card.choices);
   out.number(static_cast<std::uint32_t>(card.addresses.size()));
   for (const auto& [transport, address] : card.addresses) {
     out.bytes(transport);
@@ -104,6 +106,8 @@ bool decode_fields(std::string_view bytes, transport::Card& card) {
   card.host = in.bytes();
   card.machine = in.bytes();
   card.pid = in.number<std::int64_t>();
+  card.cores = in.number<std::uint32_t>();
+  card.choices = in.number<std::uint64_t>();
   const std::uint32_t addresses = in.count(8);
   card.addresses.reserve(addresses);
   for (std::uint32_t each = 0; each < addresses; ++each) {

@@ -95,7 +95,8 @@ struct Card {
   std::string host;     // boot id or HCCOMM_HOST: equal means same host
   std::string machine;  // boot id and namespaces: equal means memory can be shared
   std::int64_t pid = 0;
-  std::uint32_t cores = 1;  // processors it may use
+  std::uint32_t cores = 1;    // processors it may use
+  std::uint64_t choices = 0;  // hash of the settings by which algorithms are chosen
   std::vector<std::pair<std::string, Address>> addresses;  // transport name -> address, best first
 };
 

@@ -40,7 +40,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
         transport_ = each.open(identity_, *this).take();
       }
     }
-    card_ = {uuid, host_id(), machine_id(), getpid(), 1, {{transport, transport_->address()}}};
+    card_ = {uuid, host_id(), machine_id(), getpid(), 1, 0, {{transport, transport_->address()}}};
   }
   ~Node() {
     transport_->stop();

@@ -30,12 +30,15 @@ Card card_of(int rank, const std::string& host = "host-0") {
   card.host = host;
   card.machine = host + "/net 4.5";
   card.pid = 1000 + rank;
+  card.cores = 2 + rank;
+  card.choices = 77;
   card.addresses = {{"shm", text("@hccomm-", rank)}, {"tcp", std::string("\0\1\2 any", 8)}};
   return card;
 }
 
 bool same(const Card& one, const Card& other) {
-  return one.uuid == other.uuid && one.host == other.host && one.machine == other.machine &&
+  return one.cores == other.cores && one.choices == other.choices &&
+         one.uuid == other.uuid && one.host == other.host && one.machine == other.machine &&
          one.pid == other.pid && one.addresses == other.addresses;
 }
 
