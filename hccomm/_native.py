@@ -69,7 +69,8 @@ class Library:
             out = self.ffi.new("char[]", capacity)
             size = int(ask(out, capacity))
             if size < 0:
-                raise from_code(-size, f"{what}: the library gave no answer")
+                text = self.string(out) or f"{what}: the library gave no answer"
+                raise from_code(-size, text)
             if size < capacity:
                 return json.loads(self.ffi.buffer(out, size)[:].decode("utf-8"))
             capacity = size + 1

@@ -190,9 +190,9 @@ def _pmi_share(descriptor: int, rank: int, text: str) -> str:
     """
     import socket
 
-    with socket.socket(fileno=os.dup(descriptor)) as wire:
+    with socket.socket(fileno=os.dup(descriptor)) as wire, wire.makefile("rb") as lines:
         wire.settimeout(120.0)
-        with wire.makefile("rb") as lines:
+        try:
             pmi = _Pmi(wire, lines)
             number = next_of("pmi")
             if number == 0:
@@ -203,6 +203,8 @@ def _pmi_share(descriptor: int, rank: int, text: str) -> str:
                 pmi.ask(f"put kvsname={space} key={key} value={text}", "put_result")
             pmi.ask("barrier_in", "barrier_out")
             return pmi.ask(f"get kvsname={space} key={key}", "get_result")["value"]
+        finally:
+            wire.setblocking(True)  # MPI shares the connection, and the flag with it
 
 
 class _Pmi:

@@ -8,6 +8,7 @@ it was) and allocate results; ranges, sizes and overlaps are checked once, in C.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -330,10 +331,10 @@ def _parts(
         if offsets is not None:
             raise InvalidArgument(f"{name}: {where} need {argument}; pass both, or neither")
         return None, None
-    return (
-        _numbers(name, argument, size, counts),
-        None if offsets is None else _numbers(name, where, size, offsets),
-    )
+    numbers = _numbers(name, argument, size, counts)
+    if offsets is None:
+        return numbers, (0, *itertools.accumulate(numbers[:-1]))  # back to back
+    return numbers, _numbers(name, where, size, offsets)
 
 
 def _numbers(name: str, argument: str, size: int, values: Sequence[int]) -> tuple[int, ...]:
@@ -358,11 +359,8 @@ def _numbers(name: str, argument: str, size: int, values: Sequence[int]) -> tupl
 
 def _extent(counts: tuple[int, ...], offsets: tuple[int, ...] | None) -> int:
     """Return how many elements the parts span."""
-    if offsets is None:
-        return sum(counts)
-    return max(
-        (at + count for at, count in zip(offsets, counts, strict=True) if count > 0), default=0
-    )
+    spans = zip(offsets or (), counts, strict=True)
+    return max((at + count for at, count in spans if count > 0), default=0)
 
 
 def _part_shape(name: str, source: View, size: int) -> tuple[int, ...]:

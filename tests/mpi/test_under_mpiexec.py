@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""hccomm under the mpiexec of Open MPI and MPICH, against what mpi4py computes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mpis
+import pytest
+
+COMPARE = Path(__file__).with_name("compare.py")
+
+
+def _run(name: str, ranks: int, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a program under an MPI; everything it started ends with it."""
+    found = mpis.find(name)
+    if isinstance(found, str):
+        pytest.skip(found)
+    process = subprocess.Popen(
+        found.command(ranks, sys.executable, *argv),
+        env=os.environ | found.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)
+        out, err = process.communicate(timeout=30)
+        pytest.fail(f"{name} with {ranks} ranks did not end: {out}\n{err}")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("name", ["openmpi", "mpich"])
+def test_every_collective_equals_mpis_own(name: str, ranks: int) -> None:
+    how = ("alone", "comm", "initialised")[ranks % 3]
+
+    done = _run(name, ranks, str(COMPARE), how)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("equal "), done.stdout + done.stderr
+    assert int(done.stdout.split()[1]) > 500
+
+
+@pytest.mark.parametrize("how", ["alone", "comm", "initialised"])
+@pytest.mark.parametrize("name", ["openmpi", "mpich"])
+def test_ranks_meet_with_and_without_mpi4py(name: str, how: str) -> None:
+    code = (
+        "import sys, numpy\n"
+        f"how = {how!r}\n"
+        "if how != 'alone':\n    from mpi4py import MPI\n"
+        "import hccomm\n"
+        "with hccomm.init(**({'comm': MPI.COMM_WORLD} if how == 'comm' else {})) as comm:\n"
+        "    total = comm.all_reduce(numpy.array([comm.rank + 1]))[0]\n"
+        "    if comm.rank == 0: print('total', total, comm.size)\n"
+        "if how == 'alone': assert 'mpi4py' not in sys.modules\n"
+    )
+
+    done = _run(name, 3, "-c", code)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "total 6 3" in done.stdout, done.stdout + done.stderr
+
+
+def test_hccomm_bench_runs_under_mpiexec() -> None:
+    options = ("--min", "64", "--max", "1K", "--seconds", "0.01")
+
+    done = _run("mpich", 2, "-m", "hccomm", "bench", "all_reduce", *options)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hccomm" in done.stdout
+    assert "2 ranks" in done.stdout
