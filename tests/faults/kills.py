@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kill storm: one rank dies, in some phase of some job, and all others must say so.
+
+Promise: every survivor raises PeerLost naming the dead rank, in 500 ms on one quiet host; a rank
+that dies before it was heard of makes init raise at its own deadline; close() returns in about a
+second, whoever is dead. The ranks of a pool live on, so what they leak adds up and shows.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pool import Hung, Pool, Rank
+from programs import COLLECTIVES
+from report import Trial
+
+PHASES = ("collective", "collective", "collective", "idle", "teardown", "init")
+SIZES = (64, 1 << 20, 16 << 20)
+WAYS = ("SIGKILL", "SIGKILL", "SIGSEGV", "exit", "segfault")
+SIGNALS = {"SIGKILL": 9, "SIGSEGV": 11}
+TIMEOUT = 20.0  # seconds of an operation: an error that comes only then is a fault
+INIT_TIMEOUT = 3.0
+PATIENCE = 10.0  # seconds on top of a deadline until a rank counts as hung
+
+
+def trials(
+    count: int,
+    seed: int,
+    *,
+    transports: Sequence[str] = ("shm", "tcp"),
+    ranks: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+    phases: Sequence[str] = PHASES,
+    sizes: Sequence[int] = SIZES,
+    late: float = 2.0,
+) -> Iterator[Trial]:
+    """Kill ``count`` ranks, one a trial. Noticing later than ``late`` seconds is a fault."""
+    chance = random.Random(seed)
+    pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
+    try:
+        for number in range(count):
+            what = {
+                "phase": phases[number % len(phases)],
+                "transport": chance.choice(list(transports)),
+                "ranks": chance.choice(list(ranks)),
+                "collective": chance.choice(COLLECTIVES),
+                "bytes": chance.choice(list(sizes)),
+                "way": chance.choice(WAYS),
+                "delay": chance.uniform(0.0, chance.choice((0.02, 0.05, 0.3))),
+            }
+            what["victim"] = chance.randrange(what["ranks"])
+            if what["phase"] == "init":
+                what["delay"] *= 0.1  # it takes milliseconds
+            yield _trial(pools[what["transport"]], number, what, late)
+    finally:
+        for each in pools.values():
+            each.close()
+
+
+def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
+    trial = Trial("kill", f"kill {what['phase']} {what['transport']}", number, what)
+    group = pool.take(what["ranks"])
+    survivors = {rank: each for rank, each in enumerate(group) if rank != what["victim"]}
+    trial.asked = len(survivors)
+    died = _inject(pool, group, survivors, what, trial)
+    if died is None:
+        return trial
+    allowed = INIT_TIMEOUT if what["phase"] == "init" else 0.0
+    deadline = time.monotonic() + TIMEOUT + PATIENCE
+    blamed: set[int] = set()
+    for rank, process in survivors.items():
+        try:
+            answer = process.hear("done", deadline)
+        except (Hung, EOFError, RuntimeError) as error:
+            trial.hung += isinstance(error, Hung)
+            trial.faults.append(f"rank {rank}: {type(error).__name__}: {error}")
+            pool.drop(process)
+            continue
+        blamed.add(answer["blames"])
+        _judge(trial, rank, answer, died, late + allowed)
+    if what["phase"] not in ("teardown", "init") and len(blamed) > 1:
+        trial.faults.append(f"survivors blame different ranks: {sorted(blamed)}")
+    pool.drop(group[what["victim"]])
+    return trial
+
+
+def _inject(
+    pool: Pool, group: list[Rank], survivors: dict[int, Rank], what: dict[str, Any], trial: Trial
+) -> float | None:
+    """Start the job and end the victim; return when, or None when the job did not come up."""
+    meeting, victim = pool.meeting(), group[what["victim"]]
+    by_signal = what["way"] in SIGNALS
+    for rank, process in enumerate(group):
+        how = what["way"] if process is victim and not by_signal else "signal"
+        process.tell(
+            {
+                "program": "kill",
+                "rank": rank,
+                "size": len(group),
+                **meeting,
+                "timeout": INIT_TIMEOUT if what["phase"] == "init" else TIMEOUT,
+                **{key: what[key] for key in ("phase", "collective", "bytes")},
+                "how": how,
+            }
+        )
+    deadline = time.monotonic() + TIMEOUT + PATIENCE
+    try:
+        for process in group:
+            process.hear("up", deadline)
+    except (Hung, EOFError, RuntimeError) as error:
+        trial.hung += isinstance(error, Hung)
+        trial.faults.append(f"the job did not start: {error}")
+        for process in group:
+            pool.drop(process)
+        return None
+    if what["phase"] == "teardown":
+        _say_go(survivors.values(), victim if by_signal else None, what)
+    time.sleep(what["delay"])
+    if by_signal:
+        died = victim.signal(SIGNALS[what["way"]])
+    else:
+        died = time.monotonic()
+        victim.tell("die")
+    if what["phase"] == "idle":
+        _say_go(survivors.values(), None, what)
+    return died
+
+
+def _say_go(survivors: Any, victim: Rank | None, what: dict[str, Any]) -> None:
+    """Let the ranks call what comes next; in a teardown often the victim, too, so it dies inside."""
+    if victim is not None and what["delay"] < 0.03:
+        victim.tell("go")
+    for process in survivors:
+        process.tell("go")
+
+
+def _judge(trial: Trial, rank: int, answer: dict[str, Any], died: float, late: float) -> None:
+    called = answer.get("called", died)
+    took = answer["at"] - (called if trial.what["phase"] == "teardown" else max(died, called))
+    trial.times_ms.append(took * 1e3)
+    phase, victim = trial.what["phase"], trial.what["victim"]
+    where = f"rank {rank}: {answer['error']} after {took * 1e3:.0f} ms: {answer['text']}"
+    if answer["error"] == "wrong":
+        trial.faults.append(where)
+        return
+    if phase == "teardown":
+        trial.noticed += 1
+        trial.named += 1
+        if took > late:
+            trial.faults.append(where)
+        return
+    init_ended = phase == "init" and answer["error"] == "Timeout"
+    right = answer["error"] == "PeerLost" or init_ended
+    names = answer["blames"] == victim or (init_ended and _names(answer["text"], victim))
+    trial.noticed += right
+    trial.named += right and names
+    if not right or not names or took > late:
+        trial.faults.append(where)
+
+
+def _names(text: str, rank: int) -> bool:
+    """Whether a list of missing ranks holds ``rank``."""
+    import re
+
+    for found in re.finditer(r"ranks? ([0-9][0-9, and]*)", text):
+        if str(rank) in re.findall(r"[0-9]+", found.group(1)):
+            return True
+    return False

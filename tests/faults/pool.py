@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes to do harm to: forked from one that has imported everything, so that each is cheap.
+
+A Pool owns a nursery, a process that imports NumPy and hccomm once and forks a rank in a few
+milliseconds. Ranks serve one job after the other (see programs.py) until somebody kills them; they
+die with the nursery, and the nursery with the driver, whatever way the driver ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+_PR_SET_PDEATHSIG = 1
+_START = 60.0  # seconds in which the nursery must have imported everything
+
+
+class Hung(RuntimeError):
+    """A rank did not answer by its deadline; the text holds its stacks."""
+
+
+class Rank:
+    """One process of a pool.
+
+    Owns:   the pidfd, the pipe and the log of the process.
+    Thread: one.
+    Fails:  hear() raises Hung at the deadline and EOFError when the process has ended.
+    """
+
+    def __init__(self, pid: int, pidfd: int, pipe: Connection, log: Path) -> None:
+        self.pid = pid
+        self.log = log
+        self._pidfd = pidfd
+        self._pipe = pipe
+
+    def tell(self, message: Any) -> None:
+        """Send a message; a dead process is noticed by hear()."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(message)
+
+    def hear(self, kind: str, deadline: float) -> dict[str, Any]:
+        """Return the next message of ``kind``, passing over others, by ``deadline`` (monotonic)."""
+        while True:
+            if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
+                raise Hung(f"process {self.pid} did not say {kind!r} in time\n{self.stacks()}")
+            try:
+                found, body = self._pipe.recv()
+            except ConnectionError:  # a process that is killed with unread orders resets its pipe
+                raise EOFError(f"process {self.pid} has ended") from None
+            if found == kind:
+                return dict(body)
+            if found in ("crash", "done"):  # it cannot say the rest of what it was asked
+                raise RuntimeError(f"process {self.pid}: {found}: {body}")
+
+    def signal(self, number: int) -> float:
+        """Send a signal and return the time just before it."""
+        now = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+        return now
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return not select.select([self._pidfd], [], [], 0)[0]
+
+    def stacks(self) -> str:
+        """Ask the process for its stacks and return the end of its log, with gdb's if it is there."""
+        self.signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        text = self.log_text()[-6000:]
+        gdb = shutil.which("gdb")
+        if gdb is not None and self.alive():
+            with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+                text += subprocess.run(
+                    [gdb, "-p", str(self.pid), "-batch", "-ex", "thread apply all bt 12"],
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                ).stdout[-8000:]
+        return text
+
+    def log_text(self) -> str:
+        """Return what the process wrote to stderr."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def end(self) -> None:
+        """Kill the process, in whatever state, and wait until it is gone."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGKILL)
+        select.select([self._pidfd], [], [], 30.0)
+        self._pipe.close()
+        os.close(self._pidfd)
+
+
+class Pool:
+    """Ranks that share an environment, kept for many trials. A context manager.
+
+    Owns:   the nursery, its ranks, and a folder for their logs and meetings.
+    Thread: one.
+    Fails:  RuntimeError when the nursery cannot start.
+    """
+
+    def __init__(self, **environ: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="storm-"))
+        self.ranks: list[Rank] = []
+        self._meetings = 0
+        self._born = 0
+        ours, theirs = socket.socketpair()
+        self._line = ours
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("HCCOMM_")}
+        variables |= {k: v for k, v in os.environ.items() if k.startswith("HCCOMM_PY_")}
+        variables |= {"HCCOMM_LOG": "error", "OMP_NUM_THREADS": "1"} | environ
+        variables["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+        )
+        with (self.folder / "nursery.log").open("wb") as log:
+            self.nursery = subprocess.Popen(
+                [sys.executable, str(HERE / "pool.py"), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stderr=log,
+                env=variables,
+            )
+        theirs.close()
+        ours.settimeout(_START)
+        try:
+            ready = ours.recv(5) == b"ready"
+        except TimeoutError:
+            ready = False
+        if not ready:
+            text = (self.folder / "nursery.log").read_text()
+            self.close()
+            raise RuntimeError(f"the nursery did not start:\n{text}")
+
+    def take(self, count: int) -> list[Rank]:
+        """Return ``count`` ranks that live, making those that lack."""
+        for each in [rank for rank in self.ranks if not rank.alive()]:
+            self.drop(each)
+        while len(self.ranks) < count:
+            self.ranks.append(self._bear())
+        return self.ranks[:count]
+
+    def drop(self, rank: Rank) -> None:
+        """End a rank and forget it; take() makes another in its place."""
+        self.ranks.remove(rank)
+        rank.end()
+
+    def meeting(self) -> dict[str, str]:
+        """Return a new place for ranks to meet, and a name: init() numbers those it has seen."""
+        self._meetings += 1
+        name = f"job-{self._meetings}"
+        return {"url": f"file://{self.folder}/{name}", "name": name}
+
+    def close(self) -> None:
+        """End everything that was started."""
+        for each in list(self.ranks):
+            self.drop(each)
+        self._line.close()
+        try:
+            self.nursery.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.nursery.kill()
+            self.nursery.wait(30.0)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _bear(self) -> Rank:
+        self._born += 1
+        log = self.folder / f"rank-{self._born}.log"
+        ours, theirs = socket.socketpair()
+        socket.send_fds(self._line, [str(log).encode()], [theirs.fileno()])
+        theirs.close()
+        text, fds, _, _ = socket.recv_fds(self._line, 64, 1)
+        if not fds:
+            raise RuntimeError("the nursery has ended")
+        return Rank(int(text), fds[0], Connection(ours.detach()), log)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+# ---- the nursery: what runs when this file is the program ------------------------------------
+
+
+def _nurse(line: socket.socket) -> None:
+    sys.path.insert(0, str(HERE))
+    import programs
+
+    import hccomm._native
+
+    hccomm._native.library()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits: the kernel reaps
+    line.sendall(b"ready")
+    nurse = os.getpid()
+    while True:
+        text, fds, _, _ = socket.recv_fds(line, 4096, 1)
+        if not fds:
+            return
+        pid = os.fork()
+        if pid == 0:
+            line.close()
+            try:
+                _grow_up(nurse, text.decode())
+                programs.serve(Connection(fds[0]))
+            finally:
+                os._exit(0)
+        os.close(fds[0])
+        pidfd = os.pidfd_open(pid)
+        socket.send_fds(line, [str(pid).encode()], [pidfd])
+        os.close(pidfd)
+
+
+def _grow_up(nurse: int, log: str) -> None:
+    """Become a process of its own: die with the nurse, log to a file, dump no core."""
+    import faulthandler
+    import resource
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != nurse:  # it died before prctl
+        os._exit(1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    os.dup2(file, 2)
+    os.close(file)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
+
+
+if __name__ == "__main__":
+    _nurse(socket.socket(fileno=int(sys.argv[1])))

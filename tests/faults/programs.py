@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of a storm do: each program takes one job and returns what it saw.
+
+pool.py forks the processes that run serve(); the storms send them jobs. A program reports times of
+the monotonic clock, which all processes of a host share. Every buffer is filled so that results are
+exact, and checked: an operation that ends without an error must have given the right numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+import hccomm
+
+Job = dict[str, Any]
+COLLECTIVES = (
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "broadcast",
+    "all_to_all",
+    "send_recv",
+    "barrier",
+)
+
+
+def serve(pipe: Connection) -> None:
+    """Run jobs until the driver hangs up."""
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        if not isinstance(job, dict):
+            continue  # an order that came too late for its job
+        try:
+            pipe.send(("done", PROGRAMS[job["program"]](job, pipe)))
+        except BaseException:
+            pipe.send(("crash", {"text": traceback.format_exc()}))
+
+
+def join(job: Job) -> hccomm.Communicator:
+    """Make the job's communicator."""
+    return hccomm.init(
+        rank=job["rank"],
+        size=job["size"],
+        rendezvous=job["url"],
+        name=job["name"],
+        timeout=job["timeout"],
+    )
+
+
+def seen(error: hccomm.Error) -> dict[str, Any]:
+    """Return an error as a result: what, when, whom it names."""
+    return {
+        "error": type(error).__name__,
+        "blames": error.rank,
+        "text": str(error)[:400],
+        "at": time.monotonic(),
+    }
+
+
+def inventory() -> dict[str, int]:
+    """Return what this process holds: descriptors, threads, and resident KiB."""
+    gc.collect()
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        pages = int(statm.read().split()[1])
+    return {
+        "fds": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+        "rss_kib": pages * (os.sysconf("SC_PAGE_SIZE") // 1024),
+    }
+
+
+# ---- collectives with known answers ----------------------------------------------------------
+
+
+class Work:
+    """One collective of about ``nbytes``, to be done again and again, with its answer checked."""
+
+    def __init__(self, comm: hccomm.Communicator, name: str, nbytes: int) -> None:
+        self._comm, self._name = comm, name
+        self._part = max(1, nbytes // 4 // comm.size)
+        self._count = self._part * comm.size
+        self._mine = float(comm.rank + 1)
+        self._sum = float(comm.size * (comm.size + 1) // 2)
+        self._whole = np.zeros(self._count, np.float32)
+        self._other = np.zeros(self._count, np.float32)
+        self.rounds = 0
+
+    def once(self) -> None:
+        """Do it once. Raises AssertionError when the answer is wrong, and hccomm's errors."""
+        getattr(self, "_" + self._name)()
+        self.rounds += 1
+
+    def _check(self, array: np.ndarray, expected: float) -> None:
+        found = (array[0], array[len(array) // 2], array[-1])
+        assert all(each == expected for each in found), (
+            f"wrong data: {self._name} of {array.nbytes} bytes, round {self.rounds}, rank "
+            f"{self._comm.rank} of {self._comm.size}: {found}, not {expected}"
+        )
+
+    def _all_reduce(self) -> None:
+        self._whole[:] = self._mine
+        self._comm.all_reduce(self._whole)
+        self._check(self._whole, self._sum)
+
+    def _reduce_scatter(self) -> None:
+        self._whole[:] = self._mine
+        out = self._other[: self._part]
+        self._comm.reduce_scatter(self._whole, out=out)
+        self._check(out, self._sum)
+
+    def _all_gather(self) -> None:
+        mine = self._other[: self._part]
+        mine[:] = self._mine
+        self._comm.all_gather(mine, out=self._whole)
+        self._check_parts()
+
+    def _all_to_all(self) -> None:
+        self._other[:] = self._mine
+        self._comm.all_to_all(self._other, out=self._whole)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        for rank in range(self._comm.size):
+            self._check(self._whole[rank * self._part : (rank + 1) * self._part], float(rank + 1))
+
+    def _broadcast(self) -> None:
+        root = self.rounds % self._comm.size
+        self._whole[:] = self._mine
+        self._comm.broadcast(self._whole, root=root)
+        self._check(self._whole, float(root + 1))
+
+    def _send_recv(self) -> None:
+        size, rank = self._comm.size, self._comm.rank
+        self._other[:] = self._mine
+        with self._comm.coalesce() as batch:
+            batch.recv(self._whole, (rank - 1) % size)
+            batch.send(self._other, (rank + 1) % size)
+        self._check(self._whole, float((rank - 1) % size + 1))
+
+    def _barrier(self) -> None:
+        self._comm.barrier()
+
+
+# ---- programs --------------------------------------------------------------------------------
+
+
+def kill(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Work until a peer's death ends it; say when and whom the error names."""
+    if job["phase"] == "init":
+        pipe.send(("up", {"at": time.monotonic()}))
+    _maybe_die(job, pipe)
+    comm = None
+    try:
+        comm = join(job)
+        work = Work(comm, job["collective"], job["bytes"])
+        work.once()
+        if job["phase"] != "init":
+            pipe.send(("up", {"at": time.monotonic()}))
+        return _until_the_end(job, pipe, comm, work)
+    except hccomm.Error as error:
+        return seen(error)
+    except AssertionError as error:
+        return {"error": "wrong", "blames": -1, "text": str(error), "at": time.monotonic()}
+    finally:
+        if comm is not None:
+            with contextlib.suppress(hccomm.Error):
+                comm.close()
+        comm = work = None
+
+
+def _until_the_end(
+    job: Job, pipe: Connection, comm: hccomm.Communicator, work: Work
+) -> dict[str, Any]:
+    called = time.monotonic()
+    if job["phase"] in ("idle", "teardown") or job["how"] != "signal":
+        _wait_for_go(pipe, job)
+        called = time.monotonic()
+    if job["phase"] == "teardown":
+        try:
+            comm.close()
+        except hccomm.Error as error:
+            return seen(error) | {"called": called}
+        return {"error": "closed", "blames": -1, "text": "", "at": time.monotonic()} | {
+            "called": called
+        }
+    try:
+        while True:
+            work.once()
+    except hccomm.Error as error:
+        return seen(error) | {"called": called, "rounds": work.rounds}
+
+
+def _wait_for_go(pipe: Connection, job: Job) -> None:
+    """Stay idle until the driver says go; the victim that ends by itself has a thread for it."""
+    if job["how"] != "signal":
+        if job["phase"] in ("idle", "teardown"):
+            threading.Event().wait(120.0)
+        return
+    if pipe.poll(120.0):
+        pipe.recv()
+
+
+def _maybe_die(job: Job, pipe: Connection) -> None:
+    """Start the thread that ends this process when told to, where that is the way it dies."""
+    if job["how"] == "signal":
+        return
+
+    def wait() -> None:
+        pipe.recv()
+        if job["how"] == "exit":
+            os._exit(17)
+        ctypes.string_at(0)  # a real segmentation fault
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def loop(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Work until told to stop, together: rank 0's word goes round in a broadcast after each."""
+    comm = join(job)
+    outcome: dict[str, Any] = {"error": "", "blames": -1, "text": "", "at": 0.0}
+    work = Work(comm, job["collective"], job["bytes"])
+    word = np.zeros(1, np.int32)
+    longest, began = 0.0, time.monotonic()
+    try:
+        for round_ in range(1 << 30):
+            before = time.monotonic()
+            work.once()
+            word[0] = comm.rank == 0 and pipe.poll() and pipe.recv() == "stop"
+            comm.broadcast(word, root=0)
+            longest = max(longest, time.monotonic() - before)
+            if round_ == 0:
+                pipe.send(("up", {"at": time.monotonic()}))
+            if word[0]:
+                break
+    except hccomm.Error as error:
+        outcome = seen(error)
+    except AssertionError as error:
+        outcome = {"error": "wrong", "blames": -1, "text": str(error), "at": time.monotonic()}
+    spent = time.monotonic() - began
+    with contextlib.suppress(hccomm.Error):
+        comm.close()
+    return outcome | {"rounds": work.rounds, "longest": longest, "seconds": spent}
+
+
+def cycles(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Make and close communicators again and again; say what the process held before and after."""
+    before: dict[str, int] = {}
+    warm = min(20, job["cycles"] // 4)
+    for cycle in range(job["cycles"]):
+        if cycle == warm:
+            before = inventory()
+        comm = join(job | {"url": f"{job['url']}-{cycle}", "name": f"{job['name']}-{cycle}"})
+        comm.all_reduce(np.ones(1024, np.float32))
+        if job["groups"]:
+            with comm.group(list(range(comm.size))) as group:
+                group.all_reduce(np.ones(16, np.float32))
+        comm.close()
+    return {"before": before, "after": inventory()}
+
+
+def count(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Say what the process holds now."""
+    return dict(inventory())
+
+
+def disagree(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Make one call that the other ranks do not agree with, and say what came of it."""
+    import mismatch_cases
+
+    comm = join(job)
+    comm.barrier()
+    case = mismatch_cases.CASES[job["case"]]
+    buffers: list[np.ndarray] = []
+    called = time.monotonic()
+    try:
+        call = case.calls(comm, buffers)
+        called = time.monotonic()
+        call()
+        outcome = {"error": "", "blames": -1, "text": "", "at": time.monotonic()}
+    except hccomm.Error as error:
+        outcome = seen(error)
+    sizes = {int(each.size) for each in buffers}
+    damaged = any((each != mismatch_cases.fill(comm, each)).any() for each in buffers)
+    if outcome["error"] == "":
+        comm.barrier()  # nobody leaves while another still works
+    with contextlib.suppress(hccomm.Error):
+        comm.close()
+    return outcome | {"called": called, "damaged": bool(damaged), "sizes": sorted(sizes)}
+
+
+def parent(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Fork children that outlive this process, say who they are, then work until the end."""
+    comm = join(job)
+    work = Work(comm, job["collective"], job["bytes"])
+    work.once()
+    children = []
+    for _ in range(job["children"]):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # whatever happens to the driver
+            while True:
+                time.sleep(60.0)
+        children.append(child)
+    try:
+        work.once()
+        pipe.send(("up", {"at": time.monotonic(), "children": children}))
+        while True:
+            work.once()
+    except hccomm.Error as error:
+        return seen(error)
+    except AssertionError as error:
+        return {"error": "wrong", "blames": -1, "text": str(error), "at": time.monotonic()}
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+        with contextlib.suppress(hccomm.Error):
+            comm.close()
+
+
+def use_in_child(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Use the communicator in a forked child, which must raise at once; then go on in the parent."""
+    comm = join(job)
+    flying = comm.all_reduce(np.ones(1 << 16, np.float32), async_op=True)
+    answers = {name: _ask_child(lambda name=name: _try(comm, name, flying)) for name in _TRIES}
+    flying.wait()
+    with contextlib.suppress(hccomm.Error):
+        total = comm.all_reduce(np.ones(8, np.float32))
+        answers["parent goes on"] = "fine" if (total == comm.size).all() else "wrong"
+    comm.close()
+    return {"answers": answers}
+
+
+_TRIES = ("all_reduce", "wait", "abort", "group", "close", "exit")
+
+
+def _try(comm: hccomm.Communicator, name: str, flying: Any) -> str:
+    try:
+        if name == "all_reduce":
+            comm.all_reduce(np.ones(4, np.float32))
+        elif name == "wait":
+            flying.wait()
+        elif name == "abort":
+            comm.abort("from the child")
+        elif name == "group":
+            comm.group([comm.rank])
+        elif name == "close":
+            comm.close()
+        elif name == "exit":
+            import atexit
+
+            atexit._run_exitfuncs()
+    except hccomm.Error as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def _ask_child(function: Callable[[], str]) -> str:
+    """Run ``function`` in a forked child and return its answer, or "hung" after five seconds."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            os.write(into, function().encode()[:2000])
+        finally:
+            os._exit(0)
+    os.close(into)
+    import select
+
+    ready = select.select([out], [], [], 20.0)[0]
+    answer = os.read(out, 4096).decode() if ready else "hung"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(out)
+    return answer or "died"
+
+
+PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
+    "kill": kill,
+    "loop": loop,
+    "cycles": cycles,
+    "count": count,
+    "disagree": disagree,
+    "parent": parent,
+    "use_in_child": use_in_child,
+}

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do harm to jobs and count what comes of it: `python tests/faults/storm.py kill --count 200`.
+
+Every storm prints one JSON line a trial and a closing table; the exit status is 1 when anything was
+amiss. The same seed gives the same harm. HCCOMM_PY_LIBRARY names the libhccomm.so to test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import kills
+from report import Report, Trial
+
+
+def _kill(options: argparse.Namespace) -> Iterator[Trial]:
+    return kills.trials(
+        options.count,
+        options.seed,
+        transports=options.transports.split(","),
+        ranks=_range(options.ranks),
+        phases=options.phases.split(",") if options.phases else kills.PHASES,
+        sizes=[int(each) for each in options.sizes.split(",")],
+        late=options.late,
+    )
+
+
+def _range(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    storms = parser.add_subparsers(dest="storm", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], Iterator[Trial]], count: int, text: str):
+        one = storms.add_parser(name, help=text)
+        one.set_defaults(run=run)
+        one.add_argument("--count", type=int, default=count, help=f"trials (default {count})")
+        one.add_argument("--seed", type=int, default=1)
+        one.add_argument("--ranks", default="2-8", help="a number, or from-to")
+        one.add_argument("--transports", default="shm,tcp")
+        one.add_argument("--out", type=Path, help="write the JSON lines here")
+        return one
+
+    one = add("kill", _kill, 200, "one rank dies, the others must say so")
+    one.add_argument("--phases", help=f"of {', '.join(dict.fromkeys(kills.PHASES))}")
+    one.add_argument("--sizes", default=",".join(str(each) for each in kills.SIZES))
+    one.add_argument("--late", type=float, default=2.0, help="seconds after which it is a fault")
+    return parser
+
+
+def main() -> int:
+    """Run one storm."""
+    options = _parser().parse_args()
+    out = options.out.open("w") if options.out else sys.stdout
+    report, began = Report(out), time.monotonic()
+    try:
+        report.run(options.run(options))
+    finally:
+        print(
+            f"\n{report.table()}\n{len(report.trials)} trials in {time.monotonic() - began:.0f} s"
+        )
+        for fault in report.faults:
+            print(f"amiss: {fault[:600]}")
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
