@@ -44,8 +44,16 @@ struct Operation {
   void point() {
     call.input = buffer_of(input, element);
     call.output = buffer_of(output, element);
-    if (!counts.empty()) call.counts = counts.data();
-    if (!recv_counts.empty()) call.recv_counts = recv_counts.data();
+    place(counts, offsets_);
+    place(recv_counts, recv_offsets_);
+    if (!counts.empty()) {
+      call.counts = counts.data();
+      call.offsets = offsets_.data();
+    }
+    if (!recv_counts.empty()) {
+      call.recv_counts = recv_counts.data();
+      call.recv_offsets = recv_offsets_.data();
+    }
   }
   // A tensor that tells where the call runs, or an undefined one.
   const at::Tensor& model() const { return input.defined() ? input : output; }
@@ -57,9 +65,21 @@ struct Operation {
   at::Tensor input, output;  // plain; the same tensor when in place; undefined when not used
   bool reads = true;         // whether this rank's input has a meaning before
   bool writes = true;        // whether this rank's output has one afterwards
-  std::vector<uint64_t> counts, recv_counts;
+  std::vector<uint64_t> counts, recv_counts;  // of unequal parts, which lie back to back
   Keep keep;
   bool async = true;
+
+ private:
+  static void place(const std::vector<uint64_t>& sizes, std::vector<uint64_t>& places) {
+    places.clear();
+    uint64_t next = 0;
+    for (const uint64_t size : sizes) {
+      places.push_back(next);
+      next += size;
+    }
+  }
+
+  std::vector<uint64_t> offsets_, recv_offsets_;
 };
 
 }  // namespace hccomm::glue

@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <vector>
 
 namespace hccomm::glue {
+
+static constexpr std::chrono::milliseconds kLook(100);
 
 static int store_set(void* context, const char* key, const void* value, size_t bytes) {
   auto* store = static_cast<c10d::Store*>(context);
@@ -24,19 +27,23 @@ static int store_set(void* context, const char* key, const void* value, size_t b
 
 static int64_t store_get(void* context, const char* key, double timeout, void* value,
                          size_t capacity) {
+  using Clock = std::chrono::steady_clock;
   auto* store = static_cast<c10d::Store*>(context);
   const std::chrono::milliseconds limit(std::max<int64_t>(1, static_cast<int64_t>(timeout * 1e3)));
+  const auto started = Clock::now();
   try {
+    // A short wait means a look; TCPStore would warn of a timeout on standard error each time.
+    while (!store->check({key}) && limit < kLook) {
+      if (Clock::now() - started >= limit) return -1;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
     store->wait({key}, limit);
     const std::vector<std::uint8_t> got = store->get(key);
     std::memcpy(value, got.data(), std::min(capacity, got.size()));
     return static_cast<int64_t>(got.size());
-  } catch (const c10::DistNetworkError&) {
-    return -2;
-  } catch (const c10::DistStoreError&) {
-    return -1;
   } catch (...) {
-    return -2;
+    // Each store has its own way to say that the time is over; all of them use it up.
+    return Clock::now() - started >= limit ? -1 : -2;
   }
 }
 

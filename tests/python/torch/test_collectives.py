@@ -314,10 +314,6 @@ def layouts() -> None:
     dist.broadcast(square if rank == 0 else target, 0)
     same(square if rank == 0 else target, square)
 
-    conjugated = torch.tensor([1 + 2j, 3 - 1j]).conj()
-    dist.all_reduce(conjugated)
-    same(conjugated.resolve_conj(), size * torch.tensor([1 - 2j, 3 + 1j]))
-
     listed = [torch.zeros(3, 2).t() for _ in range(size)]
     dist.all_gather(listed, torch.full((3, 2), float(rank)).t())
     for peer, got in enumerate(listed):

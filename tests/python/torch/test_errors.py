@@ -62,7 +62,8 @@ def wrong_calls() -> None:
         lambda: dist.all_reduce(torch.ones(2, dtype=torch.complex64), op=dist.ReduceOp.MAX),
         "MAX|max",
     )
-    refused(lambda: dist.all_reduce(torch.ones(2, dtype=torch.complex32)), "Invalid scalar type")
+    odd = torch.ones(2).to(torch.float8_e4m3fnuz)
+    refused(lambda: dist.all_reduce(odd), "Invalid scalar type Float8_e4m3fnuz")
     refused(lambda: backend.send([pair], 9, 0), "send: invalid rank: 9")
     refused(lambda: dist.isend(pair, 1 - dist.get_rank(), tag=-1), "Tag must be nonnegative")
     refused(lambda: dist.all_gather([pair, torch.ones(2).int()], pair), "all_gather|dtypes")
