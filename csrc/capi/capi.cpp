@@ -16,6 +16,7 @@ using hccomm::Seconds;
 using hccomm::Status;
 using hccomm::text;
 using hccomm::comm::Communicator;
+using hccomm::engine::Follow;
 using hccomm::engine::Operation;
 
 struct hccomm_comm {
@@ -174,6 +175,10 @@ static void check_call(const hccomm_comm* comm, const hccomm_call* call) {
   }
 }
 
+static Follow follow_of(const hccomm_call& call) {
+  return (call.flags & HCCOMM_BACKGROUND) != 0 ? Follow::Background : Follow::Soon;
+}
+
 static hccomm::comm::Message message_of(const hccomm_call& call) {
   const hccomm_buffer& buffer = call.collective == HCCOMM_SEND ? call.input : call.output;
   const std::uint64_t element = hccomm::dtype::size_of(static_cast<hccomm::dtype::DType>(call.dtype));
@@ -187,7 +192,7 @@ static hccomm::comm::Message message_of(const hccomm_call& call) {
           static_cast<std::byte*>(buffer.data) + buffer.offset,
           call.count * element,
           Seconds(call.timeout),
-          (call.flags & HCCOMM_BACKGROUND) != 0};
+          follow_of(call)};
 }
 
 static void fill(std::vector<std::uint64_t>& list, const std::uint64_t* values, int size) {
@@ -218,7 +223,7 @@ static hccomm::comm::Request request_of(const hccomm_call& call, int size) {
                     call.output.count};
   request.factor = call.factor;
   request.timeout = Seconds(call.timeout);
-  request.background = (call.flags & HCCOMM_BACKGROUND) != 0;
+  request.follow = follow_of(call);
   return request;
 }
 
@@ -245,7 +250,10 @@ int hccomm_run(hccomm_comm* comm, const hccomm_call* call, hccomm_error* error) 
       const Status status = comm->self->run(request_of(*call, comm->self->size()));
       return status.ok() ? succeed(error) : report(status, error);
     }
-    Operation* op = start(*comm->self, *call);
+    auto message = message_of(*call);
+    message.follow = Follow::Wait;
+    Operation* op = call->collective == HCCOMM_SEND ? comm->self->send(message)
+                                                    : comm->self->recv(message);
     const Status status = op->engine->wait(*op, hccomm::Deadline::never());
     op->engine->release(*op);
     return status.ok() ? succeed(error) : report(status, error);

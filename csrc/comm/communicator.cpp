@@ -234,7 +234,7 @@ engine::Operation* Communicator::start(const Request& request) {
   return engine().start(context_,
                         {recipe_for(request), request.input.data, request.output.data,
                          request.factor, timeout_of(request.timeout)},
-                        request.background);
+                        request.follow);
 }
 
 Status Communicator::run(const Request& request) {
@@ -259,13 +259,13 @@ void Communicator::check_message(const char* what, const Message& message) const
 engine::Operation* Communicator::send(const Message& message) {
   check_message("send", message);
   return engine().start_send(context_, message.peer, message.tag, message.data, message.bytes,
-                             timeout_of(message.timeout), message.background);
+                             timeout_of(message.timeout), message.follow);
 }
 
 engine::Operation* Communicator::recv(const Message& message) {
   check_message("recv", message);
   return engine().start_recv(context_, message.peer, message.tag, message.data, message.bytes,
-                             timeout_of(message.timeout), message.background);
+                             timeout_of(message.timeout), message.follow);
 }
 
 std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks, std::string name,

@@ -31,7 +31,7 @@ struct Request {
   Memory input, output;
   double factor = 1.0;
   Seconds timeout{0};  // 0: the communicator's
-  bool background = false;
+  engine::Follow follow = engine::Follow::Soon;
 };
 
 // One point-to-point message.
@@ -41,7 +41,7 @@ struct Message {
   std::byte* data = nullptr;
   std::uint64_t bytes = 0;
   Seconds timeout{0};
-  bool background = false;
+  engine::Follow follow = engine::Follow::Soon;
 };
 
 // Owns:   its context in the engine and its plan cache; shares the endpoint.

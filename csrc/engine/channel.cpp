@@ -13,7 +13,9 @@ using transport::Placement;
 using wire::Header;
 using wire::Type;
 
-static constexpr std::size_t kPollBudget = 1 << 20;  // bytes per look at one link
+// One frame (or part) per look at a link: what follows is for later operations as often as not, and
+// would have to be kept aside.
+static constexpr std::size_t kPollBudget = 1;
 
 static Kept keep(int source, const Header& header, const std::byte* payload) {
   Kept kept{source, header, nullptr};

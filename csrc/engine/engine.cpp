@@ -264,26 +264,25 @@ void Engine::drop_reference(Operation& op) {
 }
 
 // The operation as the caller gets it back: if nobody drives soon, the service thread does.
-Operation* Engine::handle(Operation& op, bool background) {
-  if (!op.done()) {
-    flush();
-    if (background) {
-      ring_service();
-    } else {
-      arm_service();
-    }
+Operation* Engine::handle(Operation& op, Follow follow) {
+  if (op.done() || follow == Follow::Wait) return &op;
+  flush();
+  if (follow == Follow::Background) {
+    ring_service();
+  } else {
+    arm_service();
   }
   return &op;
 }
 
-Operation* Engine::start(Context& context, Job job, bool background) {
+Operation* Engine::start(Context& context, Job job, Follow follow) {
   Guard guard(*this);
   Operation* op = nullptr;
   if (!context.poison.ok()) {
     op = &allocate(context, OperationKind::Send, job.timeout);
     finish(*op, context.poison);
   } else {
-    op = handle(begin_collective(context, job), background);
+    op = handle(begin_collective(context, job), follow);
   }
   call_back(guard);
   return op;

@@ -35,6 +35,13 @@ struct Settings {
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
 };
 
+// Who will drive an operation that has been started.
+enum class Follow : std::uint8_t {
+  Wait,        // the caller waits at once
+  Soon,        // the caller waits, or tests, presently
+  Background,  // nobody waits for long: the service thread drives at once
+};
+
 // Makes links. dial() is called under the engine's lock and returns at once; the outcome comes
 // later through Engine::dialed() or Engine::accepted(), from a thread that holds no lock.
 class Dialer {
@@ -64,13 +71,12 @@ class Engine {
   // Fails all operations of the context, present and future; `tell` floods the reason to its ranks.
   void poison(Context& context, Status why, bool tell);
 
-  // Starts a collective; the handle returned holds one reference. `background`: nobody will wait
-  // soon.
-  Operation* start(Context& context, Job job, bool background);
+  // Starts a collective; the handle returned holds one reference.
+  Operation* start(Context& context, Job job, Follow follow);
   Operation* start_send(Context& context, int peer, std::uint64_t tag, const void* data,
-                        std::uint64_t bytes, Seconds timeout, bool background);
+                        std::uint64_t bytes, Seconds timeout, Follow follow);
   Operation* start_recv(Context& context, int peer, std::uint64_t tag, void* data,
-                        std::uint64_t bytes, Seconds timeout, bool background);
+                        std::uint64_t bytes, Seconds timeout, Follow follow);
   // start() and wait() without a handle.
   Status run(Context& context, Job job);
   // Drives until the operation is done (its own Status) or the deadline has passed (Timeout).
@@ -113,7 +119,7 @@ class Engine {
   Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
   void finish(Operation& operation, Status status);
   void drop_reference(Operation& operation);
-  Operation* handle(Operation& operation, bool background);
+  Operation* handle(Operation& operation, Follow follow);
   // collective.cpp
   Operation& begin_collective(Context& context, Job& job);
   void run_step(Operation& operation, std::uint32_t step);

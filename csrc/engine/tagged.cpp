@@ -16,7 +16,7 @@ using wire::Type;
 static Operation* refused(Operation& op) { return &op; }
 
 Operation* Engine::start_send(Context& context, int peer, std::uint64_t tag, const void* data,
-                              std::uint64_t bytes, Seconds timeout, bool background) {
+                              std::uint64_t bytes, Seconds timeout, Follow follow) {
   Guard guard(*this);
   Operation& op = allocate(context, OperationKind::Send, timeout);
   op.peer = peer;
@@ -40,7 +40,7 @@ Operation* Engine::start_send(Context& context, int peer, std::uint64_t tag, con
   } else {
     issue_tagged(op);
   }
-  handle(op, background);
+  handle(op, follow);
   call_back(guard);
   return &op;
 }
@@ -73,7 +73,7 @@ void Engine::issue_tagged(Operation& op) {
 }
 
 Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, void* data,
-                              std::uint64_t bytes, Seconds timeout, bool background) {
+                              std::uint64_t bytes, Seconds timeout, Follow follow) {
   Guard guard(*this);
   Operation& op = allocate(context, OperationKind::Recv, timeout);
   op.peer = peer;
@@ -109,7 +109,7 @@ Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, voi
     matching.wanted[{peer, tag}].push_back(&op);
     if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
   }
-  handle(op, background);
+  handle(op, follow);
   call_back(guard);
   return &op;
 }

@@ -12,6 +12,7 @@
 
 namespace hccomm::test {
 
+using engine::Follow;
 using engine::Job;
 using engine::Operation;
 
@@ -67,7 +68,8 @@ TEST_P(EngineOver, ManyOperationsInFlightCompleteInAnyOrder) {
       data[k].assign(k % 4 == 0 ? 100'000 : 3, node.rank() + static_cast<int>(k));
       const auto recipe = recipe_of(allreduce_of(data[k].size(), true), node, "ring", 4096);
       ops.push_back(node.engine().start(
-          node.context(), job_of(recipe, data[k].data(), data[k].data()), k % 2 == 0));
+          node.context(), job_of(recipe, data[k].data(), data[k].data()),
+          k % 2 == 0 ? Follow::Background : Follow::Soon));
     }
     for (std::size_t k = data.size(); k-- > 0;) {
       const Status status = node.engine().wait(*ops[k], Deadline::after(Seconds(30)));
@@ -87,7 +89,7 @@ TEST_P(EngineOver, AnUnwaitedOperationIsDrivenByTheServiceThread) {
     std::vector<std::int64_t> data(300'000, 1);
     const auto recipe = recipe_of(allreduce_of(data.size(), true), node, "ring", 8192);
     Operation* op = node.engine().start(node.context(), job_of(recipe, data.data(), data.data()),
-                                        node.rank() == 0);
+                                        node.rank() == 0 ? Follow::Background : Follow::Soon);
     node.engine().on_done(
         *op, [](void* counter, int code) { *static_cast<std::atomic<int>*>(counter) += 1 + code; },
         &calls);
@@ -115,9 +117,9 @@ TEST_P(EngineOver, BothMaySendBeforeTheyReceive) {
       const Deadline deadline = Deadline::after(Seconds(20));
 
       Operation* send = node.engine().start_send(node.context(), peer, 5, out.data(), bytes,
-                                                 Seconds(20), false);
+                                                 Seconds(20), Follow::Soon);
       Operation* recv = node.engine().start_recv(node.context(), node.rank() == 0 ? -1 : peer, 5,
-                                                 in.data(), bytes, Seconds(20), false);
+                                                 in.data(), bytes, Seconds(20), Follow::Soon);
       const Status sent = node.engine().wait(*send, deadline);
       const Status received = node.engine().wait(*recv, deadline);
 
@@ -142,13 +144,13 @@ TEST_P(EngineOver, MessagesMatchByTagInOrder) {
       std::iota(values.begin(), values.end(), 0);
       for (int k = 0; k < 200; ++k) {
         ops.push_back(node.engine().start_send(node.context(), 1, k % 2, &values[k], 8, Seconds(20),
-                                               false));
+                                               Follow::Soon));
       }
     } else {
       for (const int tag : {1, 0}) {
         for (int k = tag; k < 200; k += 2) {
           ops.push_back(
-              node.engine().start_recv(node.context(), 0, tag, &values[k], 8, Seconds(20), false));
+              node.engine().start_recv(node.context(), 0, tag, &values[k], 8, Seconds(20), Follow::Soon));
         }
       }
     }
@@ -226,7 +228,7 @@ TEST_P(EngineOver, AnAbortUnblocksAWaiter) {
     std::vector<std::int64_t> data(100'000, 1);
     const auto recipe = recipe_of(allreduce_of(data.size(), true), node, "ring", 4096);
     Operation* op =
-        node.engine().start(node.context(), job_of(recipe, data.data(), data.data()), false);
+        node.engine().start(node.context(), job_of(recipe, data.data(), data.data()), Follow::Soon);
     std::thread late([&] {
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
       node.engine().poison(node.context(), Status(Code::Aborted, "enough"), true);
