@@ -17,15 +17,6 @@ using wire::Type;
 // would have to be kept aside.
 static constexpr std::size_t kPollBudget = 1;
 
-static Kept keep(int source, const Header& header, const std::byte* payload) {
-  Kept kept{source, header, nullptr};
-  if (header.length != 0) {
-    kept.payload = std::make_unique_for_overwrite<std::byte[]>(header.length);
-    std::memcpy(kept.payload.get(), payload, header.length);
-  }
-  return kept;
-}
-
 void Channel::bind(Context& context, int rank) {
   bindings_[context.id] = {&context, rank};
   last_context_ = 0;
@@ -216,7 +207,7 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
   switch (header.type) {
     case Type::Tagged:
     case Type::TaggedReady:
-      engine_.receive_tagged(context, source, keep(source, header, payload));
+      engine_.receive_tagged(context, source, header, payload);
       break;
     case Type::TaggedOpen:
     case Type::TaggedData:

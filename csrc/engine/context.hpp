@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -27,6 +26,7 @@ struct Kept {
   wire::Header header;
   std::unique_ptr<std::byte[]> payload;
 };
+Kept keep(int source, const wire::Header& header, const std::byte* payload);
 
 // Point-to-point messages that have come or are wanted, in order, per (source, tag).
 struct TagKey {
@@ -43,9 +43,32 @@ struct Arrived {
   Kept frame;
   std::uint64_t order = 0;
 };
+// First in, first out; keeps its memory when it runs empty.
+template <typename T>
+class Line {
+ public:
+  bool empty() const { return head_ == items_.size(); }
+  T& front() { return items_[head_]; }
+  void push_back(T item) { items_.push_back(std::move(item)); }
+  void pop_front() {
+    if (++head_ == items_.size()) {
+      items_.clear();
+      head_ = 0;
+    }
+  }
+  void erase(const T& item) {
+    items_.erase(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(head_));
+    head_ = 0;
+    std::erase(items_, item);
+  }
+
+ private:
+  std::vector<T> items_;
+  std::size_t head_ = 0;
+};
 struct Matching {
-  std::unordered_map<TagKey, std::deque<Operation*>, TagHash> wanted;  // source -1: any
-  std::unordered_map<TagKey, std::deque<Arrived>, TagHash> arrived;
+  std::unordered_map<TagKey, Line<Operation*>, TagHash> wanted;  // source -1: any
+  std::unordered_map<TagKey, Line<Arrived>, TagHash> arrived;
   std::uint64_t next_order = 0;
   // Large messages on their way, by (rank, number given by the sender).
   std::unordered_map<TagKey, Operation*, TagHash> sending, receiving;

@@ -144,8 +144,10 @@ class Engine {
   bool advance_pulls();
   // tagged.cpp
   void issue_tagged(Operation& operation);
-  void receive_tagged(Context& context, int source, Kept frame);
-  void match(Context& context, Operation& operation, Kept frame);
+  void receive_tagged(Context& context, int source, const wire::Header& header,
+                      const std::byte* payload);
+  void match(Context& context, Operation& operation, int source, const wire::Header& header,
+             const std::byte* payload);
   void receive_tagged_control(Context& context, int source, const wire::Header& header,
                               const std::byte* payload);
   void forget_tagged(Operation& operation);

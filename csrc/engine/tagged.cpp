@@ -13,7 +13,16 @@ namespace hccomm::engine {
 using wire::Header;
 using wire::Type;
 
-static Operation* refused(Operation& op) { return &op; }
+static constexpr std::size_t kIdleTags = 256;  // lines that are kept though they are empty
+
+Kept keep(int source, const Header& header, const std::byte* payload) {
+  Kept kept{source, header, nullptr};
+  if (header.length != 0) {
+    kept.payload = std::make_unique_for_overwrite<std::byte[]>(header.length);
+    std::memcpy(kept.payload.get(), payload, header.length);
+  }
+  return kept;
+}
 
 Operation* Engine::start_send(Context& context, int peer, std::uint64_t tag, const void* data,
                               std::uint64_t bytes, Seconds timeout, Follow follow) {
@@ -27,15 +36,14 @@ Operation* Engine::start_send(Context& context, int peer, std::uint64_t tag, con
   if (!context.poison.ok()) {
     finish(op, context.poison);
     call_back(guard);
-    return refused(op);
+    return &op;
   }
   if (peer == context.rank) {
-    Kept kept{peer, {}, std::make_unique_for_overwrite<std::byte[]>(bytes)};
-    kept.header.type = Type::Tagged;
-    kept.header.sequence = tag;
-    kept.header.length = kept.header.fingerprint = bytes;
-    if (bytes != 0) std::memcpy(kept.payload.get(), data, bytes);
-    receive_tagged(context, peer, std::move(kept));
+    Header header;
+    header.type = Type::Tagged;
+    header.sequence = tag;
+    header.length = header.fingerprint = bytes;
+    receive_tagged(context, peer, header, op.data);
     finish(op, {});
   } else {
     issue_tagged(op);
@@ -86,25 +94,25 @@ Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, voi
   if (!context.poison.ok()) {
     finish(op, context.poison);
     call_back(guard);
-    return refused(op);
+    return &op;
   }
   auto best = matching.arrived.end();
   if (peer >= 0) {
     best = matching.arrived.find({peer, tag});
   } else {
     for (auto each = matching.arrived.begin(); each != matching.arrived.end(); ++each) {
-      if (each->first.tag != tag) continue;
+      if (each->first.tag != tag || each->second.empty()) continue;
       if (best == matching.arrived.end() ||
           each->second.front().order < best->second.front().order) {
         best = each;
       }
     }
   }
-  if (best != matching.arrived.end()) {
-    Kept frame = std::move(best->second.front().frame);
+  if (best != matching.arrived.end() && !best->second.empty()) {
+    const Kept frame = std::move(best->second.front().frame);
     best->second.pop_front();
-    if (best->second.empty()) matching.arrived.erase(best);
-    match(context, op, std::move(frame));
+    if (best->second.empty() && matching.arrived.size() > kIdleTags) matching.arrived.erase(best);
+    match(context, op, frame.source, frame.header, frame.payload.get());
   } else {
     matching.wanted[{peer, tag}].push_back(&op);
     if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
@@ -114,31 +122,33 @@ Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, voi
   return &op;
 }
 
-void Engine::receive_tagged(Context& context, int source, Kept frame) {
-  frame.source = source;
+void Engine::receive_tagged(Context& context, int source, const Header& header,
+                            const std::byte* payload) {
   Matching& matching = context.matching;
-  const std::uint64_t tag = frame.header.sequence;
-  auto exact = matching.wanted.find({source, tag});
-  auto any = matching.wanted.find({-1, tag});
-  auto best = exact;
-  if (exact == matching.wanted.end() ||
-      (any != matching.wanted.end() &&
-       any->second.front()->order < exact->second.front()->order)) {
-    best = any;
-  }
-  if (best == matching.wanted.end()) {
-    matching.arrived[{source, tag}].push_back({std::move(frame), matching.next_order++});
+  const std::uint64_t tag = header.sequence;
+  const auto line = [&](int from) {
+    const auto found = matching.wanted.find({from, tag});
+    return found != matching.wanted.end() && !found->second.empty() ? &found->second : nullptr;
+  };
+  Line<Operation*>* best = line(source);
+  Line<Operation*>* any = line(-1);
+  if (best == nullptr || (any != nullptr && any->front()->order < best->front()->order)) best = any;
+  if (best == nullptr) {
+    matching.arrived[{source, tag}].push_back(
+        {keep(source, header, payload), matching.next_order++});
     return;
   }
-  Operation& op = *best->second.front();
-  best->second.pop_front();
-  if (best->second.empty()) matching.wanted.erase(best);
-  match(context, op, std::move(frame));
+  Operation& op = *best->front();
+  best->pop_front();
+  if (matching.wanted.size() > kIdleTags) {
+    std::erase_if(matching.wanted, [](const auto& each) { return each.second.empty(); });
+  }
+  match(context, op, source, header, payload);
 }
 
-void Engine::match(Context& context, Operation& op, Kept frame) {
-  const Header& header = frame.header;
-  op.peer = frame.source;
+void Engine::match(Context& context, Operation& op, int source, const Header& header,
+                   const std::byte* payload) {
+  op.peer = source;
   Header answer;
   answer.context = context.id;
   answer.sequence = header.sequence;
@@ -146,23 +156,23 @@ void Engine::match(Context& context, Operation& op, Kept frame) {
   if (header.fingerprint != op.bytes) {
     if (header.type == Type::TaggedReady) {
       answer.type = Type::TaggedDone;
-      context.channels[frame.source]->send(answer, nullptr);
+      context.channels[source]->send(answer, nullptr);
     }
     fail(op, Status(Code::Mismatch,
-                    text("recv: ", context.who[frame.source], " sent ", header.fingerprint,
+                    text("recv: ", context.who[source], " sent ", header.fingerprint,
                          " bytes with tag ", op.tag, " but this rank (", context.rank,
                          ") receives ", op.bytes, "; give both the same count and dtype"),
-                    frame.source));
+                    source));
     return;
   }
   if (header.type == Type::Tagged) {
-    if (op.bytes != 0) std::memcpy(op.data, frame.payload.get(), op.bytes);
+    if (op.bytes != 0) std::memcpy(op.data, payload, op.bytes);
     op.moved = op.bytes;
     finish(op, {});
     return;
   }
-  Channel& channel = *context.channels[frame.source];
-  context.matching.receiving[{frame.source, header.index}] = &op;
+  Channel& channel = *context.channels[source];
+  context.matching.receiving[{source, header.index}] = &op;
   if (channel.pulls()) {
     pulls_.push_back({&channel, &op, 0, header.index, header.address, 0, op.bytes});
     return;
@@ -206,15 +216,12 @@ void Engine::forget_tagged(Operation& op) {
   Matching& matching = op.context->matching;
   const auto is_op = [&](const auto& each) { return each.second == &op; };
   if (op.kind == OperationKind::Send) {
-    if (op.moved < op.bytes || op.bytes == 0) std::erase_if(matching.sending, is_op);
+    if (op.moved < op.bytes) std::erase_if(matching.sending, is_op);
     return;
   }
-  std::erase_if(matching.receiving, is_op);
+  if (!matching.receiving.empty()) std::erase_if(matching.receiving, is_op);
   if (op.status.ok()) return;
-  for (auto each = matching.wanted.begin(); each != matching.wanted.end();) {
-    std::erase(each->second, &op);
-    each = each->second.empty() ? matching.wanted.erase(each) : std::next(each);
-  }
+  for (auto& [key, line] : matching.wanted) line.erase(&op);
 }
 
 }  // namespace hccomm::engine
