@@ -121,15 +121,19 @@ def _inject(
     if by_signal:
         died = victim.signal(SIGNALS[what["way"]])
     else:
-        died = time.monotonic()
         victim.tell("die")
+        try:
+            died = victim.hear("dying", deadline)["at"]
+        except (Hung, EOFError, RuntimeError) as error:
+            trial.faults.append(f"the victim did not get to die: {error}")
+            died = time.monotonic()
     if what["phase"] == "idle":
         _say_go(survivors.values(), None, what)
     return died
 
 
 def _say_go(survivors: Any, victim: Rank | None, what: dict[str, Any]) -> None:
-    """Let the ranks call what comes next; in a teardown often the victim, too, so it dies inside."""
+    """Let the ranks call what comes next; often the victim of a teardown, too."""
     if victim is not None and what["delay"] < 0.03:
         victim.tell("go")
     for process in survivors:

@@ -79,7 +79,7 @@ class Rank:
         return not select.select([self._pidfd], [], [], 0)[0]
 
     def stacks(self) -> str:
-        """Ask the process for its stacks and return the end of its log, with gdb's if it is there."""
+        """Return the stacks of the process: Python's, from its log, and gdb's if it is there."""
         self.signal(signal.SIGUSR1)
         time.sleep(0.5)
         text = self.log_text()[-6000:]

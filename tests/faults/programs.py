@@ -222,6 +222,7 @@ def _maybe_die(job: Job, pipe: Connection) -> None:
 
     def wait() -> None:
         pipe.recv()
+        pipe.send(("dying", {"at": time.monotonic()}))
         if job["how"] == "exit":
             os._exit(17)
         ctypes.string_at(0)  # a real segmentation fault
@@ -238,6 +239,8 @@ def loop(job: Job, pipe: Connection) -> dict[str, Any]:
     longest, began = 0.0, time.monotonic()
     try:
         for round_ in range(1 << 30):
+            if round_ == 1 and job.get("pause"):
+                time.sleep(job["pause"])  # a long step: slow, not dead
             before = time.monotonic()
             work.once()
             word[0] = comm.rank == 0 and pipe.poll() and pipe.recv() == "stop"
@@ -282,25 +285,23 @@ def disagree(job: Job, pipe: Connection) -> dict[str, Any]:
     """Make one call that the other ranks do not agree with, and say what came of it."""
     import mismatch_cases
 
-    comm = join(job)
-    comm.barrier()
-    case = mismatch_cases.CASES[job["case"]]
-    buffers: list[np.ndarray] = []
+    comm, later = join(job), False
+    buffers = mismatch_cases.Buffers(comm.rank + 1)
+    call = mismatch_cases.CASES[job["case"]].call(comm, buffers)
     called = time.monotonic()
+    outcome = {"error": "", "blames": -1, "text": "", "at": called}
     try:
-        call = case.calls(comm, buffers)
+        comm.barrier()  # it may see the error of a rank that is ahead
         called = time.monotonic()
         call()
-        outcome = {"error": "", "blames": -1, "text": "", "at": time.monotonic()}
+        outcome["at"] = time.monotonic()
+        later = True
+        comm.barrier()  # nobody leaves while another still works
     except hccomm.Error as error:
         outcome = seen(error)
-    sizes = {int(each.size) for each in buffers}
-    damaged = any((each != mismatch_cases.fill(comm, each)).any() for each in buffers)
-    if outcome["error"] == "":
-        comm.barrier()  # nobody leaves while another still works
     with contextlib.suppress(hccomm.Error):
         comm.close()
-    return outcome | {"called": called, "damaged": bool(damaged), "sizes": sorted(sizes)}
+    return outcome | {"called": called, "later": later, "damaged": buffers.damaged()}
 
 
 def parent(job: Job, pipe: Connection) -> dict[str, Any]:
@@ -336,7 +337,7 @@ def parent(job: Job, pipe: Connection) -> dict[str, Any]:
 
 
 def use_in_child(job: Job, pipe: Connection) -> dict[str, Any]:
-    """Use the communicator in a forked child, which must raise at once; then go on in the parent."""
+    """Use the communicator in a forked child, which must raise; then go on in the parent."""
     comm = join(job)
     flying = comm.all_reduce(np.ones(1 << 16, np.float32), async_op=True)
     answers = {name: _ask_child(lambda name=name: _try(comm, name, flying)) for name in _TRIES}

@@ -12,11 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+import forks
 import kills
+import leaks
+import mismatches
+import stops
+import strays
 from report import Report, Trial
 
 
@@ -24,12 +30,40 @@ def _kill(options: argparse.Namespace) -> Iterator[Trial]:
     return kills.trials(
         options.count,
         options.seed,
-        transports=options.transports.split(","),
+        transports=_names(options),
         ranks=_range(options.ranks),
         phases=options.phases.split(",") if options.phases else kills.PHASES,
         sizes=[int(each) for each in options.sizes.split(",")],
         late=options.late,
     )
+
+
+def _stop(options: argparse.Namespace) -> Iterator[Trial]:
+    return stops.trials(
+        options.count, options.seed, transports=_names(options), ranks=_range(options.ranks)
+    )
+
+
+def _mismatch(options: argparse.Namespace) -> Iterator[Trial]:
+    return mismatches.trials(options.count, transports=_names(options))
+
+
+def _strays(options: argparse.Namespace) -> Iterator[Trial]:
+    return strays.trials(options.count, transports=_names(options))
+
+
+def _leaks(options: argparse.Namespace) -> Iterator[Trial]:
+    return leaks.trials(
+        options.count, options.seed, transports=_names(options), cycles=options.cycles
+    )
+
+
+def _fork(options: argparse.Namespace) -> Iterator[Trial]:
+    return forks.trials(options.count, options.seed, transports=_names(options))
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    return str(options.transports).split(",")
 
 
 def _range(text: str) -> list[int]:
@@ -41,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     storms = parser.add_subparsers(dest="storm", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], Iterator[Trial]], count: int, text: str):
+    def add(
+        name: str, run: Callable[[argparse.Namespace], Iterator[Trial]], count: int, text: str
+    ) -> Any:
         one = storms.add_parser(name, help=text)
         one.set_defaults(run=run)
         one.add_argument("--count", type=int, default=count, help=f"trials (default {count})")
@@ -55,12 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--phases", help=f"of {', '.join(dict.fromkeys(kills.PHASES))}")
     one.add_argument("--sizes", default=",".join(str(each) for each in kills.SIZES))
     one.add_argument("--late", type=float, default=2.0, help="seconds after which it is a fault")
+    add("stop", _stop, 24, "one rank is stopped for a moment, for good, or merely slow")
+    add("mismatch", _mismatch, 1, "one rank calls something else (count: whole matrices)")
+    add("strays", _strays, 1, "strangers talk to every listener")
+    one = add("leaks", _leaks, 50, "all are killed; then communicators are made and closed")
+    one.add_argument("--cycles", type=int, default=200)
+    add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     return parser
 
 
 def main() -> int:
     """Run one storm."""
     options = _parser().parse_args()
+    if options.storm == "leaks":
+        leaks.enter_private_namespaces(sys.argv)
     out = options.out.open("w") if options.out else sys.stdout
     report, began = Report(out), time.monotonic()
     try:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stop storm: a rank that is silent for a while is not dead; one that stays silent is.
+
+Promise: SIGSTOP of less than a second, or a rank that computes for longer than HCCOMM_SILENCE
+between two calls, disturbs nobody; a stop that lasts is PeerLost, naming the rank, in about
+HCCOMM_SILENCE (3 s); and the stopped rank itself gets an error when it wakes up.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pool import Hung, Pool, Rank
+from programs import COLLECTIVES
+from report import Trial
+
+SILENCE = 3.0
+TIMEOUT = 60.0
+
+
+def trials(
+    count: int,
+    seed: int,
+    *,
+    transports: Sequence[str] = ("shm", "tcp"),
+    ranks: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+    pulses: int = 6,
+    late: float = SILENCE + 0.5,
+    kinds: Sequence[str] = ("pulses", "long", "slow"),
+) -> Iterator[Trial]:
+    """Run ``count`` jobs: with pulses, a lasting stop, or a slow rank, in turn."""
+    chance = random.Random(seed)
+    pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
+    try:
+        for number in range(count):
+            what = {
+                "kind": kinds[number % len(kinds)],
+                "transport": chance.choice(list(transports)),
+                "ranks": chance.choice(list(ranks)),
+                "collective": chance.choice(COLLECTIVES),
+                "bytes": chance.choice((64, 1 << 20, 4 << 20)),
+            }
+            what["victim"] = chance.randrange(what["ranks"])
+            what["pulses"] = [chance.uniform(0.05, 0.9) for _ in range(pulses)]
+            yield _trial(pools[what["transport"]], number, what, chance, late)
+    finally:
+        for each in pools.values():
+            each.close()
+
+
+def _trial(
+    pool: Pool, number: int, what: dict[str, Any], chance: random.Random, late: float
+) -> Trial:
+    trial = Trial("stop", f"stop {what['kind']} {what['transport']}", number, what)
+    group, meeting = pool.take(what["ranks"]), pool.meeting()
+    trial.asked = len(group)
+    for rank, process in enumerate(group):
+        slow = what["kind"] == "slow" and rank == what["victim"]
+        process.tell(
+            {
+                "program": "loop",
+                "rank": rank,
+                "size": len(group),
+                "timeout": TIMEOUT,
+                "collective": what["collective"],
+                "bytes": what["bytes"],
+                "pause": SILENCE + 1.0 if slow else 0.0,
+                **meeting,
+            }
+        )
+    try:
+        for process in group:
+            process.hear("up", time.monotonic() + TIMEOUT)
+        if what["kind"] == "long":
+            _lasting(trial, group, late)
+        else:
+            _passing(trial, group, chance)
+    except (Hung, EOFError, RuntimeError) as error:
+        trial.hung += isinstance(error, Hung)
+        trial.faults.append(str(error))
+        for process in group:
+            pool.drop(process)
+    return trial
+
+
+def _passing(trial: Trial, group: list[Rank], chance: random.Random) -> None:
+    """Stop ranks for less than a second each, or let one be slow: nobody may mind."""
+    if trial.what["kind"] == "pulses":
+        for seconds in trial.what["pulses"]:
+            victim = chance.choice(group)
+            victim.signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            victim.signal(signal.SIGCONT)
+            time.sleep(chance.uniform(0.0, 0.2))
+    group[0].tell("stop")
+    for rank, process in enumerate(group):
+        answer = process.hear("done", time.monotonic() + TIMEOUT)
+        trial.times_ms.append(answer["longest"] * 1e3)
+        if answer["error"]:
+            trial.faults.append(f"false alarm: rank {rank}: {answer['error']}: {answer['text']}")
+        else:
+            trial.noticed += 1
+            trial.named += 1
+
+
+def _lasting(trial: Trial, group: list[Rank], late: float) -> None:
+    """Stop one rank for good: the others must lose it, and it must learn of that later."""
+    victim = trial.what["victim"]
+    time.sleep(0.2)
+    stopped = group[victim].signal(signal.SIGSTOP)
+    try:
+        for rank, process in enumerate(group):
+            if rank == victim:
+                continue
+            answer = process.hear("done", stopped + TIMEOUT + 10.0)
+            took = answer["at"] - stopped
+            trial.times_ms.append(took * 1e3)
+            right = answer["error"] == "PeerLost"
+            trial.noticed += right
+            trial.named += right and answer["blames"] == victim
+            if not right or answer["blames"] != victim or took > late:
+                text = f"{answer['error']} {answer['blames']} after {took:.2f} s: {answer['text']}"
+                trial.faults.append(f"rank {rank}: {text}")
+    finally:
+        group[victim].signal(signal.SIGCONT)
+    answer = group[victim].hear("done", time.monotonic() + 15.0)
+    if answer["error"]:
+        trial.noticed += 1
+        trial.named += 1
+    else:
+        trial.faults.append("the stopped rank went on as if nothing had happened")
