@@ -170,6 +170,7 @@ def main() -> int:
         stale.unlink()
     console = Console()
     begin = time.monotonic()
+    busy = os.getloadavg()[0]
     console.print("[bold]hccomm demo[/]: ranks 0 and 2 on host alpha, 1 and 3 on host beta")
     try:
         reports = launch(asked.out.resolve(), console, asked.seconds)
@@ -179,6 +180,8 @@ def main() -> int:
     equal = prove(asked.out, reports, console)
     used = show_transports(reports, console)
     wrong = show_table(reports[0]["table"], console)
+    if busy > 1:
+        console.print(f"  the machine was not idle (load {busy:.1f}): these times say little")
     drawn = asked.out / "bandwidth.png"
     picture.draw(reports[0]["table"], drawn, f"4 ranks, 2 emulated hosts: {' + '.join(used)}")
     console.print(f"\nPicture: {drawn}   ({time.monotonic() - begin:.0f} s)")
