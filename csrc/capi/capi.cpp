@@ -191,6 +191,7 @@ static hccomm::comm::Message message_of(const hccomm_call& call) {
           call.tag,
           static_cast<std::byte*>(buffer.data) + buffer.offset,
           call.count * element,
+          static_cast<std::uint8_t>(call.dtype + 1),
           Seconds(call.timeout),
           follow_of(call)};
 }

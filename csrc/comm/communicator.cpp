@@ -256,16 +256,19 @@ void Communicator::check_message(const char* what, const Message& message) const
   }
 }
 
+engine::Engine::Parcel Communicator::parcel_of(const Message& message) const {
+  return {message.peer,  message.tag,  message.data, message.bytes,
+          message.kind, timeout_of(message.timeout), message.follow};
+}
+
 engine::Operation* Communicator::send(const Message& message) {
   check_message("send", message);
-  return engine().start_send(context_, message.peer, message.tag, message.data, message.bytes,
-                             timeout_of(message.timeout), message.follow);
+  return engine().start_send(context_, parcel_of(message));
 }
 
 engine::Operation* Communicator::recv(const Message& message) {
   check_message("recv", message);
-  return engine().start_recv(context_, message.peer, message.tag, message.data, message.bytes,
-                             timeout_of(message.timeout), message.follow);
+  return engine().start_recv(context_, parcel_of(message));
 }
 
 std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks, std::string name,

@@ -40,6 +40,7 @@ struct Message {
   std::uint64_t tag = 0;
   std::byte* data = nullptr;
   std::uint64_t bytes = 0;
+  std::uint8_t kind = 0;  // the element type plus one; 0: goes with everything
   Seconds timeout{0};
   engine::Follow follow = engine::Follow::Soon;
 };
@@ -82,6 +83,7 @@ class Communicator {
   bool repeats_last(const Request& request) const;
   RecipePtr make_recipe(const plan::Call& call);
   void check_usable(const char* what) const;
+  engine::Engine::Parcel parcel_of(const Message& message) const;
   void check_message(const char* what, const Message& message) const;
   Seconds timeout_of(Seconds asked) const { return asked.count() > 0 ? asked : timeout_; }
 

@@ -73,10 +73,19 @@ class Engine {
 
   // Starts a collective; the handle returned holds one reference.
   Operation* start(Context& context, Job job, Follow follow);
-  Operation* start_send(Context& context, int peer, std::uint64_t tag, const void* data,
-                        std::uint64_t bytes, Seconds timeout, Follow follow);
-  Operation* start_recv(Context& context, int peer, std::uint64_t tag, void* data,
-                        std::uint64_t bytes, Seconds timeout, Follow follow);
+  // A point-to-point message; peer -1 receives from any rank. `kind` is the element type plus one
+  // and must be the same on both sides; 0 goes with everything.
+  struct Parcel {
+    int peer = -1;
+    std::uint64_t tag = 0;
+    std::byte* data = nullptr;
+    std::uint64_t bytes = 0;
+    std::uint8_t kind = 0;
+    Seconds timeout{300};
+    Follow follow = Follow::Soon;
+  };
+  Operation* start_send(Context& context, const Parcel& parcel);
+  Operation* start_recv(Context& context, const Parcel& parcel);
   // start() and wait() without a handle.
   Status run(Context& context, Job job);
   // Drives until the operation is done (its own Status) or the deadline has passed (Timeout).
@@ -117,6 +126,7 @@ class Engine {
   void need(Channel& channel);
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
   Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
+  Operation& allocate(Context& context, OperationKind kind, const Parcel& parcel);
   void finish(Operation& operation, Status status);
   void drop_reference(Operation& operation);
   Operation* handle(Operation& operation, Follow follow);

@@ -103,6 +103,7 @@ struct Operation {
   // point-to-point
   int peer = -1;            // -1: any source, until matched
   std::uint64_t tag = 0;
+  std::uint8_t element_kind = 0;
   std::byte* data = nullptr;
   std::uint64_t bytes = 0, moved = 0;
   std::uint64_t order = 0;  // of posting, to match in order

@@ -24,31 +24,38 @@ Kept keep(int source, const Header& header, const std::byte* payload) {
   return kept;
 }
 
-Operation* Engine::start_send(Context& context, int peer, std::uint64_t tag, const void* data,
-                              std::uint64_t bytes, Seconds timeout, Follow follow) {
-  Guard guard(*this);
-  Operation& op = allocate(context, OperationKind::Send, timeout);
-  op.peer = peer;
-  op.tag = tag;
-  op.data = static_cast<std::byte*>(const_cast<void*>(data));
-  op.bytes = bytes;
+Operation& Engine::allocate(Context& context, OperationKind kind, const Parcel& parcel) {
+  Operation& op = allocate(context, kind, parcel.timeout);
+  op.peer = parcel.peer;
+  op.tag = parcel.tag;
+  op.element_kind = parcel.kind;
+  op.data = parcel.data;
+  op.bytes = parcel.bytes;
   op.moved = 0;
+  op.order = context.matching.next_order++;
+  return op;
+}
+
+Operation* Engine::start_send(Context& context, const Parcel& parcel) {
+  Guard guard(*this);
+  Operation& op = allocate(context, OperationKind::Send, parcel);
   if (!context.poison.ok()) {
     finish(op, context.poison);
     call_back(guard);
     return &op;
   }
-  if (peer == context.rank) {
+  if (op.peer == context.rank) {
     Header header;
     header.type = Type::Tagged;
-    header.sequence = tag;
-    header.length = header.fingerprint = bytes;
-    receive_tagged(context, peer, header, op.data);
+    header.flags = op.element_kind;
+    header.sequence = op.tag;
+    header.length = header.fingerprint = op.bytes;
+    receive_tagged(context, op.peer, header, op.data);
     finish(op, {});
   } else {
     issue_tagged(op);
   }
-  handle(op, follow);
+  handle(op, parcel.follow);
   call_back(guard);
   return &op;
 }
@@ -66,6 +73,7 @@ void Engine::issue_tagged(Operation& op) {
   header.context = context.id;
   header.sequence = op.tag;
   header.fingerprint = op.bytes;
+  header.flags = op.element_kind;
   if (op.bytes <= channel.eager_bytes()) {
     header.type = Type::Tagged;
     header.length = op.bytes;
@@ -80,17 +88,11 @@ void Engine::issue_tagged(Operation& op) {
   channel.send(header, nullptr);
 }
 
-Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, void* data,
-                              std::uint64_t bytes, Seconds timeout, Follow follow) {
+Operation* Engine::start_recv(Context& context, const Parcel& parcel) {
   Guard guard(*this);
-  Operation& op = allocate(context, OperationKind::Recv, timeout);
-  op.peer = peer;
-  op.tag = tag;
-  op.data = static_cast<std::byte*>(data);
-  op.bytes = bytes;
-  op.moved = 0;
+  Operation& op = allocate(context, OperationKind::Recv, parcel);
   Matching& matching = context.matching;
-  op.order = matching.next_order++;
+  const auto [peer, tag] = std::pair(parcel.peer, parcel.tag);
   if (!context.poison.ok()) {
     finish(op, context.poison);
     call_back(guard);
@@ -117,7 +119,7 @@ Operation* Engine::start_recv(Context& context, int peer, std::uint64_t tag, voi
     matching.wanted[{peer, tag}].push_back(&op);
     if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
   }
-  handle(op, follow);
+  handle(op, parcel.follow);
   call_back(guard);
   return &op;
 }
@@ -153,16 +155,22 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   answer.context = context.id;
   answer.sequence = header.sequence;
   answer.index = header.index;
-  if (header.fingerprint != op.bytes) {
-    if (header.type == Type::TaggedReady) {
-      answer.type = Type::TaggedDone;
-      context.channels[source]->send(answer, nullptr);
-    }
-    fail(op, Status(Code::Mismatch,
-                    text("recv: ", context.who[source], " sent ", header.fingerprint,
-                         " bytes with tag ", op.tag, " but this rank (", context.rank,
-                         ") receives ", op.bytes, "; give both the same count and dtype"),
-                    source));
+  const bool alike =
+      header.flags == op.element_kind || header.flags == 0 || op.element_kind == 0;
+  if (header.fingerprint != op.bytes || !alike) {
+    const auto kind = [&](unsigned code) {
+      return code == 0 || code > dtype::kDTypes
+                 ? std::string()
+                 : text(" of ", dtype::name(static_cast<dtype::DType>(code - 1)));
+    };
+    poison_locked(context,
+                  Status(Code::Mismatch,
+                         text("recv: ", context.who[source], " sent ", header.fingerprint, " bytes",
+                              kind(header.flags), " with tag ", op.tag, " but ",
+                              context.who[context.rank], " receives ", op.bytes, " bytes",
+                              kind(op.element_kind), "; give both the same count and dtype"),
+                         source),
+                  true);
     return;
   }
   if (header.type == Type::Tagged) {

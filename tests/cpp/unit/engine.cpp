@@ -32,6 +32,11 @@ static Job job_of(std::shared_ptr<const engine::Recipe> recipe, const void* inpu
           static_cast<std::byte*>(output), 1.0, Seconds(seconds)};
 }
 
+static engine::Engine::Parcel parcel(int peer, std::uint64_t tag, void* data, std::uint64_t bytes,
+                                     std::uint8_t kind = 0) {
+  return {peer, tag, static_cast<std::byte*>(data), bytes, kind, Seconds(20), Follow::Soon};
+}
+
 class EngineOver : public testing::TestWithParam<const char*> {};
 
 TEST_P(EngineOver, AllreduceOfEverySizeIsRight) {
@@ -116,10 +121,10 @@ TEST_P(EngineOver, BothMaySendBeforeTheyReceive) {
       std::vector<std::uint8_t> in(bytes, 0);
       const Deadline deadline = Deadline::after(Seconds(20));
 
-      Operation* send = node.engine().start_send(node.context(), peer, 5, out.data(), bytes,
-                                                 Seconds(20), Follow::Soon);
-      Operation* recv = node.engine().start_recv(node.context(), node.rank() == 0 ? -1 : peer, 5,
-                                                 in.data(), bytes, Seconds(20), Follow::Soon);
+      Operation* send = node.engine().start_send(
+          node.context(), parcel(peer, 5, out.data(), bytes));
+      Operation* recv = node.engine().start_recv(
+          node.context(), parcel(node.rank() == 0 ? -1 : peer, 5, in.data(), bytes));
       const Status sent = node.engine().wait(*send, deadline);
       const Status received = node.engine().wait(*recv, deadline);
 
@@ -143,14 +148,13 @@ TEST_P(EngineOver, MessagesMatchByTagInOrder) {
     if (node.rank() == 0) {
       std::iota(values.begin(), values.end(), 0);
       for (int k = 0; k < 200; ++k) {
-        ops.push_back(node.engine().start_send(node.context(), 1, k % 2, &values[k], 8, Seconds(20),
-                                               Follow::Soon));
+        ops.push_back(node.engine().start_send(node.context(), parcel(1, k % 2, &values[k], 8)));
       }
     } else {
       for (const int tag : {1, 0}) {
         for (int k = tag; k < 200; k += 2) {
           ops.push_back(
-              node.engine().start_recv(node.context(), 0, tag, &values[k], 8, Seconds(20), Follow::Soon));
+              node.engine().start_recv(node.context(), parcel(0, tag, &values[k], 8)));
         }
       }
     }
@@ -173,6 +177,23 @@ TEST_P(EngineOver, RanksThatDisagreeAllLearnWhoCalledWhat) {
 
     EXPECT_EQ(status.code(), Code::Mismatch) << status.text();
     EXPECT_NE(status.text().find("rank 1"), std::string::npos) << status.text();
+  });
+}
+
+TEST_P(EngineOver, AMessageOfAnotherTypeIsRefusedOnBothSides) {
+  Cluster cluster(GetParam(), 2);
+
+  cluster.run([&](Node& node) {
+    std::int64_t value = 1;
+    const auto mine = parcel(1 - node.rank(), 3, &value, 8, node.rank() == 0 ? 5 : 14);
+    Operation* first = node.rank() == 0 ? node.engine().start_send(node.context(), mine)
+                                        : node.engine().start_recv(node.context(), mine);
+    Operation* second = node.engine().start_recv(node.context(), parcel(1 - node.rank(), 4, &value, 8));
+    const Status late = node.engine().wait(*second, Deadline::after(Seconds(20)));
+    EXPECT_EQ(late.code(), Code::Mismatch) << late.text();
+    EXPECT_NE(late.text().find("of i64"), std::string::npos) << late.text();
+    node.engine().release(*first);
+    node.engine().release(*second);
   });
 }
 
