@@ -28,9 +28,12 @@ struct Kind {
   const char* name;
   int id;
 };
-const Kind kKinds[] = {{"allreduce", HCCOMM_ALL_REDUCE}, {"allgather", HCCOMM_ALL_GATHER},
-                       {"reducescatter", HCCOMM_REDUCE_SCATTER}, {"bcast", HCCOMM_BROADCAST},
-                       {"alltoall", HCCOMM_ALL_TO_ALL}, {"sendrecv", HCCOMM_SEND},
+const Kind kKinds[] = {{"allreduce", HCCOMM_ALL_REDUCE},
+                       {"allgather", HCCOMM_ALL_GATHER},
+                       {"reducescatter", HCCOMM_REDUCE_SCATTER},
+                       {"bcast", HCCOMM_BROADCAST},
+                       {"alltoall", HCCOMM_ALL_TO_ALL},
+                       {"sendrecv", HCCOMM_SEND},
                        {"barrier", HCCOMM_BARRIER}};
 
 void require(int code, const hccomm_error& error) {
@@ -133,8 +136,9 @@ void run_rank(int rank, int ranks, const std::string& url, const std::string& wh
     Rank self(comm, most);
     for (std::size_t bytes = kind.id == HCCOMM_BARRIER ? most : least; bytes <= most; bytes *= 2) {
       const double us = self.microseconds(kind.id, bytes, repetitions);
-      if (rank == 0) std::printf("%-14s %2d ranks %10zu B %12.2f us\n", kind.name, ranks,
-                                 kind.id == HCCOMM_BARRIER ? 0 : bytes, us);
+      if (rank == 0)
+        std::printf("%-14s %2d ranks %10zu B %12.2f us\n", kind.name, ranks,
+                    kind.id == HCCOMM_BARRIER ? 0 : bytes, us);
       std::fflush(stdout);
     }
   }

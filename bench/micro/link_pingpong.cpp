@@ -4,7 +4,7 @@
 // and the rate of a one-way stream of the link's own frames, received in place and in pieces. Best
 // and median of some rounds, as the machine may be shared.
 //
-//   link_pingpong [transport = all] [bytes = 8] [rounds = 20]
+//   link_pingpong [transport = all] [bytes = 8] [rounds = 300]
 //
 // A link that pulls is also timed by message size: sent through it, and pulled in a single copy;
 // every message is freshly written by its sender, and answered before the next.
@@ -32,8 +32,8 @@ using namespace hccomm::transport;
 
 namespace {
 
-constexpr int kTrips = 2000;                        // of a round
-constexpr std::size_t kStreamBytes = 256ull << 20;  // of a round
+constexpr int kTrips = 100;                        // of a round: short, to fall between others
+constexpr std::size_t kStreamBytes = 16ull << 20;  // of a round
 constexpr Seconds kPatience{60};
 
 struct Taker final : Acceptor {
@@ -281,6 +281,20 @@ int run(const Builtin& builtin, int fd, bool first, std::size_t bytes, int round
   return 0;
 }
 
+// Each side on a core of its own, where there are two: both spin, and on one core they would wait
+// for the end of each other's time slice.
+void pin(int side) {
+  cpu_set_t allowed, mine;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  int seen = 0;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &allowed) || seen++ != side) continue;
+    CPU_ZERO(&mine);
+    CPU_SET(core, &mine);
+    [[maybe_unused]] const int ignored = sched_setaffinity(0, sizeof mine, &mine);
+  }
+}
+
 int run_pair(const Builtin& builtin, std::size_t bytes, int rounds) {
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) quit("socketpair");
@@ -290,6 +304,7 @@ int run_pair(const Builtin& builtin, std::size_t bytes, int rounds) {
     if (children[each] != 0) continue;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     alarm(600);
+    pin(each);
     close(ends[1 - each]);
     const int result = run(builtin, ends[each], each == 0, bytes, rounds);
     std::fflush(stdout);
@@ -311,7 +326,7 @@ int run_pair(const Builtin& builtin, std::size_t bytes, int rounds) {
 int main(int argc, char** argv) {
   const std::string wanted = argc > 1 ? argv[1] : "all";
   const std::size_t bytes = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 8;
-  const int rounds = argc > 3 ? std::max(1, std::atoi(argv[3])) : 20;
+  const int rounds = argc > 3 ? std::max(1, std::atoi(argv[3])) : 300;
   int failed = 0;
   for (const Builtin& each : transports()) {
     const bool in_one_process = std::strcmp(each.name, "inproc") == 0;

@@ -21,19 +21,27 @@ static constexpr Setting kSettings[] = {
      "Single-copy reads of a local peer's memory (process_vm_readv) when a probe allows them."},
     {"HCCOMM_EAGER", "bytes", "auto",
      "Largest message sent without waiting for its receiver; auto is the transport's own."},
-    {"HCCOMM_HOST", "text", "", "Overrides this rank's host identity, so one machine can stand for several hosts."},
-    {"HCCOMM_KEY", "text", "", "The job key, base64 of 32 bytes; removed from the environment after reading."},
+    {"HCCOMM_HOST", "text", "",
+     "Overrides this rank's host identity, so one machine can stand for several hosts."},
+    {"HCCOMM_KEY", "text", "",
+     "The job key, base64 of 32 bytes; removed from the environment after reading."},
     {"HCCOMM_KEY_FILE", "text", "", "File (0600, owned by the user) that holds the job key."},
     {"HCCOMM_LOG", "error|warn|info|debug", "warn", "What is written to stderr."},
-    {"HCCOMM_RENDEZVOUS", "text", "", "Where ranks meet: `tcp://host:port`, `file:///path` or `mpi`; empty asks the launcher."},
-    {"HCCOMM_SEGMENT", "bytes", "auto", "Segment size of pipelined algorithms; auto lets select/ choose."},
+    {"HCCOMM_RENDEZVOUS", "text", "",
+     "Where ranks meet: `tcp://host:port`, `file:///path` or `mpi`; empty asks the launcher."},
+    {"HCCOMM_SEGMENT", "bytes", "auto",
+     "Segment size of pipelined algorithms; auto lets select/ choose."},
     {"HCCOMM_SHM_BYTES", "bytes", "1M", "Ring size per direction between two local ranks."},
     {"HCCOMM_SILENCE", "seconds", "3",
      "A peer whose process says nothing for so long is lost while an operation waits for it."},
-    {"HCCOMM_SOCKET_IFNAME", "text", "", "Interfaces for TCP: names or prefixes, comma separated; a leading ^ excludes."},
-    {"HCCOMM_SPIN_US", "integer", "auto", "How long a waiter polls before it sleeps; auto is 60, or 0 when ranks outnumber cores."},
-    {"HCCOMM_TIMEOUT", "seconds", "300", "Deadline of an operation, unless the communicator or the call has its own."},
-    {"HCCOMM_TRANSPORTS", "list", "", "Transports that may be used, best first, e.g. `shm,tcp`; empty means all."},
+    {"HCCOMM_SOCKET_IFNAME", "text", "",
+     "Interfaces for TCP: names or prefixes, comma separated; a leading ^ excludes."},
+    {"HCCOMM_SPIN_US", "integer", "auto",
+     "How long a waiter polls before it sleeps; auto is 60, or 0 when ranks outnumber cores."},
+    {"HCCOMM_TIMEOUT", "seconds", "300",
+     "Deadline of an operation, unless the communicator or the call has its own."},
+    {"HCCOMM_TRANSPORTS", "list", "",
+     "Transports that may be used, best first, e.g. `shm,tcp`; empty means all."},
 };
 
 std::span<const Setting> settings() { return kSettings; }
@@ -66,12 +74,16 @@ std::uint64_t parse_bytes(const std::string& value, const std::string& what) {
   const char* end = value.data() + value.size();
   const auto [rest, error] = std::from_chars(value.data(), end, number);
   int shift = 0;
-  if (error != std::errc() || end - rest > 1) refuse(what, value, "a size like 4096, 64K, 1M or 2G");
+  if (error != std::errc() || end - rest > 1)
+    refuse(what, value, "a size like 4096, 64K, 1M or 2G");
   if (rest != end) {
     switch (*rest) {
-      case 'k': case 'K': shift = 10; break;
-      case 'm': case 'M': shift = 20; break;
-      case 'g': case 'G': shift = 30; break;
+      case 'k':
+      case 'K': shift = 10; break;
+      case 'm':
+      case 'M': shift = 20; break;
+      case 'g':
+      case 'G': shift = 30; break;
       default: refuse(what, value, "a size like 4096, 64K, 1M or 2G");
     }
   }
@@ -150,8 +162,9 @@ void check_all() {
     for (const Setting& each : kSettings) known = known || name == each.name;
     if (!known) {
       throw Error(Code::InvalidArgument,
-                  text(name, " is set, but hccomm has no such setting; `hccomm info --config` "
-                             "lists them all"));
+                  text(name,
+                       " is set, but hccomm has no such setting; `hccomm info --config` "
+                       "lists them all"));
     }
   }
   for (const Setting& each : kSettings) check_value(each);

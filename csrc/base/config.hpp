@@ -32,8 +32,8 @@ void check_all();
 std::string raw(const char* name);
 bool is_set(const char* name);
 bool flag(const char* name);
-std::int64_t integer(const char* name);       // plain number
-std::uint64_t bytes(const char* name);        // number with optional K, M or G (powers of 1024)
+std::int64_t integer(const char* name);  // plain number
+std::uint64_t bytes(const char* name);   // number with optional K, M or G (powers of 1024)
 Seconds seconds(const char* name);
 std::vector<std::string> list(const char* name);  // comma separated, blanks trimmed
 

@@ -67,8 +67,8 @@ class Error : public std::exception {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : content_(std::move(value)) {}            // NOLINT(google-explicit-constructor)
-  Result(Status status) : content_(std::move(status)) {}     // NOLINT(google-explicit-constructor)
+  Result(T value) : content_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
+  Result(Status status) : content_(std::move(status)) {}  // NOLINT(google-explicit-constructor)
   bool ok() const noexcept { return std::holds_alternative<T>(content_); }
   explicit operator bool() const noexcept { return ok(); }
   T& value() & { return std::get<T>(content_); }
@@ -89,8 +89,8 @@ class [[nodiscard]] Result {
 }  // namespace hccomm
 
 // A promise of our own; broken, it stops the process with the place and the reason.
-#define HCCOMM_CHECK(condition, why)                                                 \
-  do {                                                                               \
-    if (!(condition)) [[unlikely]]                                                   \
-      ::hccomm::check_failed(#condition, why, __FILE__, __LINE__);                   \
+#define HCCOMM_CHECK(condition, why)                               \
+  do {                                                             \
+    if (!(condition)) [[unlikely]]                                 \
+      ::hccomm::check_failed(#condition, why, __FILE__, __LINE__); \
   } while (false)

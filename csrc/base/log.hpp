@@ -20,8 +20,8 @@ void set_rank(int rank) noexcept;
 
 }  // namespace hccomm::log
 
-#define HCCOMM_LOG(level, ...)                                                              \
-  do {                                                                                      \
-    if (::hccomm::log::enabled(::hccomm::log::Level::level))                                \
-      ::hccomm::log::write(::hccomm::log::Level::level, ::hccomm::text(__VA_ARGS__));       \
+#define HCCOMM_LOG(level, ...)                                                        \
+  do {                                                                                \
+    if (::hccomm::log::enabled(::hccomm::log::Level::level))                          \
+      ::hccomm::log::write(::hccomm::log::Level::level, ::hccomm::text(__VA_ARGS__)); \
   } while (false)

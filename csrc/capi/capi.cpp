@@ -88,9 +88,8 @@ int hccomm_init(const hccomm_config* config, hccomm_comm** comm, hccomm_error* e
     if (config->store != nullptr) {
       require(config->store->set != nullptr && config->store->get != nullptr,
               "init: config.store has no set or no get");
-      store = hccomm::rendezvous::callback_store(
-          hccomm::rendezvous::Callbacks{config->store->context, config->store->set,
-                                             config->store->get});
+      store = hccomm::rendezvous::callback_store(hccomm::rendezvous::Callbacks{
+          config->store->context, config->store->set, config->store->get});
       meeting.store = store.get();
     }
     auto made = std::make_unique<hccomm_comm>();
@@ -170,8 +169,8 @@ static void check_call(const hccomm_comm* comm, const hccomm_call* call) {
     }
   }
   if (call->dtype < 0 || call->dtype >= hccomm::dtype::kDTypes) {
-    throw Error(Code::InvalidArgument, text("start: dtype=", call->dtype, " is outside 0..",
-                                            hccomm::dtype::kDTypes - 1));
+    throw Error(Code::InvalidArgument,
+                text("start: dtype=", call->dtype, " is outside 0..", hccomm::dtype::kDTypes - 1));
   }
 }
 
@@ -181,7 +180,8 @@ static Follow follow_of(const hccomm_call& call) {
 
 static hccomm::comm::Message message_of(const hccomm_call& call) {
   const hccomm_buffer& buffer = call.collective == HCCOMM_SEND ? call.input : call.output;
-  const std::uint64_t element = hccomm::dtype::size_of(static_cast<hccomm::dtype::DType>(call.dtype));
+  const std::uint64_t element =
+      hccomm::dtype::size_of(static_cast<hccomm::dtype::DType>(call.dtype));
   if (buffer.count < call.count) {
     throw Error(Code::InvalidArgument,
                 text(call.collective == HCCOMM_SEND ? "send" : "recv", ": the buffer holds ",
@@ -206,8 +206,8 @@ static hccomm::comm::Request request_of(const hccomm_call& call, int size) {
                 text("start: collective=", call.collective, " is none; see hccomm.h"));
   }
   if (call.op < 0 || call.op >= hccomm::dtype::kRedOps) {
-    throw Error(Code::InvalidArgument, text("start: op=", call.op, " is outside 0..",
-                                            hccomm::dtype::kRedOps - 1));
+    throw Error(Code::InvalidArgument,
+                text("start: op=", call.op, " is outside 0..", hccomm::dtype::kRedOps - 1));
   }
   hccomm::comm::Request request;
   request.call.collective = static_cast<hccomm::plan::Collective>(call.collective);
@@ -253,8 +253,8 @@ int hccomm_run(hccomm_comm* comm, const hccomm_call* call, hccomm_error* error) 
     }
     auto message = message_of(*call);
     message.follow = Follow::Wait;
-    Operation* op = call->collective == HCCOMM_SEND ? comm->self->send(message)
-                                                    : comm->self->recv(message);
+    Operation* op =
+        call->collective == HCCOMM_SEND ? comm->self->send(message) : comm->self->recv(message);
     const Status status = op->engine->wait(*op, hccomm::Deadline::never());
     op->engine->release(*op);
     return status.ok() ? succeed(error) : report(status, error);
@@ -265,8 +265,8 @@ int hccomm_wait(hccomm_work* work, double timeout, hccomm_error* error) {
   return guarded(error, [&] {
     require(work != nullptr, "wait: work is null");
     Operation& op = *operation(work);
-    const auto deadline = timeout > 0 ? hccomm::Deadline::after(Seconds(timeout))
-                                      : hccomm::Deadline::never();
+    const auto deadline =
+        timeout > 0 ? hccomm::Deadline::after(Seconds(timeout)) : hccomm::Deadline::never();
     const Status status = op.engine->wait(op, deadline);
     return status.ok() ? succeed(error) : report(status, error);
   });

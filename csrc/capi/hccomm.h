@@ -54,20 +54,49 @@ typedef struct hccomm_error {
 /* ---- types and operations ------------------------------------------------------------------- */
 
 enum {
-  HCCOMM_BOOL = 0, HCCOMM_I8, HCCOMM_I16, HCCOMM_I32, HCCOMM_I64, HCCOMM_U8, HCCOMM_U16,
-  HCCOMM_U32, HCCOMM_U64, HCCOMM_F16, HCCOMM_BF16, HCCOMM_F8E4M3FN, HCCOMM_F8E5M2, HCCOMM_F32,
-  HCCOMM_F64, HCCOMM_C64, HCCOMM_C128
+  HCCOMM_BOOL = 0,
+  HCCOMM_I8,
+  HCCOMM_I16,
+  HCCOMM_I32,
+  HCCOMM_I64,
+  HCCOMM_U8,
+  HCCOMM_U16,
+  HCCOMM_U32,
+  HCCOMM_U64,
+  HCCOMM_F16,
+  HCCOMM_BF16,
+  HCCOMM_F8E4M3FN,
+  HCCOMM_F8E5M2,
+  HCCOMM_F32,
+  HCCOMM_F64,
+  HCCOMM_C64,
+  HCCOMM_C128
 };
 
 enum {
-  HCCOMM_SUM = 0, HCCOMM_AVG, HCCOMM_PROD, HCCOMM_MIN, HCCOMM_MAX, HCCOMM_BAND, HCCOMM_BOR,
-  HCCOMM_BXOR, HCCOMM_PREMUL_SUM
+  HCCOMM_SUM = 0,
+  HCCOMM_AVG,
+  HCCOMM_PROD,
+  HCCOMM_MIN,
+  HCCOMM_MAX,
+  HCCOMM_BAND,
+  HCCOMM_BOR,
+  HCCOMM_BXOR,
+  HCCOMM_PREMUL_SUM
 };
 
 enum {
-  HCCOMM_ALL_REDUCE = 1, HCCOMM_ALL_GATHER, HCCOMM_REDUCE_SCATTER, HCCOMM_BROADCAST,
-  HCCOMM_REDUCE, HCCOMM_GATHER, HCCOMM_SCATTER, HCCOMM_ALL_TO_ALL, HCCOMM_BARRIER,
-  HCCOMM_SEND = 32, HCCOMM_RECV = 33
+  HCCOMM_ALL_REDUCE = 1,
+  HCCOMM_ALL_GATHER,
+  HCCOMM_REDUCE_SCATTER,
+  HCCOMM_BROADCAST,
+  HCCOMM_REDUCE,
+  HCCOMM_GATHER,
+  HCCOMM_SCATTER,
+  HCCOMM_ALL_TO_ALL,
+  HCCOMM_BARRIER,
+  HCCOMM_SEND = 32,
+  HCCOMM_RECV = 33
 };
 
 enum { HCCOMM_DEVICE_HOST = 0 };
@@ -76,12 +105,12 @@ enum { HCCOMM_DEVICE_HOST = 0 };
 
 /* Where data lies. `count` is the elements it holds, for checking. */
 typedef struct hccomm_buffer {
-  void* data;           /* address or handle */
-  uint64_t count;       /* elements */
-  uint64_t offset;      /* bytes from data, for devices whose handles are no pointers */
-  int32_t device_kind;  /* HCCOMM_DEVICE_* */
+  void* data;          /* address or handle */
+  uint64_t count;      /* elements */
+  uint64_t offset;     /* bytes from data, for devices whose handles are no pointers */
+  int32_t device_kind; /* HCCOMM_DEVICE_* */
   int32_t device_index;
-  void* stream;         /* of the device, or NULL */
+  void* stream; /* of the device, or NULL */
 } hccomm_buffer;
 
 /* One collective or point-to-point call. Set struct_size, zero what is not used.
@@ -100,17 +129,17 @@ typedef struct hccomm_buffer {
  * uses one buffer: give it as both. The buffers are in use until the operation completes. */
 typedef struct hccomm_call {
   uint32_t struct_size;
-  int32_t collective;  /* HCCOMM_ALL_REDUCE ... HCCOMM_RECV */
+  int32_t collective; /* HCCOMM_ALL_REDUCE ... HCCOMM_RECV */
   int32_t dtype;
-  int32_t op;          /* reductions */
-  int32_t root;        /* broadcast, reduce, gather, scatter; the peer of send and recv */
-  uint32_t flags;      /* HCCOMM_BACKGROUND */
+  int32_t op;     /* reductions */
+  int32_t root;   /* broadcast, reduce, gather, scatter; the peer of send and recv */
+  uint32_t flags; /* HCCOMM_BACKGROUND */
   uint64_t count;
   hccomm_buffer input, output;
   const uint64_t *counts, *offsets, *recv_counts, *recv_offsets;
-  double factor;       /* PREMUL_SUM */
-  uint64_t tag;        /* send, recv */
-  double timeout;      /* seconds; 0: the communicator's */
+  double factor;  /* PREMUL_SUM */
+  uint64_t tag;   /* send, recv */
+  double timeout; /* seconds; 0: the communicator's */
 } hccomm_call;
 
 /* Nobody will wait soon: let the background thread drive it at once. */
@@ -131,12 +160,13 @@ typedef struct hccomm_store {
 
 typedef struct hccomm_config {
   uint32_t struct_size;
-  int32_t rank, size;         /* -1: ask the launcher's environment */
-  const char* rendezvous;     /* "tcp://host:port", "file:///path"; NULL: HCCOMM_RENDEZVOUS or launcher */
-  const hccomm_store* store;  /* takes precedence over rendezvous */
-  const char* name;           /* distinguishes communicators on one store; NULL: "world" */
-  double timeout;             /* of operations and of this call; 0: HCCOMM_TIMEOUT */
-  uint32_t flags;             /* HCCOMM_THREAD_RANK */
+  int32_t rank, size; /* -1: ask the launcher's environment */
+  const char*
+      rendezvous; /* "tcp://host:port", "file:///path"; NULL: HCCOMM_RENDEZVOUS or launcher */
+  const hccomm_store* store; /* takes precedence over rendezvous */
+  const char* name;          /* distinguishes communicators on one store; NULL: "world" */
+  double timeout;            /* of operations and of this call; 0: HCCOMM_TIMEOUT */
+  uint32_t flags;            /* HCCOMM_THREAD_RANK */
 } hccomm_config;
 
 /* This rank is one of several threads of its process, each a rank of its own. */
@@ -159,8 +189,8 @@ HCCOMM_API int32_t hccomm_rank(const hccomm_comm* comm);
 HCCOMM_API int32_t hccomm_size(const hccomm_comm* comm);
 HCCOMM_API int hccomm_set_timeout(hccomm_comm* comm, double timeout, hccomm_error* error);
 
-/* Makes every pending and later operation on all ranks of the communicator raise Aborted. Returns at
- * once. hccomm_abort_signal may be called in a signal handler and aborts all communicators. */
+/* Makes every pending and later operation on all ranks of the communicator raise Aborted. Returns
+ * at once. hccomm_abort_signal may be called in a signal handler and aborts all communicators. */
 HCCOMM_API int hccomm_abort(hccomm_comm* comm, const char* reason, hccomm_error* error);
 HCCOMM_API void hccomm_abort_signal(void);
 /* Waits at most `timeout` seconds (0: 1 s) for pending operations, then ends the communicator and

@@ -67,8 +67,8 @@ Communicator::Communicator(std::shared_ptr<Endpoint> endpoint, std::string name,
   context_.rank = rank;
   context_.size = group_.size;
   for (int each = 0; each < group_.size; ++each) {
-    context_.who.push_back(text("rank ", each, " (host ", cards_[each].host.substr(0, 24),
-                                ", pid ", cards_[each].pid, ")"));
+    context_.who.push_back(text("rank ", each, " (host ", cards_[each].host.substr(0, 24), ", pid ",
+                                cards_[each].pid, ")"));
   }
   const std::string& machine = endpoint_->card().machine;
   const auto here = std::ranges::count(cards_, machine, &transport::Card::machine);
@@ -94,9 +94,10 @@ void Communicator::set_timeout(Seconds timeout) {
 void Communicator::check_usable(const char* what) const {
   if (Endpoint::forked()) {
     throw Error(Code::InvalidArgument,
-                text(what, ": this communicator was made before fork(); a forked child cannot use "
-                           "it. Start the child with the spawn method, or make a communicator in "
-                           "it"));
+                text(what,
+                     ": this communicator was made before fork(); a forked child cannot use "
+                     "it. Start the child with the spawn method, or make a communicator in "
+                     "it"));
   }
   if (closed_) throw Error(Code::Aborted, text(what, ": ", context_.name, " is closed"));
 }
@@ -109,20 +110,15 @@ static bool lies_in_place(const Call& call, const plan::Group& group, const Memo
   };
   switch (call.collective) {
     case Collective::AllReduce:
-    case Collective::Reduce:
-      return input.data == output.data;
-    case Collective::Broadcast:
-      return true;
-    case Collective::AllGather:
-      return input.data == output.data + part(group.rank);
-    case Collective::ReduceScatter:
-      return output.data == input.data + part(group.rank);
+    case Collective::Reduce: return input.data == output.data;
+    case Collective::Broadcast: return true;
+    case Collective::AllGather: return input.data == output.data + part(group.rank);
+    case Collective::ReduceScatter: return output.data == input.data + part(group.rank);
     case Collective::Gather:
       return group.rank == call.root && input.data == output.data + part(group.rank);
     case Collective::Scatter:
       return group.rank == call.root && output.data == input.data + part(group.rank);
-    default:
-      return false;
+    default: return false;
   }
 }
 
@@ -256,9 +252,10 @@ void Communicator::check_message(const char* what, const Message& message) const
   }
 }
 
-engine::Engine::Parcel Communicator::parcel_of(const Message& message) const {
-  return {message.peer,  message.tag,  message.data, message.bytes,
-          message.kind, timeout_of(message.timeout), message.follow};
+engine::Parcel Communicator::parcel_of(const Message& message) const {
+  return {message.peer,  message.tag,  message.data,
+          message.bytes, message.kind, timeout_of(message.timeout),
+          message.follow};
 }
 
 engine::Operation* Communicator::send(const Message& message) {
@@ -289,7 +286,8 @@ std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks,
     cards.push_back(cards_[each]);
   }
   if (mine < 0) {
-    throw Error(Code::InvalidArgument, text("group: rank ", rank(), " is not in ranks; only "
+    throw Error(Code::InvalidArgument, text("group: rank ", rank(),
+                                            " is not in ranks; only "
                                             "members call group()"));
   }
   {
@@ -327,10 +325,9 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
 
 void Communicator::abort(const std::string& reason) {
   if (closed_ || Endpoint::forked()) return;
-  engine().poison(context_,
-                  Status(Code::Aborted, text(context_.who[rank()], " called abort: ", reason),
-                         rank()),
-                  true);
+  engine().poison(
+      context_,
+      Status(Code::Aborted, text(context_.who[rank()], " called abort: ", reason), rank()), true);
 }
 
 Status Communicator::close(Seconds timeout) {
@@ -350,8 +347,8 @@ std::string Communicator::describe() {
     if (each == rank()) continue;
     Json refusals = Json::array();
     for (const Refusal& refusal : endpoint_->refusals(cards_[each])) {
-      refusals.push(Json::object().add("transport", refusal.transport).add("reason",
-                                                                           refusal.reason));
+      refusals.push(
+          Json::object().add("transport", refusal.transport).add("reason", refusal.reason));
     }
     const auto candidates = endpoint_->candidates(cards_[each]);
     peers.push(Json::object()

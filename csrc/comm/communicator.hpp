@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A group of ranks and what it can do: the only class that sees everything. It turns a request
-// into a recipe (checked, an algorithm chosen, planned; kept in a cache) and hands it to the engine.
+// into a recipe (checked, an algorithm chosen, planned; kept in a cache) and hands it to the
+// engine.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +49,8 @@ struct Message {
 // Owns:   its context in the engine and its plan cache; shares the endpoint.
 // Thread: any; operations must be started in the same order on all ranks, which is the caller's
 //         business where several threads start them.
-// Fails:  wrong requests throw Error before a byte moves; what goes wrong later is in the operation.
+// Fails:  wrong requests throw Error before a byte moves; what goes wrong later is in the
+// operation.
 class Communicator {
  public:
   Communicator(std::shared_ptr<Endpoint> endpoint, std::string name, std::uint64_t id, int rank,
@@ -83,7 +85,7 @@ class Communicator {
   bool repeats_last(const Request& request) const;
   RecipePtr make_recipe(const plan::Call& call);
   void check_usable(const char* what) const;
-  engine::Engine::Parcel parcel_of(const Message& message) const;
+  engine::Parcel parcel_of(const Message& message) const;
   void check_message(const char* what, const Message& message) const;
   Seconds timeout_of(Seconds asked) const { return asked.count() > 0 ? asked : timeout_; }
 
@@ -99,8 +101,8 @@ class Communicator {
   std::mutex mutex_;  // guards the members below
   plan::Call last_call_;
   RecipePtr last_;
-  std::uint64_t last_input_ = 0, last_output_ = 0;  // elements that last_call_ needs
-  std::unordered_map<std::string, RecipePtr> recipes_;  // by the bytes of the call
+  std::uint64_t last_input_ = 0, last_output_ = 0;                // elements that last_call_ needs
+  std::unordered_map<std::string, RecipePtr> recipes_;            // by the bytes of the call
   std::map<std::pair<std::vector<int>, std::string>, int> made_;  // groups made of these ranks
   int splits_ = 0;
 };

@@ -80,9 +80,8 @@ static std::uint64_t hash_of(const std::string& value) {
 }
 
 Endpoint::Endpoint(std::string job, std::string key) {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] {
-    in_forked_child.store(true, std::memory_order_relaxed);
-  });
+  static const int registered = pthread_atfork(
+      nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
   if (registered != 0) throw Error(Code::System, "endpoint: pthread_atfork failed");
   identity_ = {std::move(job), std::move(key), wire::random_bytes(16)};
   engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), identity_.uuid,
@@ -149,8 +148,8 @@ Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card
     }
     reasons += text("; ", transport->name(), ": ", why);
   }
-  return Status(Code::PeerLost, text("cannot connect to pid ", peer.pid, " on host ", peer.host,
-                                     reasons));
+  return Status(Code::PeerLost,
+                text("cannot connect to pid ", peer.pid, " on host ", peer.host, reasons));
 }
 
 std::vector<Refusal> Endpoint::refusals(const transport::Card& peer) const {

@@ -117,10 +117,9 @@ static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::St
   const std::string job =
       rendezvous::agree_job(store, meeting.name, meeting.rank, meeting.size, mine, deadline).take();
   const auto endpoint = endpoint_for(meeting, job);
-  rendezvous::Book book =
-      rendezvous::exchange_cards(store, meeting.name, meeting.rank, meeting.size,
-                                 endpoint->card(), deadline)
-          .take();
+  rendezvous::Book book = rendezvous::exchange_cards(store, meeting.name, meeting.rank,
+                                                     meeting.size, endpoint->card(), deadline)
+                              .take();
   check_choices(book.cards);
   say_whether_authenticated(*endpoint, book.cards);
   return std::make_unique<Communicator>(endpoint, meeting.name, book.session, meeting.rank,
@@ -147,7 +146,8 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
   std::string url = meeting.url.empty() ? config::raw("HCCOMM_RENDEZVOUS") : meeting.url;
   if (url.empty()) {
     throw Error(Code::InvalidArgument,
-                text("init: ", meeting.size, " ranks, but no place to meet; pass a store or a "
+                text("init: ", meeting.size,
+                     " ranks, but no place to meet; pass a store or a "
                      "rendezvous, or set HCCOMM_RENDEZVOUS=tcp://host:port or file:///directory"));
   }
   if (url.starts_with("tcp://")) {

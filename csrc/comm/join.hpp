@@ -14,9 +14,9 @@
 namespace hccomm::comm {
 
 struct Meeting {
-  int rank = -1, size = -1;   // -1: from the launcher's environment
+  int rank = -1, size = -1;  // -1: from the launcher's environment
   std::string name = "world";
-  std::string url;            // where to meet when there is no store; "": HCCOMM_RENDEZVOUS
+  std::string url;  // where to meet when there is no store; "": HCCOMM_RENDEZVOUS
   rendezvous::Store* store = nullptr;
   Seconds timeout{0};         // 0: HCCOMM_TIMEOUT
   bool own_endpoint = false;  // this rank is a thread among others of this process

@@ -10,16 +10,32 @@
 namespace hccomm::dtype {
 
 enum class DType : std::uint8_t {
-  Bool, I8, I16, I32, I64, U8, U16, U32, U64, F16, BF16, F8E4M3, F8E5M2, F32, F64, C64, C128,
+  Bool,
+  I8,
+  I16,
+  I32,
+  I64,
+  U8,
+  U16,
+  U32,
+  U64,
+  F16,
+  BF16,
+  F8E4M3,
+  F8E5M2,
+  F32,
+  F64,
+  C64,
+  C128,
 };
 inline constexpr int kDTypes = 17;
 
 enum class RedOp : std::uint8_t { Sum, Avg, Prod, Min, Max, Band, Bor, Bxor, PremulSum };
 inline constexpr int kRedOps = 9;
 
-std::size_t size_of(DType type) noexcept;   // bytes: 1, 2, 4, 8 or 16
-const char* name(DType type) noexcept;      // "f32"
-const char* name(RedOp op) noexcept;        // "sum"
+std::size_t size_of(DType type) noexcept;  // bytes: 1, 2, 4, 8 or 16
+const char* name(DType type) noexcept;     // "f32"
+const char* name(RedOp op) noexcept;       // "sum"
 
 // Whether `op` has a meaning for `type`:
 //   Bool            SUM and MAX are OR, PROD and MIN are AND, and the three bitwise ones

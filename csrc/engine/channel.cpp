@@ -76,11 +76,8 @@ void Channel::send(const Header& header, const std::byte* payload, Operation* op
   if (up() && !current_ && urgent_.empty()) {
     dirty_ = true;
     switch (link_->send(pending.frame)) {
-      case transport::Progress::Done:
-        completed(operation, step);
-        return;
-      case transport::Progress::Broken:
-        return;  // the next poll says so, too
+      case transport::Progress::Done: completed(operation, step); return;
+      case transport::Progress::Broken: return;  // the next poll says so, too
       case transport::Progress::Again:
         if (pending.frame.sent > 0) {
           current_ = std::move(pending);
@@ -173,8 +170,7 @@ void Channel::cancel(const Operation* operation) {
   std::erase_if(parked_, [&](const Parked& each) { return each.operation == operation; });
   std::erase_if(urgent_, [&](const Pending& each) { return each.operation == operation; });
   std::erase_if(bulk_, [&](const Bulk& each) { return each.operation == operation; });
-  if (current_ && current_->owned == nullptr && current_->frame.header.length != 0 &&
-      up()) {
+  if (current_ && current_->owned == nullptr && current_->frame.header.length != 0 && up()) {
     // The frame has begun and must end; its bytes come from a copy from now on. (It may belong to
     // another operation: then the copy does no harm.)
     Pending& frame = *current_;
@@ -206,22 +202,20 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
   const int source = binding->rank;
   switch (header.type) {
     case Type::Tagged:
-    case Type::TaggedReady:
-      engine_.receive_tagged(context, source, header, payload);
-      break;
+    case Type::TaggedReady: engine_.receive_tagged(context, source, header, payload); break;
     case Type::TaggedOpen:
     case Type::TaggedData:
-    case Type::TaggedDone:
-      engine_.receive_tagged_control(context, source, header, payload);
-      break;
+    case Type::TaggedDone: engine_.receive_tagged_control(context, source, header, payload); break;
     case Type::Status:
       engine_.poison_locked(context, wire::decode_status(payload, header.length), true);
       break;
-    case Type::Bye:
-      engine_.peer_gone(context, source);
-      break;
-    default:
+    case Type::Probe:
       engine_.receive(context, source, header, payload);
+      if (context.poison.ok()) engine_.answer_probe(context, source, header);
+      break;
+    case Type::Absent: engine_.receive_absent(context, header, payload); break;
+    case Type::Bye: engine_.peer_gone(context, source); break;
+    default: engine_.receive(context, source, header, payload);
   }
   engine_.drain();
 }
@@ -278,9 +272,7 @@ void Channel::consume(const std::byte* piece, std::size_t bytes) {
 void Channel::end() {
   const Incoming incoming = std::exchange(incoming_, {});
   switch (incoming.mode) {
-    case Incoming::Mode::Keep:
-      deliver(incoming.header, incoming.buffer.get());
-      break;
+    case Incoming::Mode::Keep: deliver(incoming.header, incoming.buffer.get()); break;
     case Incoming::Mode::Direct:
       if (incoming.header.type == Type::TaggedData) {
         engine_.receive_tagged_control(*incoming.binding.context, incoming.binding.rank,
@@ -290,8 +282,7 @@ void Channel::end() {
                       incoming.header.length);
       }
       break;
-    default:
-      break;
+    default: break;
   }
   engine_.drain();
 }

@@ -192,9 +192,7 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
   const Step& step = recipe.plan.steps[id];
   const std::size_t bytes = step.dst.count * recipe.element_bytes;
   switch (step.kind) {
-    case Kind::Send:
-      issue_send(op, id);
-      return;
+    case Kind::Send: issue_send(op, id); return;
     case Kind::Recv:
     case Kind::RecvReduce: {
       if (op.steps[id].announced) {
@@ -210,9 +208,7 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
       for (const Stashed& each : mine) apply(op, id, each.offset, each.data.get(), each.bytes);
       return;
     }
-    case Kind::Copy:
-      std::memcpy(op.at(step.dst), op.at(step.src), bytes);
-      break;
+    case Kind::Copy: std::memcpy(op.at(step.dst), op.at(step.src), bytes); break;
     case Kind::Reduce: {
       const void* terms[64];
       std::vector<const void*> many;
@@ -252,8 +248,8 @@ bool Engine::fits(Operation& op, std::uint32_t step, const Header& header, int s
   poison_locked(*op.context,
                 Status(Code::Mismatch,
                        text(op.recipe->what, " #", op.sequence, ": ", op.context->who[source],
-                            " sent ", header.length, " bytes at ", header.address,
-                            " where this rank expects ", bytes,
+                            " sent ", header.length, " bytes at ", header.address, " where ",
+                            op.context->who[op.context->rank], " expects ", bytes,
                             "; call with the same counts on all ranks"),
                        source),
                 true);
@@ -274,8 +270,7 @@ bool Engine::agrees(Context& context, int source, const Header& header) {
   return false;
 }
 
-void Engine::receive(Context& context, int source, const Header& header,
-                     const std::byte* payload) {
+void Engine::receive(Context& context, int source, const Header& header, const std::byte* payload) {
   if (!context.poison.ok()) {
     tell(context, source);  // it does not know, or it would not send
     return;
@@ -294,15 +289,17 @@ void Engine::receive(Context& context, int source, const Header& header,
     agrees(context, source, header);
     return;
   }
+  if (!op->absent.empty()) op->absent.erase(static_cast<std::uint32_t>(source));
   if (header.type != Type::Data) {
     receive_control(context, *op, source, header);
     return;
   }
   const std::int64_t step = recv_step(*op, source, header.index);
   if (step < 0) {
-    poison_locked(context, mismatch(context, header.sequence, op->recipe->fingerprint, source,
-                                    header.fingerprint),
-                  true);
+    poison_locked(
+        context,
+        mismatch(context, header.sequence, op->recipe->fingerprint, source, header.fingerprint),
+        true);
     return;
   }
   const auto id = static_cast<std::uint32_t>(step);
@@ -350,8 +347,7 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       if (op.steps[id].waiting == 0 && !op.steps[id].done) complete(op, id);
       return;
     }
-    default:
-      return;  // Probe: that we agree is all it asks
+    default: return;  // Probe: that we agree is all it asks
   }
 }
 
@@ -394,8 +390,7 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
   if (state.value == op.bytes_of(step)) complete(op, id);
 }
 
-void Engine::start_pull(Context& context, Operation& op, std::uint32_t id,
-                        std::uint64_t address) {
+void Engine::start_pull(Context& context, Operation& op, std::uint32_t id, std::uint64_t address) {
   const Step& step = op.recipe->plan.steps[id];
   op.steps[id].value = 0;
   pulls_.push_back(
@@ -423,9 +418,9 @@ bool Engine::advance(Pull& pull) {
     const std::uint64_t part = std::min(reduces ? kBouncePiece : kPullPiece, end - pull.offset);
     std::byte* target = bounce_.data();
     if (!reduces) {
-      target = (op.kind == OperationKind::Recv ? op.data
-                                               : op.at(op.recipe->plan.steps[pull.step].dst)) +
-               pull.offset;
+      target =
+          (op.kind == OperationKind::Recv ? op.data : op.at(op.recipe->plan.steps[pull.step].dst)) +
+          pull.offset;
     }
     const Status status = pull.channel->link()->pull(target, pull.address + pull.offset, part);
     if (!status.ok()) {

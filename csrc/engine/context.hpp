@@ -80,13 +80,13 @@ struct Matching {
 // Fails:  a poisoned context fails every operation, present and future, with `poison`.
 struct Context {
   std::uint64_t id = 0;
-  std::string name;               // for messages
+  std::string name;  // for messages
   int rank = 0, size = 1;
-  std::vector<Channel*> channels; // by rank; nullptr for ourselves
-  std::vector<std::string> who;   // by rank: "rank 2 (alpha, pid 812)", for messages
-  std::vector<std::uint8_t> gone; // by rank: has said Bye
+  std::vector<Channel*> channels;  // by rank; nullptr for ourselves
+  std::vector<std::string> who;    // by rank: "rank 2 (alpha, pid 812)", for messages
+  std::vector<std::uint8_t> gone;  // by rank: has said Bye
   Status poison;
-  std::vector<std::uint8_t> told; // by rank: has been sent the poison
+  std::vector<std::uint8_t> told;  // by rank: has been sent the poison
 
   std::uint64_t next_sequence = 0;
   // Collectives in flight: slot sequence % window.size().

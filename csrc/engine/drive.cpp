@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "engine/engine.hpp"
+#include "engine/guard.hpp"
 
 namespace hccomm::engine {
 
@@ -106,9 +107,8 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
         next_check = now + std::chrono::milliseconds(2);
         if (over() || deadline.passed()) break;
       }
-      const auto budget = settings_.oversubscribed
-                              ? std::chrono::microseconds(kYieldBudget)
-                              : std::chrono::microseconds(settings_.spin_us);
+      const auto budget = settings_.oversubscribed ? std::chrono::microseconds(kYieldBudget)
+                                                   : std::chrono::microseconds(settings_.spin_us);
       if (now - idle_since > budget) {
         sleep(guard, deadline);
         idle = 0;
@@ -192,15 +192,15 @@ void Engine::tick() {
       return binding != channel.bindings().end() && waits_for(*op, binding->second.rank);
     });
     if (!awaited) continue;
-    channel_broken(channel,
-                   Status(Code::PeerLost,
-                          text("it has said nothing for ", silent.count(),
-                               " s: its process is stopped or its host cannot be reached "
-                               "(HCCOMM_SILENCE sets how long to bear it)")));
+    channel_broken(channel, Status(Code::PeerLost,
+                                   text("it has said nothing for ", silent.count(),
+                                        " s: its process is stopped or its host cannot be reached "
+                                        "(HCCOMM_SILENCE sets how long to bear it)")));
   }
 }
 
-// In a few milliseconds the service thread shall look whether anybody drives. Cheap when it will anyway.
+// In a few milliseconds the service thread shall look whether anybody drives. Cheap when it will
+// anyway.
 void Engine::arm_service() {
   const Clock::time_point now = Clock::now();
   if (now < armed_until_) return;

@@ -3,6 +3,7 @@
 // The engine's life: contexts, links, operations. What it does with them is in collective.cpp,
 // tagged.cpp, failure.cpp and drive.cpp.
 #include "engine/engine.hpp"
+#include "engine/guard.hpp"
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -53,6 +54,11 @@ Engine::~Engine() {
 
 Channel& Engine::channel_of(const transport::Card& card) {
   auto& slot = channels_[card.uuid];
+  if (slot != nullptr && slot->state() == Channel::State::Broken && slot->bindings().empty()) {
+    // Nobody is left who shared the failure: begin anew.
+    std::erase_if(late_dials_, [&](const auto& each) { return each.second == slot.get(); });
+    slot = nullptr;
+  }
   if (slot == nullptr) {
     slot = std::make_unique<Channel>(*this, card);
     if (auto orphan = orphans_.extract(card.uuid)) attach(*slot, std::move(orphan.mapped()));
@@ -73,9 +79,7 @@ void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   for (int rank = 0; rank < context.size; ++rank) {
     if (rank == context.rank) continue;
     context.channels[rank]->bind(context, rank);
-    if (context.channels[rank]->state() == Channel::State::Broken) {
-      poison_locked(context, context.channels[rank]->why(), false);
-    }
+    if (context.channels[rank]->state() == Channel::State::Broken) lost(context, rank);
   }
 }
 
@@ -152,7 +156,11 @@ bool Engine::reserve(const std::string& uuid) {
   Guard guard(*this);
   const auto found = channels_.find(uuid);
   if (found != channels_.end()) {
-    const Channel& channel = *found->second;
+    Channel& channel = *found->second;
+    if (channel.up()) channel.progress();  // its link may have ended, which nobody has noticed
+    if (channel.state() == Channel::State::Broken && channel.bindings().empty()) {
+      return reserved_.insert(uuid).second;
+    }
     const bool mine_is_coming = channel.state() == Channel::State::Dialing && uuid_ < uuid;
     if (channel.up() || channel.state() == Channel::State::Broken || mine_is_coming) return false;
   } else if (orphans_.contains(uuid)) {
@@ -165,8 +173,9 @@ void Engine::accepted(const std::string& uuid, std::unique_ptr<transport::Link> 
   Guard guard(*this);
   reserved_.erase(uuid);
   const auto found = channels_.find(uuid);
-  if (found == channels_.end()) {
-    orphans_.emplace(uuid, std::move(link));
+  const bool unbound = found != channels_.end() && found->second->bindings().empty();
+  if (found == channels_.end() || (unbound && !found->second->up())) {
+    orphans_.insert_or_assign(uuid, std::move(link));
   } else if (!found->second->up()) {
     attach(*found->second, std::move(link));
   }
@@ -259,6 +268,7 @@ void Engine::drop_reference(Operation& op) {
   op.opened.clear();
   op.blocked.clear();
   op.stash.clear();
+  op.absent.clear();
   op.state.store(Operation::Free, std::memory_order_relaxed);
   free_.push_back(&op);
 }
@@ -307,8 +317,9 @@ Status Engine::wait(Operation& op, Deadline deadline) {
   flush();
   call_back(guard);
   if (op.done()) return op.status;
-  return {Code::Timeout, text("wait: still running when the given time was over (",
-                              progress_text(op), "); wait again, or look for the rank that is late")};
+  return {Code::Timeout,
+          text("wait: still running when the given time was over (", progress_text(op),
+               "); wait again, or look for the rank that is late")};
 }
 
 bool Engine::test(Operation& op) {

@@ -24,33 +24,9 @@
 #include "engine/channel.hpp"
 #include "engine/context.hpp"
 #include "engine/operation.hpp"
+#include "engine/parts.hpp"
 
 namespace hccomm::engine {
-
-struct Settings {
-  std::size_t eager_limit = 0;    // bytes; 0: each link's own
-  int spin_us = 60;               // polling before a waiter sleeps
-  Seconds silence{3.0};           // a peer that says nothing for so long is lost; 0: never
-  bool oversubscribed = false;    // more local ranks than cores: yield at once
-  std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
-};
-
-// Who will drive an operation that has been started.
-enum class Follow : std::uint8_t {
-  Wait,        // the caller waits at once
-  Soon,        // the caller waits, or tests, presently
-  Background,  // nobody waits for long: the service thread drives at once
-};
-
-// Makes links. dial() is called under the engine's lock and returns at once; the outcome comes
-// later through Engine::dialed() or Engine::accepted(), from a thread that holds no lock.
-class Dialer {
- public:
-  virtual void dial(const transport::Card& peer) = 0;
-
- protected:
-  ~Dialer() = default;
-};
 
 // Owns:   channels, operations, the service thread.
 // Thread: every public function from any thread. One mutex guards everything below; it is released
@@ -73,17 +49,6 @@ class Engine {
 
   // Starts a collective; the handle returned holds one reference.
   Operation* start(Context& context, Job job, Follow follow);
-  // A point-to-point message; peer -1 receives from any rank. `kind` is the element type plus one
-  // and must be the same on both sides; 0 goes with everything.
-  struct Parcel {
-    int peer = -1;
-    std::uint64_t tag = 0;
-    std::byte* data = nullptr;
-    std::uint64_t bytes = 0;
-    std::uint8_t kind = 0;
-    Seconds timeout{300};
-    Follow follow = Follow::Soon;
-  };
   Operation* start_send(Context& context, const Parcel& parcel);
   Operation* start_recv(Context& context, const Parcel& parcel);
   // start() and wait() without a handle.
@@ -138,8 +103,7 @@ class Engine {
   void unpark(Channel& channel);
   void complete(Operation& operation, std::uint32_t step);
   void drain();
-  void receive(Context& context, int source, const wire::Header& header,
-               const std::byte* payload);
+  void receive(Context& context, int source, const wire::Header& header, const std::byte* payload);
   void receive_early(Operation& operation);
   bool agrees(Context& context, int source, const wire::Header& header);
   std::int64_t recv_step(const Operation& operation, int source, std::uint32_t index) const;
@@ -167,6 +131,7 @@ class Engine {
   void fail(Operation& operation, const Status& why);
   void channel_broken(Channel& channel, const Status& why);
   void epoll_forget(int fd);
+  void lost(Context& context, int rank);
   void peer_gone(Context& context, int rank);
   bool waits_for(const Operation& operation, int rank) const;
   Status mismatch(const Context& context, std::uint64_t sequence, std::uint64_t mine, int source,
@@ -174,6 +139,8 @@ class Engine {
   void check_deadlines(Clock::time_point now);
   std::string progress_text(const Operation& operation) const;
   void probe(Operation& operation);
+  void answer_probe(Context& context, int source, const wire::Header& header);
+  void receive_absent(Context& context, const wire::Header& header, const std::byte* payload);
   // drive.cpp
   bool progress();
   void drive(Guard& guard, const Operation* until, Deadline deadline);
@@ -191,16 +158,16 @@ class Engine {
   const std::string uuid_;
   Settings settings_;
 
-  std::mutex mutex_;                  // guards everything below, except the atomics
-  std::atomic<int> contenders_{0};    // threads that want the mutex: the driver lets them in
-  std::condition_variable done_;      // an operation is done, or the driver has left
-  int waiters_ = 0;                   // threads in done_
-  bool driving_ = false;              // a waiter drives
-  bool asleep_ = false;               // links have been told that we sleep
+  std::mutex mutex_;                // guards everything below, except the atomics
+  std::atomic<int> contenders_{0};  // threads that want the mutex: the driver lets them in
+  std::condition_variable done_;    // an operation is done, or the driver has left
+  int waiters_ = 0;                 // threads in done_
+  bool driving_ = false;            // a waiter drives
+  bool asleep_ = false;             // links have been told that we sleep
   std::atomic<int> abort_word_{0};
 
-  std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid
-  std::vector<Channel*> up_;                                            // those with a link
+  std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;         // by uuid
+  std::vector<Channel*> up_;                                                   // those with a link
   std::unordered_map<std::string, std::unique_ptr<transport::Link>> orphans_;  // no channel yet
   std::set<std::string> reserved_;  // uuids whose link is on its way to us
   std::vector<std::pair<Clock::time_point, Channel*>> late_dials_;
@@ -224,32 +191,6 @@ class Engine {
   Clock::time_point next_tick_{};
   bool stopping_ = false;
   std::thread service_;  // started with the first link
-};
-
-// Takes the mutex so that a spinning driver notices.
-class Engine::Guard {
- public:
-  explicit Guard(Engine& engine) : engine_(engine) { lock(); }
-  ~Guard() {
-    if (held_) unlock();
-  }
-  void lock() {
-    if (!engine_.mutex_.try_lock()) {
-      engine_.contenders_.fetch_add(1, std::memory_order_relaxed);
-      engine_.mutex_.lock();
-      engine_.contenders_.fetch_sub(1, std::memory_order_relaxed);
-    }
-    held_ = true;
-  }
-  void unlock() {
-    held_ = false;
-    engine_.mutex_.unlock();
-  }
-  void adopt() { held_ = true; }  // the mutex was taken by other means
-
- private:
-  Engine& engine_;
-  bool held_ = false;
 };
 
 }  // namespace hccomm::engine

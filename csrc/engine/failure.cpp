@@ -3,9 +3,11 @@
 // What happens when something goes wrong: a group is poisoned with the first reason, its operations
 // fail, and the reason is flooded to its other ranks, so that all raise the same error at once.
 #include <algorithm>
+#include <cstring>
 
 #include "base/log.hpp"
 #include "engine/engine.hpp"
+#include "engine/guard.hpp"
 
 namespace hccomm::engine {
 
@@ -22,8 +24,8 @@ void Engine::fail(Operation& op, const Status& why) {
   std::erase_if(pulls_, [&](const Pull& each) { return each.operation == &op; });
   Status status = why;
   if (op.kind == OperationKind::Collective && why.code() != Code::Mismatch) {
-    status = Status(why.code(), text(op.recipe->what, " #", op.sequence, ": ", why.text()),
-                    why.rank());
+    status =
+        Status(why.code(), text(op.recipe->what, " #", op.sequence, ": ", why.text()), why.rank());
   }
   finish(op, std::move(status));
 }
@@ -68,12 +70,16 @@ void Engine::channel_broken(Channel& channel, const Status& reason) {
       peer_gone(context, binding.rank);
       continue;
     }
-    const Code code = why.code() == Code::System ? Code::PeerLost : why.code();
-    poison_locked(context,
-                  Status(code, text(context.who[binding.rank], " is lost: ", why.text()),
-                         binding.rank),
-                  true);
+    lost(context, binding.rank);
   }
+}
+
+// The rank cannot be reached any more, as its channel says.
+void Engine::lost(Context& context, int rank) {
+  const Status& why = context.channels[rank]->why();
+  const Code code = why.code() == Code::System ? Code::PeerLost : why.code();
+  poison_locked(context, Status(code, text(context.who[rank], " is lost: ", why.text()), rank),
+                true);
 }
 
 // Whether the operation cannot end without something that this rank has still to send or take.
@@ -92,8 +98,8 @@ bool Engine::waits_for(const Operation& op, int rank) const {
     if (inlet.peer != rank) continue;
     for (std::uint32_t k = 0; k < inlet.count; ++k) {
       const std::uint32_t step = plan.recv_steps[inlet.first + k];
-      const bool here = std::ranges::any_of(
-          op.stash, [&](const Stashed& each) { return each.step == step; });
+      const bool here =
+          std::ranges::any_of(op.stash, [&](const Stashed& each) { return each.step == step; });
       if (!op.steps[step].done && !here) return true;
     }
   }
@@ -140,6 +146,10 @@ std::string Engine::progress_text(const Operation& op) const {
                 op.peer < 0 ? std::string("any rank") : context.who[op.peer], ", tag ", op.tag,
                 ", ", op.moved, " of ", op.bytes, " bytes");
   }
+  std::string missing;
+  for (const std::uint32_t rank : op.absent) {
+    missing += (missing.empty() ? "" : ", ") + context.who[rank];
+  }
   std::string late;
   int listed = 0;
   for (int rank = 0; rank < context.size; ++rank) {
@@ -149,10 +159,11 @@ std::string Engine::progress_text(const Operation& op) const {
   if (listed > 8) late += text(" and ", listed - 8, " more");
   return text(op.recipe->what, " #", op.sequence, ", ", op.steps.size() - op.left, " of ",
               op.steps.size(), " steps done",
-              late.empty() ? std::string() : ", waiting for " + late);
+              late.empty() ? std::string() : ", waiting for " + late,
+              missing.empty() ? std::string() : "; not called yet by " + missing);
 }
 
-// Asks the peers we wait for whether they have called the same.
+// Asks the peers we wait for whether they have called the same, and whom they wait for.
 void Engine::probe(Operation& op) {
   Context& context = *op.context;
   Header header;
@@ -175,6 +186,34 @@ void Engine::probe(Operation& op) {
 static Clock::time_point deadline_from(Clock::time_point now, Seconds timeout) {
   if (timeout.count() > 3.0e8) return Clock::time_point::max();
   return now + std::chrono::duration_cast<Clock::duration>(timeout);
+}
+
+// Says who has not called the operation: we ourselves, or those of whom we have heard so.
+void Engine::answer_probe(Context& context, int source, const Header& probe) {
+  const Operation* op = context.find(probe.sequence);
+  std::vector<std::uint32_t> absent;
+  if (op != nullptr) absent.assign(op->absent.begin(), op->absent.end());
+  if (probe.sequence >= context.next_sequence) {
+    absent = {static_cast<std::uint32_t>(context.rank)};
+  }
+  Header header;
+  header.type = Type::Absent;
+  header.context = context.id;
+  header.sequence = probe.sequence;
+  const auto* bytes = reinterpret_cast<const char*>(absent.data());
+  context.channels[source]->send_text(header, {bytes, absent.size() * sizeof absent[0]});
+  context.channels[source]->flush();
+}
+
+void Engine::receive_absent(Context& context, const Header& header, const std::byte* payload) {
+  Operation* op = context.find(header.sequence);
+  if (op == nullptr) return;
+  for (std::uint64_t at = 0; at + sizeof(std::uint32_t) <= header.length;
+       at += sizeof(std::uint32_t)) {
+    std::uint32_t rank = 0;
+    std::memcpy(&rank, payload + at, sizeof rank);
+    if (rank < static_cast<std::uint32_t>(context.size)) op->absent.insert(rank);
+  }
 }
 
 // Deadlines, probes, dials that are due. Called every few milliseconds by whoever drives.

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct StepState {
   std::uint32_t waiting = 0;  // steps that must complete first
   bool announced = false;     // the peer's Ready has come: `value` is its address
   bool done = false;
-  std::uint64_t value = 0;    // bytes received, or the address to pull from
+  std::uint64_t value = 0;  // bytes received, or the address to pull from
 };
 
 // Everything about a call that does not change from one use to the next: made once by comm/, kept
@@ -38,10 +39,10 @@ struct Recipe {
   dtype::ReduceMany reduce_many = nullptr;
   dtype::Scale multiply = nullptr, divide = nullptr;
   std::uint64_t fingerprint = 0;
-  std::string what;                         // "allreduce(count=4, f32, sum)", for messages
-  std::vector<StepState> initial;           // one per step
-  std::vector<std::uint32_t> roots;         // steps but receives without dependencies, last first
-  std::vector<std::uint64_t> inlet_largest; // per inlet: bytes of its largest message
+  std::string what;                          // "allreduce(count=4, f32, sum)", for messages
+  std::vector<StepState> initial;            // one per step
+  std::vector<std::uint32_t> roots;          // steps but receives without dependencies, last first
+  std::vector<std::uint64_t> inlet_largest;  // per inlet: bytes of its largest message
   // Like Plan::inlets and recv_steps, for what we send: outlets[i] is of peer Plan::outlets[i].
   std::vector<plan::Inlet> outlets;
   std::vector<std::uint32_t> send_steps;
@@ -76,8 +77,8 @@ struct Operation {
 
   OperationKind kind = OperationKind::Collective;
   std::atomic<int> state{Free};
-  int references = 0;  // of the engine while running, and of each handle
-  std::size_t position = 0;  // in Engine::running_
+  int references = 0;          // of the engine while running, and of each handle
+  std::size_t position = 0;    // in Engine::running_
   Engine* engine = nullptr;    // whose it is, for handles
   Context* context = nullptr;  // valid until Done
   std::uint64_t sequence = 0;  // collectives: number within the context
@@ -97,11 +98,12 @@ struct Operation {
   std::vector<std::uint8_t> opened;    // by rank: Open has come
   std::vector<std::uint32_t> blocked;  // send steps that wait for an Open
   std::vector<Stashed> stash;
+  std::set<std::uint32_t> absent;  // ranks that have not called yet, as far as we were told
   std::unique_ptr<std::byte[]> scratch;
   std::size_t scratch_bytes = 0;
 
   // point-to-point
-  int peer = -1;            // -1: any source, until matched
+  int peer = -1;  // -1: any source, until matched
   std::uint64_t tag = 0;
   std::uint8_t element_kind = 0;
   std::byte* data = nullptr;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "engine/engine.hpp"
+#include "engine/guard.hpp"
 
 namespace hccomm::engine {
 
@@ -155,8 +156,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   answer.context = context.id;
   answer.sequence = header.sequence;
   answer.index = header.index;
-  const bool alike =
-      header.flags == op.element_kind || header.flags == 0 || op.element_kind == 0;
+  const bool alike = header.flags == op.element_kind || header.flags == 0 || op.element_kind == 0;
   if (header.fingerprint != op.bytes || !alike) {
     const auto kind = [&](unsigned code) {
       return code == 0 || code > dtype::kDTypes

@@ -18,36 +18,21 @@ static_assert(sizeof(StatusHead) == 12);
 
 const char* name(Type type) noexcept {
   switch (type) {
-    case Type::Data:
-      return "Data";
-    case Type::Open:
-      return "Open";
-    case Type::Ready:
-      return "Ready";
-    case Type::Done:
-      return "Done";
-    case Type::Tagged:
-      return "Tagged";
-    case Type::TaggedReady:
-      return "TaggedReady";
-    case Type::TaggedOpen:
-      return "TaggedOpen";
-    case Type::TaggedData:
-      return "TaggedData";
-    case Type::TaggedDone:
-      return "TaggedDone";
-    case Type::Status:
-      return "Status";
-    case Type::Probe:
-      return "Probe";
-    case Type::Beat:
-      return "Beat";
-    case Type::Bye:
-      return "Bye";
-    case Type::Lost:
-      return "Lost";
-    case Type::Credit:
-      return "Credit";
+    case Type::Data: return "Data";
+    case Type::Open: return "Open";
+    case Type::Ready: return "Ready";
+    case Type::Done: return "Done";
+    case Type::Tagged: return "Tagged";
+    case Type::TaggedReady: return "TaggedReady";
+    case Type::TaggedOpen: return "TaggedOpen";
+    case Type::TaggedData: return "TaggedData";
+    case Type::TaggedDone: return "TaggedDone";
+    case Type::Status: return "Status";
+    case Type::Probe: return "Probe";
+    case Type::Beat: return "Beat";
+    case Type::Bye: return "Bye";
+    case Type::Lost: return "Lost";
+    case Type::Absent: return "Absent";
   }
   return "?";
 }
@@ -58,7 +43,7 @@ static bool carries_user_data(Type type) {
 
 Status check(const Header& header, std::uint64_t max_length) {
   const auto type = static_cast<unsigned>(header.type);
-  if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::Credit)) {
+  if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::Absent)) {
     return {Code::Integrity, text("frame: unknown type ", type)};
   }
   if (header.source != 0) {

@@ -32,7 +32,7 @@ enum class Type : std::uint8_t {
   Beat,         // keep-alive, no payload
   Bye,          // orderly close: no frame follows
   Lost,         // a rank of the job is lost: payload names it
-  Credit,       // transport's own use
+  Absent,       // answers a Probe: the payload lists the ranks (u32) that have not called
 };
 
 // 48 bytes: one frame with up to 16 bytes of payload fits a cache line.

@@ -303,24 +303,18 @@ Status Handshake::State::take_verdict() {
 
 Status Handshake::State::take() {
   switch (stage) {
-    case Stage::Opening:
-      return take_opening();
-    case Stage::Hello:
-      return take_hello();
-    case Stage::Refusal:
-      return fail("the peer refused: " + printable(in, kMaxText));
-    case Stage::Proof:
-      return take_proof();
-    case Stage::Verdict:
-      return take_verdict();
+    case Stage::Opening: return take_opening();
+    case Stage::Hello: return take_hello();
+    case Stage::Refusal: return fail("the peer refused: " + printable(in, kMaxText));
+    case Stage::Proof: return take_proof();
+    case Stage::Verdict: return take_verdict();
     case Stage::Text:
       verdict_text = printable(in, kMaxText);
       expect(Stage::Done, 0);
       return {};
     case Stage::Undecided:
     case Stage::Done:
-    case Stage::Failed:
-      break;
+    case Stage::Failed: break;
   }
   return {};
 }

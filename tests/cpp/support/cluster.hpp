@@ -33,8 +33,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     const std::uint64_t number = serial++;
     std::memcpy(uuid.data(), &number, sizeof number);
     identity_ = {std::string(16, 'j'), "", uuid};
-    engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), uuid,
-                                               settings);
+    engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), uuid, settings);
     for (const transport::Builtin& each : transport::transports()) {
       if (std::string_view(each.name) == transport) {
         transport_ = each.open(identity_, *this).take();

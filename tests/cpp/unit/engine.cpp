@@ -27,13 +27,12 @@ static plan::Call allreduce_of(std::uint64_t count, bool in_place = false) {
 
 static Job job_of(std::shared_ptr<const engine::Recipe> recipe, const void* input, void* output,
                   double seconds = 30) {
-  return {std::move(recipe),
-          static_cast<std::byte*>(const_cast<void*>(input)),
+  return {std::move(recipe), static_cast<std::byte*>(const_cast<void*>(input)),
           static_cast<std::byte*>(output), 1.0, Seconds(seconds)};
 }
 
-static engine::Engine::Parcel parcel(int peer, std::uint64_t tag, void* data, std::uint64_t bytes,
-                                     std::uint8_t kind = 0) {
+static engine::Parcel parcel(int peer, std::uint64_t tag, void* data, std::uint64_t bytes,
+                             std::uint8_t kind = 0) {
   return {peer, tag, static_cast<std::byte*>(data), bytes, kind, Seconds(20), Follow::Soon};
 }
 
@@ -72,9 +71,9 @@ TEST_P(EngineOver, ManyOperationsInFlightCompleteInAnyOrder) {
     for (std::size_t k = 0; k < data.size(); ++k) {
       data[k].assign(k % 4 == 0 ? 100'000 : 3, node.rank() + static_cast<int>(k));
       const auto recipe = recipe_of(allreduce_of(data[k].size(), true), node, "ring", 4096);
-      ops.push_back(node.engine().start(
-          node.context(), job_of(recipe, data[k].data(), data[k].data()),
-          k % 2 == 0 ? Follow::Background : Follow::Soon));
+      ops.push_back(node.engine().start(node.context(),
+                                        job_of(recipe, data[k].data(), data[k].data()),
+                                        k % 2 == 0 ? Follow::Background : Follow::Soon));
     }
     for (std::size_t k = data.size(); k-- > 0;) {
       const Status status = node.engine().wait(*ops[k], Deadline::after(Seconds(30)));
@@ -121,8 +120,8 @@ TEST_P(EngineOver, BothMaySendBeforeTheyReceive) {
       std::vector<std::uint8_t> in(bytes, 0);
       const Deadline deadline = Deadline::after(Seconds(20));
 
-      Operation* send = node.engine().start_send(
-          node.context(), parcel(peer, 5, out.data(), bytes));
+      Operation* send =
+          node.engine().start_send(node.context(), parcel(peer, 5, out.data(), bytes));
       Operation* recv = node.engine().start_recv(
           node.context(), parcel(node.rank() == 0 ? -1 : peer, 5, in.data(), bytes));
       const Status sent = node.engine().wait(*send, deadline);
@@ -153,8 +152,7 @@ TEST_P(EngineOver, MessagesMatchByTagInOrder) {
     } else {
       for (const int tag : {1, 0}) {
         for (int k = tag; k < 200; k += 2) {
-          ops.push_back(
-              node.engine().start_recv(node.context(), parcel(0, tag, &values[k], 8)));
+          ops.push_back(node.engine().start_recv(node.context(), parcel(0, tag, &values[k], 8)));
         }
       }
     }
@@ -188,7 +186,8 @@ TEST_P(EngineOver, AMessageOfAnotherTypeIsRefusedOnBothSides) {
     const auto mine = parcel(1 - node.rank(), 3, &value, 8, node.rank() == 0 ? 5 : 14);
     Operation* first = node.rank() == 0 ? node.engine().start_send(node.context(), mine)
                                         : node.engine().start_recv(node.context(), mine);
-    Operation* second = node.engine().start_recv(node.context(), parcel(1 - node.rank(), 4, &value, 8));
+    Operation* second =
+        node.engine().start_recv(node.context(), parcel(1 - node.rank(), 4, &value, 8));
     const Status late = node.engine().wait(*second, Deadline::after(Seconds(20)));
     EXPECT_EQ(late.code(), Code::Mismatch) << late.text();
     EXPECT_NE(late.text().find("of i64"), std::string::npos) << late.text();

@@ -37,9 +37,9 @@ Card card_of(int rank, const std::string& host = "host-0") {
 }
 
 bool same(const Card& one, const Card& other) {
-  return one.cores == other.cores && one.choices == other.choices &&
-         one.uuid == other.uuid && one.host == other.host && one.machine == other.machine &&
-         one.pid == other.pid && one.addresses == other.addresses;
+  return one.cores == other.cores && one.choices == other.choices && one.uuid == other.uuid &&
+         one.host == other.host && one.machine == other.machine && one.pid == other.pid &&
+         one.addresses == other.addresses;
 }
 
 // How one rank takes part.

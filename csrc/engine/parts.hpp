@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The small types of the engine's face: how it is set up, what a message is, who drives it, and who
+// makes the links. comm/ fills them in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "base/clock.hpp"
+#include "transport/transport.hpp"
+
+namespace hccomm::engine {
+
+struct Settings {
+  std::size_t eager_limit = 0;  // bytes; 0: each link's own
+  int spin_us = 60;             // polling before a waiter sleeps
+  Seconds silence{3.0};         // a peer that says nothing for so long is lost; 0: never
+  bool oversubscribed = false;  // more local ranks than cores: yield at once
+  std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
+};
+
+// Who will drive an operation that has been started.
+enum class Follow : std::uint8_t {
+  Wait,        // the caller waits at once
+  Soon,        // the caller waits, or tests, presently
+  Background,  // nobody waits for long: the service thread drives at once
+};
+
+// Makes links. dial() is called under the engine's lock and returns at once; the outcome comes
+// later through Engine::dialed() or Engine::accepted(), from a thread that holds no lock.
+class Dialer {
+ public:
+  virtual void dial(const transport::Card& peer) = 0;
+
+ protected:
+  ~Dialer() = default;
+};
+
+// A point-to-point message; peer -1 receives from any rank. `kind` is the element type plus one
+// and must be the same on both sides; 0 goes with everything.
+struct Parcel {
+  int peer = -1;
+  std::uint64_t tag = 0;
+  std::byte* data = nullptr;
+  std::uint64_t bytes = 0;
+  std::uint8_t kind = 0;
+  Seconds timeout{300};
+  Follow follow = Follow::Soon;
+};
+
+}  // namespace hccomm::engine
