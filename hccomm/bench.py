@@ -114,7 +114,9 @@ def bus_factor(collective: str, ranks: int) -> float:
     return 1.0
 
 
-def run(comm: Adapter, collective: str, options: Options) -> Iterator[Row]:
+def run(
+    comm: Adapter, collective: str, options: Options, modes: Sequence[str] = ("out", "in")
+) -> Iterator[Row]:
     """Measure ``collective`` at every size, out of place and then in place. Collective."""
     if collective not in BENCHES:
         raise InvalidArgument(f"bench: {collective!r} is none; use one of {', '.join(BENCHES)}")
@@ -122,7 +124,7 @@ def run(comm: Adapter, collective: str, options: Options) -> Iterator[Row]:
         raise InvalidArgument(f"bench: op={options.op!r} is none; use one of {', '.join(OP_CODES)}")
     dtype = numpy_dtype(options.dtype)
     for size in [0] if collective == "barrier" else options.sizes:
-        for mode in _modes(collective):
+        for mode in (each for each in _modes(collective) if each in modes):
             yield _measure(comm, _Case(comm, collective, size, dtype, options, mode), options)
 
 

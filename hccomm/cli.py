@@ -21,6 +21,7 @@ from rich.table import Table
 import hccomm
 from hccomm import bench as benches
 from hccomm import launchers
+from hccomm.local import RanksFailed
 
 app = typer.Typer(
     help="Collective communication between ranks on chips of different vendors.",
@@ -35,7 +36,7 @@ def main() -> None:
     """Run the command line; the entry point of the `hccomm` script."""
     try:
         app()
-    except hccomm.Error as error:
+    except (hccomm.Error, RanksFailed) as error:
         print(f"hccomm: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -111,6 +112,7 @@ def bench(
         benches.sizes_between(benches.parse_bytes(smallest), benches.parse_bytes(largest), factor),
         dtype, op, root, seconds, iterations, warmup, check,
     )  # fmt: skip
+    benches.numpy_dtype(dtype)  # says what is missing before any rank starts
     launched = launchers.detect()
     if launched.launcher != "none":
         if ranks not in (0, launched.size):
