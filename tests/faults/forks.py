@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank
+from pool import Hung, Pool, Rank, others_say
 from programs import COLLECTIVES
 from report import Trial
 
@@ -81,7 +81,7 @@ def _death(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
                 trial.faults.append(f"rank {rank}: {text}")
     except (Hung, EOFError, RuntimeError) as error:
         trial.hung += isinstance(error, Hung)
-        trial.faults.append(str(error))
+        trial.faults.append(f"{error}\n{others_say(group)}")
         for process in group:
             pool.drop(process)
     finally:

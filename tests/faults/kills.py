@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank
+from pool import Hung, Pool, Rank, others_say
 from programs import COLLECTIVES
 from report import Trial
 
@@ -54,6 +54,8 @@ def trials(
             if what["phase"] == "init":
                 what["delay"] *= 0.1  # it takes milliseconds
             yield _trial(pools[what["transport"]], number, what, late)
+        for transport, pool in pools.items():
+            yield _held(pool, count, transport)
     finally:
         for each in pools.values():
             each.close()
@@ -86,6 +88,31 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
     return trial
 
 
+def _held(pool: Pool, number: int, transport: str) -> Trial:
+    """Compare what the oldest rank holds with what a new one does, after a job of these two."""
+    trial = Trial("kill", f"kill, held after all {transport}", number, {"transport": transport})
+    pool.take(1)
+    for process in pool.ranks[1:]:
+        pool.drop(process)
+    pair, meeting = pool.take(2), pool.meeting()
+    for rank, process in enumerate(pair):
+        job = {"program": "cycles", "rank": rank, "size": 2, "timeout": TIMEOUT}
+        process.tell(job | meeting | {"cycles": 1, "groups": False})
+    deadline = time.monotonic() + TIMEOUT + PATIENCE
+    try:
+        old, new = (process.hear("done", deadline)["after"] for process in pair)
+    except (Hung, EOFError, RuntimeError) as error:
+        trial.hung += isinstance(error, Hung)
+        trial.faults.append(f"{error}\n{others_say(pair)}")
+        return trial
+    trial.asked = trial.noticed = trial.named = 1
+    more = {name: old[name] - new[name] for name in ("fds", "threads")}
+    trial.leaked = sum(max(0, each) for each in more.values())
+    if trial.leaked:
+        trial.faults.append(f"a rank that lived through it holds more than a new one: {more}")
+    return trial
+
+
 def _inject(
     pool: Pool, group: list[Rank], survivors: dict[int, Rank], what: dict[str, Any], trial: Trial
 ) -> float | None:
@@ -111,7 +138,7 @@ def _inject(
             process.hear("up", deadline)
     except (Hung, EOFError, RuntimeError) as error:
         trial.hung += isinstance(error, Hung)
-        trial.faults.append(f"the job did not start: {error}")
+        trial.faults.append(f"the job did not start: {error}\n{others_say(group)}")
         for process in group:
             pool.drop(process)
         return None

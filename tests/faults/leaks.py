@@ -51,6 +51,7 @@ def trials(
     transports: Sequence[str] = ("shm", "tcp"),
     ranks: Sequence[int] = (2, 3, 4),
     cycles: int = 200,
+    delays: Sequence[float] = (0.0, 0.005, 0.02, 0.2),
 ) -> Iterator[Trial]:
     """Kill ``count`` whole jobs with their launchers, then count what ``cycles`` leave behind."""
     chance = random.Random(seed)
@@ -60,7 +61,7 @@ def trials(
             "ranks": chance.choice(list(ranks)),
             "collective": chance.choice(COLLECTIVES),
             "bytes": chance.choice((64, 1 << 20, 16 << 20)),
-            "delay": chance.choice((0.0, 0.005, 0.02, 0.2)),
+            "delay": chance.choice(list(delays)),
         }
         yield _massacre(number, what)
     for transport in transports:

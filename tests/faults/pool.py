@@ -67,6 +67,12 @@ class Rank:
             if found in ("crash", "done"):  # it cannot say the rest of what it was asked
                 raise RuntimeError(f"process {self.pid}: {found}: {body}")
 
+    def last_words(self, until: float) -> str:
+        """Return the next message, or that there is none by ``until`` (monotonic)."""
+        if not self._pipe.poll(max(0.0, until - time.monotonic())):
+            return "still at work"
+        return str(self._pipe.recv())[:1000]
+
     def signal(self, number: int) -> float:
         """Send a signal and return the time just before it."""
         now = time.monotonic()
@@ -106,6 +112,17 @@ class Rank:
         select.select([self._pidfd], [], [], 30.0)
         self._pipe.close()
         os.close(self._pidfd)
+
+
+def others_say(group: list[Rank]) -> str:
+    """Return what ranks of a failed job have to say, within a second; for reports."""
+    until, lines = time.monotonic() + 1.0, []
+    for number, rank in enumerate(group):
+        try:
+            lines.append(f"rank {number}: {rank.last_words(until)}")
+        except (EOFError, OSError):
+            lines.append(f"rank {number}: has ended")
+    return "\n".join(lines)
 
 
 class Pool:

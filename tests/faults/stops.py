@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank
+from pool import Hung, Pool, Rank, others_say
 from programs import COLLECTIVES
 from report import Trial
 
 SILENCE = 3.0
 TIMEOUT = 60.0
+KINDS = ("pulses", "long", "slow", "back")
 
 
 def trials(
@@ -30,9 +31,9 @@ def trials(
     ranks: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
     pulses: int = 6,
     late: float = SILENCE + 0.5,
-    kinds: Sequence[str] = ("pulses", "long", "slow"),
+    kinds: Sequence[str] = KINDS,
 ) -> Iterator[Trial]:
-    """Run ``count`` jobs: with pulses, a lasting stop, or a slow rank, in turn."""
+    """Run ``count`` jobs: with pulses, a lasting stop, a slow rank, or one that comes back."""
     chance = random.Random(seed)
     pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
     try:
@@ -56,8 +57,32 @@ def _trial(
     pool: Pool, number: int, what: dict[str, Any], chance: random.Random, late: float
 ) -> Trial:
     trial = Trial("stop", f"stop {what['kind']} {what['transport']}", number, what)
-    group, meeting = pool.take(what["ranks"]), pool.meeting()
+    group = pool.take(what["ranks"])
     trial.asked = len(group)
+    try:
+        _start(pool, group, what)
+        if what["kind"] in ("long", "back"):
+            _lasting(trial, group, late)
+        else:
+            _passing(trial, group, chance)
+        if what["kind"] == "back":  # the same processes, the one that was lost among them
+            trial.asked += len(group)
+            _start(pool, group, what)
+            _passing(trial, group, chance)
+    except (Hung, EOFError, RuntimeError) as error:
+        trial.hung += isinstance(error, Hung)
+        trial.faults.append(f"{error}\n{others_say(group)}")
+        for process in group:
+            pool.drop(process)
+    else:
+        if what["kind"] == "long":
+            pool.drop(group[what["victim"]])
+    return trial
+
+
+def _start(pool: Pool, group: list[Rank], what: dict[str, Any]) -> None:
+    """Set the ranks to work, and wait until they are."""
+    meeting = pool.meeting()
     for rank, process in enumerate(group):
         slow = what["kind"] == "slow" and rank == what["victim"]
         process.tell(
@@ -72,19 +97,8 @@ def _trial(
                 **meeting,
             }
         )
-    try:
-        for process in group:
-            process.hear("up", time.monotonic() + TIMEOUT)
-        if what["kind"] == "long":
-            _lasting(trial, group, late)
-        else:
-            _passing(trial, group, chance)
-    except (Hung, EOFError, RuntimeError) as error:
-        trial.hung += isinstance(error, Hung)
-        trial.faults.append(str(error))
-        for process in group:
-            pool.drop(process)
-    return trial
+    for process in group:
+        process.hear("up", time.monotonic() + TIMEOUT)
 
 
 def _passing(trial: Trial, group: list[Rank], chance: random.Random) -> None:

@@ -54,7 +54,11 @@ def _strays(options: argparse.Namespace) -> Iterator[Trial]:
 
 def _leaks(options: argparse.Namespace) -> Iterator[Trial]:
     return leaks.trials(
-        options.count, options.seed, transports=_names(options), cycles=options.cycles
+        options.count,
+        options.seed,
+        transports=_names(options),
+        cycles=options.cycles,
+        delays=(0.2,) if options.at_work else (0.0, 0.005, 0.02, 0.2),
     )
 
 
@@ -96,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("strays", _strays, 1, "strangers talk to every listener")
     one = add("leaks", _leaks, 50, "all are killed; then communicators are made and closed")
     one.add_argument("--cycles", type=int, default=200)
+    one.add_argument("--at-work", action="store_true", help="kill none while they meet")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     return parser
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank
+from pool import Hung, Pool, Rank, others_say
 from report import Trial
 
 TIMEOUT = 60.0
@@ -140,13 +140,14 @@ def trials(
     transports: Sequence[str] = ("shm", "tcp"),
     ranks: Sequence[int] = (3,),
     seconds: float = 3.0,
+    moments: Sequence[str] = ("meeting", "tcp store", "working"),
 ) -> Iterator[Trial]:
     """Intrude ``count`` times on each transport: while the ranks meet, and while they work."""
     for transport in transports:
         with Pool(HCCOMM_TRANSPORTS=transport, HCCOMM_LOG="warn") as pool:
             for number in range(count):
                 for size in ranks:
-                    for moment in ("meeting", "tcp store", "working"):
+                    for moment in moments:
                         what = {"transport": transport, "ranks": size, "moment": moment}
                         yield _trial(pool, number, what, seconds)
 
@@ -186,7 +187,7 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], seconds: float) -> Tri
             what["longest_ms"] = round(answer["longest"] * 1e3, 1)
     except (Hung, EOFError, RuntimeError) as error:
         trial.hung += isinstance(error, Hung)
-        trial.faults.append(str(error))
+        trial.faults.append(f"{error}\n{others_say(group)}")
         for process in group:
             pool.drop(process)
     finally:

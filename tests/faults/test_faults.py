@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The storms in short: ranks die, stop, disagree, fork, and strangers knock; nothing may hang.
+
+Times are not asserted closer than ten seconds: storm.py measures them. Every storm ends what it
+started, in any state, and a rank that does not answer is reported with its stacks.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numpy")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import forks
+import kills
+import mismatches
+import stops
+import strays
+from report import Report, Trial
+
+HERE = Path(__file__).resolve().parent
+LATE = 10.0  # seconds in which a busy machine must have noticed a death
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the storms need pidfds"),
+    pytest.mark.timeout(170),
+]
+
+
+def assert_calm(trials: Iterable[Trial]) -> Report:
+    """Run the trials; fail with everything that was amiss."""
+    report = Report()
+    report.run(trials)
+    text = "\n".join(report.faults)
+    assert not report.faults, f"{text}\n{report.table()}"
+    assert sum(each.hung for each in report.trials) == 0
+    return report
+
+
+@pytest.mark.parametrize("phase", ["init", "idle", "collective", "teardown"])
+def test_every_survivor_names_the_rank_that_died(phase: str) -> None:
+    """A rank ends in any phase, by any way: all others say so, and serve the next job."""
+    count = 4 if phase == "init" else 10
+
+    report = assert_calm(
+        kills.trials(
+            count, seed=3, ranks=(2, 3, 4), phases=(phase,), sizes=(64, 1 << 20), late=LATE
+        )
+    )
+
+    assert len(report.trials) == count + 2  # and what the survivors of either transport hold
+
+
+def test_large_messages_do_not_hide_a_death() -> None:
+    """A rank ends while 16 MiB are on their way."""
+    assert_calm(
+        kills.trials(4, seed=5, ranks=(3,), phases=("collective",), sizes=(16 << 20,), late=LATE)
+    )
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_short_stops_and_slow_ranks_disturb_nobody(transport: str) -> None:
+    """Silence of less than a second, or a long step between two calls, is no death."""
+    kinds = ("pulses", "slow")
+
+    assert_calm(stops.trials(2, 2, transports=(transport,), ranks=(3,), pulses=3, kinds=kinds))
+
+
+def test_a_rank_that_stays_stopped_is_lost() -> None:
+    """SIGSTOP that lasts: the others lose the rank, and it learns of that when it goes on."""
+    assert_calm(stops.trials(2, 4, ranks=(3,), late=LATE + stops.SILENCE, kinds=("long",)))
+
+
+def test_ranks_that_call_different_things_are_told_who_called_what() -> None:
+    """The published matrix of twelve disagreements: at least ten are named on every rank."""
+    report = Report()
+
+    report.run(mismatches.trials(1, transports=("shm",), ranks=(3,), late=LATE))
+
+    matrix = [each for each in report.trials if " matrix " in each.row]
+    named = [each for each in matrix if each.named == each.asked]
+    assert len(matrix) == 12
+    assert len(named) >= 10, "\n".join(report.faults)
+    assert sum(each.hung for each in report.trials) == 0
+    assert not [each for each in report.faults if "wrote where it may not" in each]
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_strangers_stop_nobody(transport: str) -> None:
+    """Scanners, garbage and half handshakes on every listener while the ranks work."""
+    moments = ("working",)
+
+    assert_calm(strays.trials(1, transports=(transport,), seconds=1.0, moments=moments))
+
+
+def test_strangers_do_not_keep_ranks_from_meeting() -> None:
+    """A flood of connections on every listener before all ranks are there."""
+    moments = ("meeting", "tcp store")
+
+    assert_calm(strays.trials(1, transports=("tcp",), seconds=0.5, moments=moments))
+
+
+def test_children_do_not_hide_a_death_nor_use_a_communicator() -> None:
+    """Forked children hold a dead rank's sockets open; one that uses them is told off."""
+    assert_calm(forks.trials(4, 6, ranks=(2, 3), late=LATE))
+
+
+def test_nothing_is_left_behind() -> None:
+    """All ranks and their launcher are killed at work; communicators are made and closed."""
+    command = [sys.executable, str(HERE / "storm.py"), "leaks", "--count", "2", "--cycles", "40"]
+
+    done = subprocess.run(
+        [*command, "--at-work"], capture_output=True, text=True, timeout=150, check=False
+    )
+
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
