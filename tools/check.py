@@ -72,7 +72,9 @@ def clang_format(fix: bool) -> Outcome:
 
 def ruff_format(fix: bool) -> Outcome:
     """Format of Python."""
-    return run(tool("ruff"), "format", *([] if fix else ["--check", "--diff"]), ".")
+    return run(
+        tool("ruff"), "format", "--exclude=*.md", *([] if fix else ["--check", "--diff"]), "."
+    )
 
 
 def ruff_lint(fix: bool) -> Outcome:
