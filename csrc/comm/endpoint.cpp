@@ -2,6 +2,7 @@
 #include "comm/endpoint.hpp"
 
 #include <pthread.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 namespace hccomm::comm {
 
 static constexpr Seconds kDialSeconds{30.0};
+static constexpr auto kBusyPause = std::chrono::milliseconds(20);
 
 static std::atomic<bool> in_forked_child{false};
 static std::mutex process_mutex;  // guards process_endpoint
@@ -112,6 +114,7 @@ Endpoint::~Endpoint() {
   {
     const std::lock_guard lock(dials_mutex_);
     stopping_ = true;
+    ending_.store(true, std::memory_order_relaxed);
   }
   for (const auto& each : transports_) each->stop();
   for (Dial& dial : dials_) dial.thread.join();
@@ -141,7 +144,15 @@ Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card
   for (const auto& transport : transports_) {
     std::string why = transport->refuses(card_, peer);
     if (why.empty()) {
-      auto link = transport->connect(peer, Deadline::after(kDialSeconds));
+      const Deadline deadline = Deadline::after(kDialSeconds);
+      auto link = transport->connect(peer, deadline);
+      // A listener that is busy with strangers closes; while the process lives it is worth a wait.
+      while (!link.ok() && link.status().code() == Code::PeerLost && !deadline.passed() &&
+             peer.machine == card_.machine && kill(static_cast<pid_t>(peer.pid), 0) == 0 &&
+             !ending_.load(std::memory_order_relaxed)) {
+        std::this_thread::sleep_for(kBusyPause);
+        link = transport->connect(peer, deadline);
+      }
       if (link.ok() || link.status().code() == Code::Aborted) return link;
       why = link.status().text();
       HCCOMM_LOG(Info, "cannot reach pid ", peer.pid, " by ", transport->name(), ": ", why);

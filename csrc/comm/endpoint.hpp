@@ -71,6 +71,7 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
   std::mutex dials_mutex_;  // guards dials_ and stopping_
   std::list<Dial> dials_;
   bool stopping_ = false;
+  std::atomic<bool> ending_{false};  // the same, for threads that dial
 };
 
 }  // namespace hccomm::comm

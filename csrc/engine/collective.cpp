@@ -15,6 +15,7 @@ using wire::Header;
 using wire::Type;
 
 static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
+static constexpr auto kGrace = std::chrono::seconds(2);  // for a reason that is on its way
 static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
 
 static std::vector<plan::Inlet> group_sends(const plan::Plan& plan,
@@ -91,7 +92,8 @@ Operation& Engine::begin_collective(Context& context, Job& job) {
       reinterpret_cast<std::byte*>((raw + 63) & ~std::uintptr_t{63});
   op.base[static_cast<int>(plan::Space::Input)] = job.input;
   op.base[static_cast<int>(plan::Space::Output)] = job.output;
-  for (std::size_t i = 0; i < recipe.plan.inlets.size(); ++i) issue_open(op, i);
+  for (std::size_t i = 0; i < recipe.plan.inlets.size() && !op.done(); ++i) issue_open(op, i);
+  if (op.done()) return op;
   for (const std::uint32_t step : recipe.roots) ready_.emplace_back(&op, step);
   if (op.left == 0) finish(op, {});
   drain();
@@ -103,6 +105,10 @@ Operation& Engine::begin_collective(Context& context, Job& job) {
 void Engine::issue_open(Operation& op, std::size_t inlet) {
   const int peer = op.recipe->plan.inlets[inlet].peer;
   Channel& channel = *op.context->channels[peer];
+  if (channel.state() == Channel::State::Broken) {
+    lost(*op.context, peer);
+    return;
+  }
   if (!channel.up()) {
     channel.park({&op, static_cast<std::uint32_t>(inlet), true});
     need(channel);
@@ -120,6 +126,10 @@ void Engine::issue_open(Operation& op, std::size_t inlet) {
 void Engine::issue_send(Operation& op, std::uint32_t id) {
   const Step& step = op.recipe->plan.steps[id];
   Channel& channel = *op.context->channels[step.peer];
+  if (channel.state() == Channel::State::Broken) {
+    lost(*op.context, step.peer);
+    return;
+  }
   if (!channel.up()) {
     channel.park({&op, id, false});
     need(channel);
@@ -423,8 +433,16 @@ bool Engine::advance(Pull& pull) {
           pull.offset;
     }
     const Status status = pull.channel->link()->pull(target, pull.address + pull.offset, part);
-    if (!status.ok()) {
+    if (status.code() == Code::PeerLost) {
       channel_broken(*pull.channel, status);
+      return false;
+    }
+    if (!status.ok()) {
+      // The peer lives, but its buffer is gone: it has failed, and its reason is on its way.
+      const int rank = pull.channel->bindings().at(context.id).rank;
+      op.doubt = Status(Code::PeerLost, text(context.who[rank], ": ", status.text()), rank);
+      op.probe_at = Clock::now() + kGrace;
+      op.deadline = op.probe_at;
       return false;
     }
     const std::uint64_t at = pull.offset;

@@ -31,6 +31,7 @@ static void relax() {
 
 bool Engine::progress() {
   bool moved = false;
+  graveyard_.clear();
   for (std::size_t i = 0; i < up_.size(); ++i) {  // a broken channel leaves up_ meanwhile
     moved = up_[i]->progress() || moved;
   }
@@ -85,11 +86,7 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
       }
       if (idle == 0) flush();
       ++idle;
-      if (contenders_.load(std::memory_order_relaxed) > 0) {
-        guard.unlock();
-        sched_yield();
-        guard.lock();
-      }
+      if (contenders_.load(std::memory_order_relaxed) > 0) let_in(guard);
       // With a core for every rank, two ranks may still sit on one: then spinning keeps the other
       // from running, and only a yield lets it answer.
       const bool polite = settings_.oversubscribed ? idle > 1 : idle % kEagerPolls == 0;
@@ -119,6 +116,18 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
     if (!over() && deadline.passed()) break;
   }
   if (!running_.empty()) arm_service();
+}
+
+// Lets a thread that waits for the mutex have it. It has to be woken first, and would find the
+// mutex taken again if we did not wait for it.
+void Engine::let_in(Guard& guard) {
+  const int waiting = contenders_.load(std::memory_order_relaxed);
+  const Clock::time_point limit = Clock::now() + std::chrono::milliseconds(2);
+  guard.unlock();
+  while (contenders_.load(std::memory_order_relaxed) >= waiting && Clock::now() < limit) {
+    sched_yield();
+  }
+  guard.lock();
 }
 
 void Engine::wake_links() {
@@ -250,9 +259,7 @@ void Engine::serve() {
     check_deadlines(Clock::now());
     call_back(guard);
     if (contenders_.load(std::memory_order_relaxed) > 0) {
-      guard.unlock();
-      sched_yield();
-      guard.lock();
+      let_in(guard);
     } else if (!moved && !running_.empty()) {
       sleep(guard, Deadline::never());
     } else {

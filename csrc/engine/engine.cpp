@@ -54,11 +54,6 @@ Engine::~Engine() {
 
 Channel& Engine::channel_of(const transport::Card& card) {
   auto& slot = channels_[card.uuid];
-  if (slot != nullptr && slot->state() == Channel::State::Broken && slot->bindings().empty()) {
-    // Nobody is left who shared the failure: begin anew.
-    std::erase_if(late_dials_, [&](const auto& each) { return each.second == slot.get(); });
-    slot = nullptr;
-  }
   if (slot == nullptr) {
     slot = std::make_unique<Channel>(*this, card);
     if (auto orphan = orphans_.extract(card.uuid)) attach(*slot, std::move(orphan.mapped()));
@@ -118,12 +113,18 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
     }
     channel->flush();
     channel->unbind(context);
+    drop_unused(*channel);
   }
+  for (Channel*& channel : context.channels) channel = nullptr;
   std::erase(contexts_, &context);
-  std::erase_if(late_dials_, [&](const auto& each) {
-    return std::ranges::find(context.channels, each.second) != context.channels.end() &&
-           each.second->bindings().empty();
-  });
+}
+
+// A broken channel that no communicator shares is dropped: the next one dials anew.
+void Engine::drop_unused(Channel& channel) {
+  if (channel.state() != Channel::State::Broken || !channel.bindings().empty()) return;
+  std::erase_if(late_dials_, [&](const auto& each) { return each.second == &channel; });
+  auto node = channels_.extract(channel.card().uuid);
+  if (node) graveyard_.push_back(std::move(node.mapped()));
 }
 
 // A link to that peer is wanted. Of two processes the one with the lower uuid dials at once; the
@@ -158,9 +159,7 @@ bool Engine::reserve(const std::string& uuid) {
   if (found != channels_.end()) {
     Channel& channel = *found->second;
     if (channel.up()) channel.progress();  // its link may have ended, which nobody has noticed
-    if (channel.state() == Channel::State::Broken && channel.bindings().empty()) {
-      return reserved_.insert(uuid).second;
-    }
+    if (!channels_.contains(uuid)) return reserved_.insert(uuid).second;
     const bool mine_is_coming = channel.state() == Channel::State::Dialing && uuid_ < uuid;
     if (channel.up() || channel.state() == Channel::State::Broken || mine_is_coming) return false;
   } else if (orphans_.contains(uuid)) {
@@ -173,10 +172,9 @@ void Engine::accepted(const std::string& uuid, std::unique_ptr<transport::Link> 
   Guard guard(*this);
   reserved_.erase(uuid);
   const auto found = channels_.find(uuid);
-  const bool unbound = found != channels_.end() && found->second->bindings().empty();
-  if (found == channels_.end() || (unbound && !found->second->up())) {
+  if (found == channels_.end()) {
     orphans_.insert_or_assign(uuid, std::move(link));
-  } else if (!found->second->up()) {
+  } else if (!found->second->up() && found->second->state() != Channel::State::Broken) {
     attach(*found->second, std::move(link));
   }
   call_back(guard);
@@ -191,8 +189,9 @@ void Engine::abandoned(const std::string& uuid) {
 
 void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link) {
   Guard guard(*this);
-  Channel& channel = *channels_.at(uuid);
-  if (channel.up()) return;
+  const auto found = channels_.find(uuid);
+  if (found == channels_.end() || found->second->up()) return;
+  Channel& channel = *found->second;
   if (link.ok()) {
     attach(channel, std::move(link).value());
   } else if (link.status().code() != Code::Aborted) {
@@ -265,6 +264,7 @@ void Engine::finish(Operation& op, Status status) {
 void Engine::drop_reference(Operation& op) {
   if (--op.references > 0) return;
   if (!op.status.ok()) op.status = {};
+  if (!op.doubt.ok()) op.doubt = {};
   op.opened.clear();
   op.blocked.clear();
   op.stash.clear();

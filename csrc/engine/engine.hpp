@@ -132,6 +132,7 @@ class Engine {
   void channel_broken(Channel& channel, const Status& why);
   void epoll_forget(int fd);
   void lost(Context& context, int rank);
+  void drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank);
   bool waits_for(const Operation& operation, int rank) const;
   Status mismatch(const Context& context, std::uint64_t sequence, std::uint64_t mine, int source,
@@ -145,6 +146,7 @@ class Engine {
   bool progress();
   void drive(Guard& guard, const Operation* until, Deadline deadline);
   bool sleep(Guard& guard, Deadline deadline);
+  void let_in(Guard& guard);
   void wake_links();
   void flush();
   void call_back(Guard& guard);
@@ -166,8 +168,9 @@ class Engine {
   bool asleep_ = false;             // links have been told that we sleep
   std::atomic<int> abort_word_{0};
 
-  std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;         // by uuid
-  std::vector<Channel*> up_;                                                   // those with a link
+  std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid
+  std::vector<std::unique_ptr<Channel>> graveyard_;  // dropped, maybe still on the call stack
+  std::vector<Channel*> up_;                         // those with a link
   std::unordered_map<std::string, std::unique_ptr<transport::Link>> orphans_;  // no channel yet
   std::set<std::string> reserved_;  // uuids whose link is on its way to us
   std::vector<std::pair<Clock::time_point, Channel*>> late_dials_;

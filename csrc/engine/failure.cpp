@@ -72,6 +72,7 @@ void Engine::channel_broken(Channel& channel, const Status& reason) {
     }
     lost(context, binding.rank);
   }
+  drop_unused(channel);
 }
 
 // The rank cannot be reached any more, as its channel says.
@@ -245,9 +246,11 @@ void Engine::check_deadlines(Clock::time_point now) {
       continue;
     }
     if (now >= op->deadline) {
-      const Status late(Code::Timeout,
-                        text("the deadline has passed (", progress_text(*op),
-                             "); look for the rank that is late, or raise the timeout"));
+      const Status late =
+          !op->doubt.ok() ? op->doubt
+                          : Status(Code::Timeout,
+                                   text("the deadline has passed (", progress_text(*op),
+                                        "); look for the rank that is late, or raise the timeout"));
       if (op->kind == OperationKind::Collective) {
         poison_locked(*op->context, late, true);
       } else {

@@ -87,6 +87,7 @@ struct Operation {
   // look at the clock, milliseconds later at most.
   Seconds timeout{300};
   Clock::time_point deadline = Clock::time_point::max();
+  Status doubt;                // a failure whose true reason may still come; raised at the deadline
   Clock::time_point probe_at;  // when to ask the peers we wait for; unset before the first look
 
   // collectives

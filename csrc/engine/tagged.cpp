@@ -64,6 +64,10 @@ Operation* Engine::start_send(Context& context, const Parcel& parcel) {
 void Engine::issue_tagged(Operation& op) {
   Context& context = *op.context;
   Channel& channel = *context.channels[op.peer];
+  if (channel.state() == Channel::State::Broken) {
+    lost(context, op.peer);
+    return;
+  }
   if (!channel.up()) {
     if (op.kind == OperationKind::Send) channel.park({&op, 0, false});
     need(channel);
