@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What is special to tcp: which interface it listens on, addresses as text, dialing, its sockets.
 #include <gtest/gtest.h>
 #include <netinet/tcp.h>
 #include <sys/eventfd.h>
