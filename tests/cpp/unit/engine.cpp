@@ -261,6 +261,6 @@ TEST_P(EngineOver, AnAbortUnblocksAWaiter) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, EngineOver, testing::Values("inproc", "tcp", "shm"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& each) { return std::string(each.param); });
 
 }  // namespace hccomm::test
