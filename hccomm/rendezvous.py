@@ -76,7 +76,9 @@ def init(
     else:
         launched = launchers.detect()
         _check_rank(launched.rank, launched.size)
-    again = launchers.next_of("init " + name)  # how often: keeps later communicators apart
+    # How often, per place: keeps later communicators apart, and lets a new process join old ones at
+    # a place that is new to all of them.
+    again = launchers.next_of(f"init {name} {given}")
     label = f"{name}.{again}" if again else name
     place = "" if store is not None else _meeting_place(launched, given, again)
     made = _make(library(), launched, place, store, label, seconds)

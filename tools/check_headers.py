@@ -20,7 +20,7 @@ from pathlib import Path
 from sources import CPP, ROOT, files, read
 
 COLUMNS = 100
-LINES = {".cpp": 500, ".hpp": 200, ".py": 500, ".c": 500}
+LINES = {".cpp": 500, ".hpp": 200, ".py": 600, ".c": 500}
 # The C ABI is one page by intent; its length is the number of its functions.
 LONG = {"csrc/capi/hccomm.h"}
 SPDX = "SPDX-License-Identifier: Apache-2.0"
