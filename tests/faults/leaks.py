@@ -89,7 +89,7 @@ def _massacre(number: int, what: dict[str, Any]) -> Trial:
             for process in group:
                 process.hear("up", time.monotonic() + TIMEOUT)
         time.sleep(what["delay"])
-        pool.nursery.send_signal(signal.SIGKILL)  # the ranks die with it
+        pool.nursery.process.send_signal(signal.SIGKILL)  # the ranks die with it
         trial.asked = len(group)
         for process in group:
             process.end()

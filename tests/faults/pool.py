@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes to do harm to: forked from one that has imported everything, so that each is cheap.
 
-A Pool owns a nursery, a process that imports NumPy and hccomm once and forks a rank in a few
+Pools share a nursery, a process that imports NumPy and hccomm once and forks a rank in a few
 milliseconds. Ranks serve one job after the other (see programs.py) until somebody kills them; they
 die with the nursery, and the nursery with the driver, whatever way the driver ends.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import shutil
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -125,51 +127,103 @@ def others_say(group: list[Rank]) -> str:
     return "\n".join(lines)
 
 
-class Pool:
-    """Ranks that share an environment, kept for many trials. A context manager.
+class Nursery:
+    """The process that forks ranks. Pools share one: share() counts who uses it.
 
-    Owns:   the nursery, its ranks, and a folder for their logs and meetings.
+    Owns:   the process and the line to it; close() ends both, and with them all ranks.
     Thread: one.
-    Fails:  RuntimeError when the nursery cannot start.
+    Fails:  RuntimeError when the process cannot start, or has ended.
     """
 
-    def __init__(self, **environ: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="storm-"))
-        self.ranks: list[Rank] = []
-        self._meetings = 0
-        self._born = 0
-        ours, theirs = socket.socketpair()
-        self._line = ours
+    _shared: Nursery | None = None
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._line, theirs = socket.socketpair()
         variables = {k: v for k, v in os.environ.items() if not k.startswith("HCCOMM_")}
         variables |= {k: v for k, v in os.environ.items() if k.startswith("HCCOMM_PY_")}
-        variables |= {"HCCOMM_LOG": "error", "OMP_NUM_THREADS": "1"} | environ
+        variables |= {"HCCOMM_LOG": "error", "OMP_NUM_THREADS": "1"}
         variables["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
         )
-        with (self.folder / "nursery.log").open("wb") as log:
-            self.nursery = subprocess.Popen(
+        with tempfile.TemporaryFile() as log:
+            self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "pool.py"), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stderr=log,
                 env=variables,
             )
-        theirs.close()
-        ours.settimeout(_START)
-        try:
-            ready = ours.recv(5) == b"ready"
-        except TimeoutError:
-            ready = False
-        if not ready:
-            text = (self.folder / "nursery.log").read_text()
+            theirs.close()
+            self._line.settimeout(_START)
+            try:
+                ready = self._line.recv(5) == b"ready"
+            except TimeoutError:
+                ready = False
+            if not ready:
+                self.close()
+                log.seek(0)
+                raise RuntimeError(f"the nursery did not start:\n{log.read().decode()}")
+
+    @classmethod
+    def share(cls) -> Nursery:
+        """Return the nursery of this process, making it; each taker calls leave()."""
+        if cls._shared is None:
+            cls._shared = Nursery()
+        cls._shared.users += 1
+        return cls._shared
+
+    def leave(self) -> None:
+        """End it when the last user has left."""
+        self.users -= 1
+        if self.users == 0:
+            Nursery._shared = None
             self.close()
-            raise RuntimeError(f"the nursery did not start:\n{text}")
+
+    def bear(self, log: Path, environ: Mapping[str, str]) -> Rank:
+        """Fork a rank with more variables."""
+        ours, theirs = socket.socketpair()
+        text = json.dumps({"log": str(log), "environ": dict(environ)})
+        socket.send_fds(self._line, [text.encode()], [theirs.fileno()])
+        theirs.close()
+        pid, fds, _, _ = socket.recv_fds(self._line, 64, 1)
+        if not fds:
+            raise RuntimeError("the nursery has ended")
+        return Rank(int(pid), fds[0], Connection(ours.detach()), log)
+
+    def close(self) -> None:
+        """Hang up, which ends the process; kill it if need be."""
+        self._line.close()
+        try:
+            self.process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(30.0)
+
+
+class Pool:
+    """Ranks that share an environment, kept for many trials. A context manager.
+
+    Owns:   its ranks, and a folder for their logs and meetings.
+    Thread: one.
+    Fails:  RuntimeError when the nursery cannot start.
+    """
+
+    def __init__(self, **environ: str) -> None:
+        self.nursery = Nursery.share()
+        self.folder = Path(tempfile.mkdtemp(prefix="storm-"))
+        self.ranks: list[Rank] = []
+        self._environ = environ
+        self._meetings = 0
+        self._born = 0
 
     def take(self, count: int) -> list[Rank]:
         """Return ``count`` ranks that live, making those that lack."""
         for each in [rank for rank in self.ranks if not rank.alive()]:
             self.drop(each)
         while len(self.ranks) < count:
-            self.ranks.append(self._bear())
+            self._born += 1
+            log = self.folder / f"rank-{self._born}.log"
+            self.ranks.append(self.nursery.bear(log, self._environ))
         return self.ranks[:count]
 
     def drop(self, rank: Rank) -> None:
@@ -187,24 +241,8 @@ class Pool:
         """End everything that was started."""
         for each in list(self.ranks):
             self.drop(each)
-        self._line.close()
-        try:
-            self.nursery.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self.nursery.kill()
-            self.nursery.wait(30.0)
+        self.nursery.leave()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _bear(self) -> Rank:
-        self._born += 1
-        log = self.folder / f"rank-{self._born}.log"
-        ours, theirs = socket.socketpair()
-        socket.send_fds(self._line, [str(log).encode()], [theirs.fileno()])
-        theirs.close()
-        text, fds, _, _ = socket.recv_fds(self._line, 64, 1)
-        if not fds:
-            raise RuntimeError("the nursery has ended")
-        return Rank(int(text), fds[0], Connection(ours.detach()), log)
 
     def __enter__(self) -> Pool:
         return self
@@ -239,7 +277,9 @@ def _nurse(line: socket.socket) -> None:
         if pid == 0:
             line.close()
             try:
-                _grow_up(nurse, text.decode())
+                born = json.loads(text)
+                os.environ.update(born["environ"])  # the library reads it in its first job
+                _grow_up(nurse, born["log"])
                 programs.serve(Connection(fds[0]))
             finally:
                 os._exit(0)

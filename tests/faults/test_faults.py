@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ import kills
 import mismatches
 import stops
 import strays
+from pool import Nursery
 from report import Report, Trial
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +31,14 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the storms need pidfds"),
     pytest.mark.timeout(170),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nursery() -> Iterator[None]:
+    """Keep the process that forks ranks for all tests: it takes a while to start."""
+    kept = Nursery.share()
+    yield
+    kept.leave()
 
 
 def assert_calm(trials: Iterable[Trial]) -> Report:
