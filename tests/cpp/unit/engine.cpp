@@ -39,10 +39,10 @@ static engine::Parcel parcel(int peer, std::uint64_t tag, void* data, std::uint6
 class EngineOver : public testing::TestWithParam<const char*> {};
 
 TEST_P(EngineOver, AllreduceOfEverySizeIsRight) {
-  for (const int ranks : {2, 3, 4}) {
+  for (const int ranks : {2, 4}) {
     Cluster cluster(GetParam(), ranks);
     for (const char* algorithm : {"direct", "scatter_gather", "ring", "tree"}) {
-      for (const std::uint64_t count : {1ull, 7ull, 1000ull, 50'000ull, 1'000'003ull}) {
+      for (const std::uint64_t count : {1ull, 7ull, 1000ull, 200'003ull}) {
         cluster.run([&](Node& node) {
           std::vector<std::int64_t> in(count), out(count, -1);
           std::iota(in.begin(), in.end(), node.rank() * 1000);
