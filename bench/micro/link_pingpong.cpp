@@ -4,7 +4,7 @@
 // and the rate of a one-way stream of the link's own frames, received in place and in pieces. Best
 // and median of some rounds, as the machine may be shared.
 //
-//   link_pingpong [transport = all] [bytes = 8] [rounds = 300]
+//   link_pingpong [transport = all] [bytes = 8] [rounds = 300, at most 10 s]
 //
 // A link that pulls is also timed by message size: sent through it, and pulled in a single copy;
 // every message is freshly written by its sender, and answered before the next.
@@ -34,6 +34,7 @@ namespace {
 
 constexpr int kTrips = 100;                        // of a round: short, to fall between others
 constexpr std::size_t kStreamBytes = 16ull << 20;  // of a round
+constexpr Seconds kLongEnough{10};
 constexpr Seconds kPatience{60};
 
 struct Taker final : Acceptor {
@@ -68,6 +69,7 @@ struct Counter final : Inbox {
   }
   // Where the next frame goes: to one place, or through `run` from its start.
   std::byte* next(std::size_t bytes) {
+    last_bytes = bytes;
     return run == nullptr ? place.data() : std::exchange(run, run + bytes);
   }
   void consume(const std::byte* piece, std::size_t bytes) override {
@@ -77,7 +79,7 @@ struct Counter final : Inbox {
   void end() override { ++frames; }
   std::vector<std::byte> place;
   std::byte* run = nullptr;
-  std::size_t frames = 0, at = 0;
+  std::size_t frames = 0, at = 0, last_bytes = 0;
   bool pieces = false;
 };
 
@@ -136,6 +138,7 @@ class Side {
     send(0);
     receive(1);
   }
+  std::size_t last_bytes() const { return inbox_.last_bytes; }
   void pieces(bool yes) { inbox_.pieces = yes; }
   const Link& link() const { return *link_; }
 
@@ -164,6 +167,7 @@ struct Times {
 void measure(Side& side, bool first, const char* name, std::size_t bytes, int rounds) {
   Times trips, streams[2];
   const std::size_t frame = side.link().frame_bytes(), frames = kStreamBytes / frame;
+  const Deadline enough = Deadline::after(kLongEnough);
   for (int round = 0; round < rounds; ++round) {
     auto start = Clock::now();
     for (int i = 0; i < kTrips; ++i) {
@@ -180,6 +184,10 @@ void measure(Side& side, bool first, const char* name, std::size_t bytes, int ro
       const Seconds time = Clock::now() - start;
       streams[pieces].each.push_back(time.count() / (static_cast<double>(frames * frame) * 1e-9));
     }
+    // The first side says whether to go on.
+    const bool over = enough.passed();
+    first ? side.send(over ? 0 : 1) : side.receive(1);
+    if (first ? over : side.last_bytes() == 0) break;
   }
   if (!first) return;
   std::printf(
