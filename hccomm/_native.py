@@ -110,12 +110,20 @@ def find() -> Path:
 
 
 def _folders() -> list[Path]:
-    """Return the folders of this package; an editable install has two."""
+    """Return the folders of this package: an editable install has two.
+
+    So has a program that is started inside a checkout (``python -c``, ``python -m``): its Python
+    files are found first, what was compiled lies in the installed package further down the path.
+    """
+    import sys
     from pathlib import Path
 
     import hccomm
 
-    return [Path(each).absolute() for each in hccomm.__path__]
+    installed = [os.path.join(each, "hccomm") for each in sys.path if each]
+    built = [each for each in installed if os.path.isfile(os.path.join(each, "libhccomm.so"))]
+    folders = [Path(each).absolute() for each in [*hccomm.__path__, *built]]
+    return list(dict.fromkeys(folders))
 
 
 def _declarations() -> Any:
