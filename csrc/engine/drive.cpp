@@ -187,6 +187,10 @@ void Engine::tick() {
   for (std::size_t i = 0; i < up_.size(); ++i) {
     Channel& channel = *up_[i];
     channel.silent_ticks = std::exchange(channel.heard, false) ? 0 : channel.silent_ticks + 1;
+    if (channel.bindings().empty()) {
+      channel.link()->sleeping(true);  // and awake: makes it look whether the peer still lives
+      channel.link()->sleeping(false);
+    }
     if (channel.idle()) {
       wire::Header beat;
       beat.type = wire::Type::Beat;

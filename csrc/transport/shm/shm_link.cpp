@@ -12,7 +12,7 @@ static constexpr std::size_t kEagerBytes = 64 * 1024;
 static constexpr std::size_t kFrameBytes = 256 * 1024;
 // A spinning waiter looks whether the peer still lives: the clock every so many empty polls, the
 // kernel when so much time has passed.
-static constexpr unsigned kPollsPerClock = 64;
+static constexpr unsigned kPollsPerClock = 16;
 static constexpr std::chrono::milliseconds kListenEvery{1};
 
 ShmLink::ShmLink(Parts parts)
@@ -121,6 +121,7 @@ void ShmLink::wake_up() noexcept {
   // cost a system call to take it.
   if (reader_.my_sleep().exchange(kAwake, std::memory_order_acq_rel) == kAwake) ring_due_ = true;
   if (ring_due_) ring_due_ = !parts_.bell.drain();
+  parts_.bell.listen();  // it may be the peer's end that woke us
 }
 
 Status ShmLink::pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept {
