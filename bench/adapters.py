@@ -79,6 +79,8 @@ class Torch:
         import torch
         import torch.distributed as dist
 
+        if backend == "hccomm":
+            import hccomm.torch_backend  # noqa: F401  # where no wheel is installed
         torch.set_num_threads(1)
         dist.init_process_group(backend)
         self._torch, self._dist = torch, dist

@@ -181,7 +181,8 @@ def run_once(name: str, options: argparse.Namespace) -> tuple[dict[str, Any] | s
         said = _finish(jobs, options.limit)
         busy = before.others()
         if any(job.returncode != 0 for job in jobs) or not Path(file).is_file():
-            return f"exit codes {[job.returncode for job in jobs]}: {said[-400:]}", busy
+            told = [line for line in said.splitlines() if "Error" in line] or [said[-300:]]
+            return f"exit codes {[job.returncode for job in jobs]}: {told[0].strip()}", busy
         answer: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
         return answer, busy
 

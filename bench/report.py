@@ -68,8 +68,9 @@ def draw(points: Points, out: str, title: str) -> None:
             for axis, which in ((above, 0), (below, 1)):
                 heights = [statistics.median(each[which] for each in sizes[size]) for size in at]
                 axis.plot(at, heights, marker="o", markersize=3, linewidth=1.4, label=label)
-        above.set(title=collective, xscale="log")
-        below.set(xscale="log", yscale="log", xlabel="size (bytes)")
+        above.set(title=collective)
+        above.set_xscale("log", base=2)  # the columns share it
+        below.set(yscale="log", xlabel="size (bytes)")
         below.xaxis.set_major_formatter(lambda value, _: _bytes(value))
         for axis in (above, below):
             axis.grid(visible=True, alpha=0.3)
