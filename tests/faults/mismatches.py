@@ -85,7 +85,8 @@ def _judge(trial: Trial, case: Case, answers: dict[int, dict[str, Any]], late: f
             right = named = answer["error"] != ""
         else:
             right = answer["error"] == case.expect
-            named = f"rank {odd}" in answer["text"] and (absent or " called " in answer["text"])
+            said = any(word in answer["text"] for word in (" called ", " expects ", " receives "))
+            named = f"rank {odd}" in answer["text"] and (absent or said)
         trial.noticed += right
         trial.named += right and named
         if case.expect == "Mismatch":
