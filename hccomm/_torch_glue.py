@@ -100,7 +100,7 @@ def _compiled(torch: Any, core: Path) -> Path:
     home = Path(torch.__file__).parent
     flags = [
         "-std=c++20",
-        "-O2",
+        "-O1",
         "-fPIC",
         "-shared",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
@@ -117,6 +117,8 @@ def _compiled(torch: Any, core: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _only_one(target.with_suffix(".lock")):
             if not target.is_file():
+                for half_done in folder.glob(f"{target.name}.*"):  # of a process that was killed
+                    half_done.unlink(missing_ok=True)
                 _compile(_command(flags, sources, includes, home, core), target)
     except OSError as error:
         raise Unavailable(

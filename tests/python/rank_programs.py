@@ -537,7 +537,7 @@ def interrupted(comm: hccomm.Communicator) -> bool:
         else:
             caught = False
     else:
-        time.sleep(1.5)
+        time.sleep(6.0)
         comm.barrier(timeout=30.0)
         caught = True
     comm.barrier(timeout=30.0)

@@ -16,6 +16,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import Ranks, environment
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the deadlines to the ranks: they print every rank's stack, pytest's own cannot."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(500))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _glue() -> None:
     """Have the glue ready before any rank's deadline counts; it may have to be compiled."""

@@ -98,6 +98,7 @@ def test_a_broken_installation_never_breaks_import_torch(tmp_path: Path) -> None
         "-c",
         "import torch; print(torch.ones(2).sum())",
         PYTHONPATH=os.pathsep.join([str(tmp_path), environ["PYTHONPATH"]]),
+        PYTHONSAFEPATH="1",
     )
 
     assert done.returncode == 0, done.stderr

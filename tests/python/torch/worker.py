@@ -43,6 +43,7 @@ def main() -> None:
             world_size=size,
             timeout=timedelta(seconds=float(os.environ["TEST_TIMEOUT"])),
         )
+    pipe.send((True, "ready"))
     while True:
         call = pipe.recv()
         if call is None:
