@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A list, a lock and a thread. The thread is detached and its state never freed: it may wait at the
-// end of the process, when static destructors have run.
+// A list, a lock and a few threads. They are detached and their state is never freed: they may wait
+// at the end of the process, when static destructors have run.
 #include "errands.hpp"
 
 #include <unistd.h>
@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "errors.hpp"
@@ -17,13 +18,16 @@ namespace hccomm::glue::errands {
 
 namespace {
 
+constexpr int kIdle = 2;  // threads that stay when there is nothing to do
+
 struct Queue {
   std::mutex mutex;  // guards everything below
   std::condition_variable arrived, finished;
   Errand* first = nullptr;
   Errand* last = nullptr;
   std::uint64_t posted = 0, done = 0;
-  pid_t owner = 0;  // the process whose thread runs; a forked child needs its own
+  int idle = 0;     // threads that wait or are about to
+  pid_t owner = 0;  // the process whose threads run; a forked child needs its own
 };
 
 Queue& queue() {
@@ -31,7 +35,15 @@ Queue& queue() {
   return *only;
 }
 
-[[noreturn]] void run_errands() {
+void run_errands();
+
+// Requires: the lock.
+void add_thread(Queue& all) {
+  std::thread(run_errands).detach();
+  ++all.idle;
+}
+
+void run_errands() {
   Queue& all = queue();
   std::unique_lock lock(all.mutex);
   for (;;) {
@@ -39,12 +51,21 @@ Queue& queue() {
     std::unique_ptr<Errand> errand(all.first);
     all.first = errand->next;
     if (!all.first) all.last = nullptr;
+    // A callback may wait for a future that only another errand completes: never be the last one.
+    if (--all.idle == 0) {
+      try {
+        add_thread(all);
+      } catch (const std::system_error&) {  // then this one comes back, as long as nobody waits so
+      }
+    }
     lock.unlock();
     errand->run();
     errand.reset();
     lock.lock();
     ++all.done;
     all.finished.notify_all();
+    if (all.idle >= kIdle) return;
+    ++all.idle;
   }
 }
 
@@ -54,7 +75,8 @@ void start() {
   Queue& all = queue();
   const std::lock_guard lock(all.mutex);
   if (all.owner == getpid()) return;
-  std::thread(run_errands).detach();
+  all.idle = 0;
+  add_thread(all);
   all.owner = getpid();
 }
 
@@ -70,8 +92,7 @@ void post(Errand* errand) noexcept {
 bool flush(std::chrono::milliseconds limit) {
   Queue& all = queue();
   std::unique_lock lock(all.mutex);
-  const std::uint64_t target = all.posted;
-  return all.finished.wait_for(lock, limit, [&] { return all.done >= target; });
+  return all.finished.wait_for(lock, limit, [&] { return all.done == all.posted; });
 }
 
 static void on_done(void* context, int /*code*/) { post(static_cast<Errand*>(context)); }

@@ -83,6 +83,30 @@ def test_futures_hold_the_results_and_run_callbacks(two: Ranks) -> None:
     two.run(futures)
 
 
+def waiting_callbacks() -> None:
+    size = dist.get_world_size()
+
+    for _ in range(3):
+        total = dist.all_reduce(torch.ones(1), async_op=True).get_future()
+        nested = total.then(
+            lambda done: (
+                dist.all_reduce(done.value()[0], async_op=True)
+                .get_future()
+                .then(
+                    lambda inner: (
+                        dist.all_reduce(inner.value()[0], async_op=True).get_future().wait()
+                    )
+                )
+                .wait()
+            )
+        )
+        assert nested.wait()[0].item() == size**3
+
+
+def test_a_callback_may_wait_for_other_futures(two: Ranks) -> None:
+    two.run(waiting_callbacks)
+
+
 def batch_future() -> None:
     tensors = [torch.ones(4), torch.ones(200000)]
     with dist._coalescing_manager(async_ops=True) as batch:
