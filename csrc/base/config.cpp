@@ -27,6 +27,8 @@ static constexpr Setting kSettings[] = {
      "The job key, base64 of 32 bytes; removed from the environment after reading."},
     {"HCCOMM_KEY_FILE", "text", "", "File (0600, owned by the user) that holds the job key."},
     {"HCCOMM_LOG", "error|warn|info|debug", "warn", "What is written to stderr."},
+    {"HCCOMM_PLUGINS", "list", "",
+     "Shared libraries that bring kinds of devices (docs/devices.md), by path."},
     {"HCCOMM_RENDEZVOUS", "text", "",
      "Where ranks meet: `tcp://host:port`, `file:///path` or `mpi`; empty asks the launcher."},
     {"HCCOMM_SEGMENT", "bytes", "auto",

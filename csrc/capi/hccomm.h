@@ -99,7 +99,30 @@ enum {
   HCCOMM_RECV = 33
 };
 
-enum { HCCOMM_DEVICE_HOST = 0 };
+/* Kinds of devices, in the numbers of this process: ranks tell each other names. Plug-ins
+ * (hccomm_device.h) have numbers from HCCOMM_DEVICE_PLUGIN, as they come. */
+enum {
+  HCCOMM_DEVICE_HOST = 0,
+  HCCOMM_DEVICE_CUDA = 1,
+  HCCOMM_DEVICE_HIP,
+  HCCOMM_DEVICE_MUSA,
+  HCCOMM_DEVICE_MACA,
+  HCCOMM_DEVICE_SUPA,
+  HCCOMM_DEVICE_TOPS,
+  HCCOMM_DEVICE_TANG,
+  HCCOMM_DEVICE_COREX,
+  HCCOMM_DEVICE_DTK,
+  HCCOMM_DEVICE_PPU,
+  HCCOMM_DEVICE_KUNLUN,
+  HCCOMM_DEVICE_ASCEND,
+  HCCOMM_DEVICE_CNRT,
+  HCCOMM_DEVICE_LEVEL_ZERO,
+  HCCOMM_DEVICE_OPENCL,
+  HCCOMM_DEVICE_PLUGIN = 64
+};
+/* The number of a kind by name ("cuda", "ascend", "opencl", a plug-in's own; loads the plug-ins
+ * where needed), or -1. Whether its runtime is here is told by hccomm_info, or by its first use. */
+HCCOMM_API int32_t hccomm_device_kind(const char* name);
 
 #define HCCOMM_ANY_SOURCE (-1)
 
