@@ -181,8 +181,8 @@ def _compiler() -> list[str]:
     )
 
 
-def _compile(command: list[str], target: Path) -> None:
-    _log.warning("hccomm: compiling the torch glue into %s (once; half a minute)", target)
+def _compile(command: list[str], target: Path, what: str = "the torch glue") -> None:
+    _log.warning("hccomm: compiling %s into %s (once; half a minute)", what, target)
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         done = subprocess.run(
@@ -196,13 +196,13 @@ def _compile(command: list[str], target: Path) -> None:
             errors = [line for line in done.stderr.splitlines() if "error" in line]
             said = "\n".join((errors or done.stderr.splitlines())[:10])
             raise Unavailable(
-                f"compile the torch glue: {command[0]} failed; C++20 is needed (GCC 11 or later); "
+                f"compile {what}: {command[0]} failed; C++20 is needed (GCC 11 or later); "
                 f"it said:\n{said}"
             )
         os.replace(temporary, target)
     except subprocess.TimeoutExpired as error:
         raise Timeout(
-            f"compile the torch glue: {command[0]} took more than {_COMPILE_SECONDS:.0f} s"
+            f"compile {what}: {command[0]} took more than {_COMPILE_SECONDS:.0f} s"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

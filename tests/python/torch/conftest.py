@@ -36,6 +36,20 @@ def _glue() -> None:
 
 
 @pytest.fixture(scope="session")
+def simulated() -> None:
+    """Have the simulated accelerator ready before any rank's deadline counts."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import simdevice; simdevice.library()"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode != 0:
+        pytest.fail(f"the simulated accelerator:\n{done.stderr[-2000:]}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
 def ranks_of() -> Iterator[Callable[[int], Ranks]]:
     """Return the group of so many ranks, made on first use and again after it broke."""
     groups: dict[int, Ranks] = {}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class RankError(AssertionError):
 class Ranks:
     """``size`` processes with one "hccomm" group (or another backend's, or none).
 
+    ``vendors`` names the simulated accelerator of each rank, "" for none.
     Owns the processes: close() ends them in any state.
     """
 
@@ -53,6 +54,7 @@ class Ranks:
         backend: str = "hccomm",
         environ: dict[str, str] | None = None,
         timeout: float = 60.0,
+        vendors: Sequence[str] = (),
     ) -> None:
         self.size = size
         self.started = False
@@ -72,6 +74,8 @@ class Ranks:
                 "TEST_TIMEOUT": str(timeout),
                 **(environ or {}),
             }
+            if vendors:
+                ranks_environ["SIMDEVICE"] = vendors[rank]
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, str(_WORKER), str(there.fileno())],
@@ -160,7 +164,8 @@ _site: tempfile.TemporaryDirectory[str] | None = None
 def environment() -> dict[str, str]:
     """Return the environment of a process that finds hccomm as an installed package would be."""
     global _site
-    paths = [str(Path(hccomm.__file__).parent.parent)]
+    support = Path(__file__).parents[2] / "support"  # simdevice
+    paths = [str(Path(hccomm.__file__).parent.parent), str(support)]
     installed = importlib.metadata.entry_points(group="torch.backends")
     if "hccomm" not in installed.names:  # a source tree: give torch the entry point to find
         if _site is None:

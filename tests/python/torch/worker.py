@@ -34,6 +34,10 @@ def main() -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    if "SIMDEVICE" in os.environ:
+        import simdevice
+
+        simdevice.start_from_environment()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if backend := os.environ.get("TEST_BACKEND"):
         dist.init_process_group(
