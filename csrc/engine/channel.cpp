@@ -168,8 +168,8 @@ bool Channel::progress() {
 
 void Channel::cancel(const Operation* operation) {
   std::erase_if(parked_, [&](const Parked& each) { return each.operation == operation; });
-  std::erase_if(urgent_, [&](const Pending& each) { return each.operation == operation; });
-  std::erase_if(bulk_, [&](const Bulk& each) { return each.operation == operation; });
+  urgent_.erase_if([&](const Pending& each) { return each.operation == operation; });
+  bulk_.erase_if([&](const Bulk& each) { return each.operation == operation; });
   if (current_ && current_->owned == nullptr && current_->frame.header.length != 0 && up()) {
     // The frame has begun and must end; its bytes come from a copy from now on. (It may belong to
     // another operation: then the copy does no harm.)
@@ -188,7 +188,7 @@ void Channel::cancel(const Operation* operation) {
 
 void Channel::keep_for_later(const Header& header, const std::byte* payload) {
   if (header.context == 0) return;
-  strangers_[header.context].push_back(keep(-1, header, payload));
+  strangers_[header.context].push_back(engine_.keep(-1, header, payload));
 }
 
 void Channel::deliver(const Header& header, const std::byte* payload) {

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -128,8 +127,8 @@ class Channel final : public transport::Inbox {
   std::unordered_map<std::uint64_t, std::vector<Kept>> strangers_;
 
   std::optional<Pending> current_;  // begun, must be finished first
-  std::deque<Pending> urgent_;
-  std::deque<Bulk> bulk_;
+  Line<Pending> urgent_;
+  Line<Bulk> bulk_;
   std::vector<Parked> parked_;
 
   // The frame that is arriving in parts.

@@ -210,12 +210,15 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
         return;
       }
       // What came early; applying the last part completes the step, and maybe the operation.
-      std::vector<Stashed> mine;
-      for (Stashed& each : op.stash) {
-        if (each.step == id) mine.push_back(std::move(each));
+      for (std::size_t i = 0; i < op.stash.size();) {
+        if (op.stash[i].step != id) {
+          ++i;
+          continue;
+        }
+        const Stashed mine = std::move(op.stash[i]);
+        op.stash.erase(op.stash.begin() + static_cast<std::ptrdiff_t>(i));
+        apply(op, id, mine.offset, mine.data.get(), mine.bytes);
       }
-      std::erase_if(op.stash, [&](const Stashed& each) { return each.step == id; });
-      for (const Stashed& each : mine) apply(op, id, each.offset, each.data.get(), each.bytes);
       return;
     }
     case Kind::Copy: std::memcpy(op.at(step.dst), op.at(step.src), bytes); break;
@@ -280,18 +283,26 @@ bool Engine::agrees(Context& context, int source, const Header& header) {
   return false;
 }
 
+// Keeps a frame of a collective that we have not started yet.
+static void keep_early(Context& context, Kept kept) {
+  const std::uint64_t sequence = kept.header.sequence;
+  auto found = context.early.find(sequence);
+  if (found == context.early.end() && !context.early_spare.empty()) {
+    context.early_spare.back().key() = sequence;
+    found = context.early.insert(std::move(context.early_spare.back())).position;
+    context.early_spare.pop_back();
+  }
+  if (found == context.early.end()) found = context.early.try_emplace(sequence).first;
+  found->second.push_back(std::move(kept));
+}
+
 void Engine::receive(Context& context, int source, const Header& header, const std::byte* payload) {
   if (!context.poison.ok()) {
     tell(context, source);  // it does not know, or it would not send
     return;
   }
   if (header.sequence >= context.next_sequence) {
-    Kept kept{source, header, nullptr};
-    if (header.length != 0) {
-      kept.payload = std::make_unique_for_overwrite<std::byte[]>(header.length);
-      std::memcpy(kept.payload.get(), payload, header.length);
-    }
-    context.early[header.sequence].push_back(std::move(kept));
+    keep_early(context, keep(source, header, payload));
     return;
   }
   Operation* op = context.find(header.sequence);
@@ -318,10 +329,11 @@ void Engine::receive(Context& context, int source, const Header& header, const s
     apply(*op, id, header.address, payload, header.length);
     return;
   }
-  Stashed stashed{id, header.address, header.length, nullptr};
-  stashed.data = std::make_unique_for_overwrite<std::byte[]>(header.length);
-  std::memcpy(stashed.data.get(), payload, header.length);
-  op->stash.push_back(std::move(stashed));
+  op->stash.push_back({id, header.address, header.length, blocks_.copy(payload, header.length)});
+}
+
+Kept Engine::keep(int source, const Header& header, const std::byte* payload) {
+  return {source, header, blocks_.copy(payload, header.length)};
 }
 
 void Engine::receive_control(Context& context, Operation& op, int source, const Header& header) {
@@ -329,13 +341,15 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
     case Type::Open: {
       op.opened.resize(context.size);
       op.opened[source] = 1;
-      std::vector<std::uint32_t> released;
+      std::vector<std::uint32_t> released = std::move(op.released);
       std::erase_if(op.blocked, [&](std::uint32_t id) {
         const bool mine = op.recipe->plan.steps[id].peer == source;
         if (mine) released.push_back(id);
         return mine;
       });
       for (const std::uint32_t id : released) issue_send(op, id);
+      released.clear();
+      op.released = std::move(released);
       return;
     }
     case Type::Ready: {
@@ -369,6 +383,8 @@ void Engine::receive_early(Operation& op) {
     receive(context, kept.source, kept.header, kept.payload.get());
     drain();
   }
+  early.mapped().clear();
+  if (context.early_spare.size() < 64) context.early_spare.push_back(std::move(early));
 }
 
 // Takes a part of a message into its step. payload nullptr: it is in its place already.

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "engine/blocks.hpp"
+#include "engine/line.hpp"
 #include "engine/operation.hpp"
 #include "wire/frame.hpp"
 
@@ -24,9 +26,8 @@ class Channel;
 struct Kept {
   int source = -1;
   wire::Header header;
-  std::unique_ptr<std::byte[]> payload;
+  Blocks::Block payload;
 };
-Kept keep(int source, const wire::Header& header, const std::byte* payload);
 
 // Point-to-point messages that have come or are wanted, in order, per (source, tag).
 struct TagKey {
@@ -42,29 +43,6 @@ struct TagHash {
 struct Arrived {
   Kept frame;
   std::uint64_t order = 0;
-};
-// First in, first out; keeps its memory when it runs empty.
-template <typename T>
-class Line {
- public:
-  bool empty() const { return head_ == items_.size(); }
-  T& front() { return items_[head_]; }
-  void push_back(T item) { items_.push_back(std::move(item)); }
-  void pop_front() {
-    if (++head_ == items_.size()) {
-      items_.clear();
-      head_ = 0;
-    }
-  }
-  void erase(const T& item) {
-    items_.erase(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(head_));
-    head_ = 0;
-    std::erase(items_, item);
-  }
-
- private:
-  std::vector<T> items_;
-  std::size_t head_ = 0;
 };
 struct Matching {
   std::unordered_map<TagKey, Line<Operation*>, TagHash> wanted;  // source -1: any
@@ -93,6 +71,7 @@ struct Context {
   std::vector<Operation*> window = std::vector<Operation*>(16, nullptr);
   // Frames of collectives that we have not started yet.
   std::map<std::uint64_t, std::vector<Kept>> early;
+  std::vector<std::map<std::uint64_t, std::vector<Kept>>::node_type> early_spare;  // to use again
   // What the last collectives were, to answer a Probe that comes late.
   std::array<std::uint64_t, 64> history{};
   Matching matching;

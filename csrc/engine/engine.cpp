@@ -116,6 +116,7 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
     drop_unused(*channel);
   }
   for (Channel*& channel : context.channels) channel = nullptr;
+  context.matching.arrived.clear();
   std::erase(contexts_, &context);
 }
 

@@ -77,14 +77,6 @@ class Engine {
  private:
   friend class Channel;
   class Guard;
-  // A message that is being copied out of the sender's memory, a piece at a time.
-  struct Pull {
-    Channel* channel = nullptr;
-    Operation* operation = nullptr;
-    std::uint32_t step = 0;
-    std::uint32_t index = 0;  // of the message, for the answer
-    std::uint64_t address = 0, offset = 0, bytes = 0;
-  };
 
   // engine.cpp
   Channel& channel_of(const transport::Card& card);
@@ -104,6 +96,7 @@ class Engine {
   void complete(Operation& operation, std::uint32_t step);
   void drain();
   void receive(Context& context, int source, const wire::Header& header, const std::byte* payload);
+  Kept keep(int source, const wire::Header& header, const std::byte* payload);
   void receive_early(Operation& operation);
   bool agrees(Context& context, int source, const wire::Header& header);
   std::int64_t recv_step(const Operation& operation, int source, std::uint32_t index) const;
@@ -168,6 +161,7 @@ class Engine {
   bool asleep_ = false;             // links have been told that we sleep
   std::atomic<int> abort_word_{0};
 
+  Blocks blocks_;  // outlives all that keeps frames
   std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid
   std::vector<std::unique_ptr<Channel>> graveyard_;  // dropped, maybe still on the call stack
   std::vector<Channel*> up_;                         // those with a link
@@ -177,10 +171,10 @@ class Engine {
   std::vector<Context*> contexts_;
 
   std::deque<Operation> storage_;
-  std::vector<Operation*> free_, running_;
+  std::vector<Operation*> free_, running_, looked_at_;
   std::vector<std::pair<Operation*, std::uint32_t>> ready_;  // steps to run, last in first out
   bool draining_ = false;
-  std::deque<Pull> pulls_;
+  Line<Pull> pulls_;
   std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
   struct Callback {
     void (*function)(void*, int);
@@ -192,6 +186,7 @@ class Engine {
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Clock::time_point armed_until_{};
   Clock::time_point next_tick_{};
+  Clock::time_point next_check_{};  // of deadlines
   bool stopping_ = false;
   std::thread service_;  // started with the first link
 };

@@ -21,7 +21,7 @@ static constexpr auto kProbeEvery = std::chrono::milliseconds(500);
 void Engine::fail(Operation& op, const Status& why) {
   for (const auto& [uuid, channel] : channels_) channel->cancel(&op);
   std::erase_if(ready_, [&](const auto& each) { return each.first == &op; });
-  std::erase_if(pulls_, [&](const Pull& each) { return each.operation == &op; });
+  pulls_.erase_if([&](const Pull& each) { return each.operation == &op; });
   Status status = why;
   if (op.kind == OperationKind::Collective && why.code() != Code::Mismatch) {
     status =
@@ -237,8 +237,8 @@ void Engine::check_deadlines(Clock::time_point now) {
     }
     late_dials_.erase(late_dials_.begin() + static_cast<std::ptrdiff_t>(i));
   }
-  const std::vector<Operation*> all = running_;
-  for (Operation* op : all) {
+  looked_at_ = running_;  // a copy: failing one changes the list
+  for (Operation* op : looked_at_) {
     if (op->done() || op->state.load(std::memory_order_relaxed) == Operation::Free) continue;
     if (op->probe_at == Clock::time_point{}) {
       op->probe_at = now + kProbeAfter;

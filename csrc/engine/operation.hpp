@@ -15,6 +15,7 @@
 #include "base/clock.hpp"
 #include "base/error.hpp"
 #include "dtype/reduce.hpp"
+#include "engine/blocks.hpp"
 #include "plan/plan.hpp"
 
 namespace hccomm::engine {
@@ -64,7 +65,7 @@ struct Job {
 struct Stashed {
   std::uint32_t step = 0;
   std::uint64_t offset = 0, bytes = 0;
-  std::unique_ptr<std::byte[]> data;
+  Blocks::Block data;
 };
 
 enum class OperationKind : std::uint8_t { Collective, Send, Recv };
@@ -96,8 +97,9 @@ struct Operation {
   double factor = 1.0;
   std::uint32_t left = 0;  // steps to do
   std::vector<StepState> steps;
-  std::vector<std::uint8_t> opened;    // by rank: Open has come
-  std::vector<std::uint32_t> blocked;  // send steps that wait for an Open
+  std::vector<std::uint8_t> opened;     // by rank: Open has come
+  std::vector<std::uint32_t> blocked;   // send steps that wait for an Open
+  std::vector<std::uint32_t> released;  // empty; its memory is used again
   std::vector<Stashed> stash;
   std::set<std::uint32_t> absent;  // ranks that have not called yet, as far as we were told
   std::unique_ptr<std::byte[]> scratch;
@@ -106,6 +108,7 @@ struct Operation {
   // point-to-point
   int peer = -1;  // -1: any source, until matched
   std::uint64_t tag = 0;
+  std::uint32_t index = 0;  // of a large message, given by the sender
   std::uint8_t element_kind = 0;
   std::byte* data = nullptr;
   std::uint64_t bytes = 0, moved = 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The small types of the engine's face: how it is set up, what a message is, who drives it, and who
-// makes the links. comm/ fills them in.
+// The small types of the engine: how it is set up, what a message is, who drives it, and who makes
+// the links. comm/ fills them in.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,9 @@
 #include "transport/transport.hpp"
 
 namespace hccomm::engine {
+
+class Channel;
+struct Operation;
 
 struct Settings {
   std::size_t eager_limit = 0;  // bytes; 0: each link's own
@@ -48,6 +51,15 @@ struct Parcel {
   std::uint8_t kind = 0;
   Seconds timeout{300};
   Follow follow = Follow::Soon;
+};
+
+// A message that is being copied out of the sender's memory, a piece at a time.
+struct Pull {
+  Channel* channel = nullptr;
+  Operation* operation = nullptr;
+  std::uint32_t step = 0;
+  std::uint32_t index = 0;  // of the message, for the answer
+  std::uint64_t address = 0, offset = 0, bytes = 0;
 };
 
 }  // namespace hccomm::engine

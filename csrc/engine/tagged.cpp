@@ -16,15 +16,6 @@ using wire::Type;
 
 static constexpr std::size_t kIdleTags = 256;  // lines that are kept though they are empty
 
-Kept keep(int source, const Header& header, const std::byte* payload) {
-  Kept kept{source, header, nullptr};
-  if (header.length != 0) {
-    kept.payload = std::make_unique_for_overwrite<std::byte[]>(header.length);
-    std::memcpy(kept.payload.get(), payload, header.length);
-  }
-  return kept;
-}
-
 Operation& Engine::allocate(Context& context, OperationKind kind, const Parcel& parcel) {
   Operation& op = allocate(context, kind, parcel.timeout);
   op.peer = parcel.peer;
@@ -184,6 +175,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
     return;
   }
   Channel& channel = *context.channels[source];
+  op.index = header.index;
   context.matching.receiving[{source, header.index}] = &op;
   if (channel.pulls()) {
     pulls_.push_back({&channel, &op, 0, header.index, header.address, 0, op.bytes});
@@ -226,14 +218,15 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
 
 void Engine::forget_tagged(Operation& op) {
   Matching& matching = op.context->matching;
-  const auto is_op = [&](const auto& each) { return each.second == &op; };
-  if (op.kind == OperationKind::Send) {
-    if (op.moved < op.bytes) std::erase_if(matching.sending, is_op);
-    return;
+  auto& large = op.kind == OperationKind::Send ? matching.sending : matching.receiving;
+  if (const auto found = large.find({op.peer, op.index});
+      found != large.end() && found->second == &op) {
+    large.erase(found);
   }
-  if (!matching.receiving.empty()) std::erase_if(matching.receiving, is_op);
-  if (op.status.ok()) return;
-  for (auto& [key, line] : matching.wanted) line.erase(&op);
+  if (op.kind == OperationKind::Send || op.status.ok()) return;
+  for (auto& [key, line] : matching.wanted) {
+    line.erase_if([&](const Operation* each) { return each == &op; });
+  }
 }
 
 }  // namespace hccomm::engine

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Memory for frames that came before somebody wanted them, used again and again: a steady stream
+// of operations allocates nothing.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+namespace hccomm::engine {
+
+// Owns:   the spare blocks, at most kSpareBytes of them. Outlives every block it has handed out.
+// Thread: guarded by the engine's lock, blocks too.
+// Fails:  take() throws std::bad_alloc.
+class Blocks {
+ public:
+  struct Return {
+    Blocks* home = nullptr;
+    std::uint8_t grade = 0;
+    void operator()(std::byte* block) const noexcept { home->give_back(block, grade); }
+  };
+  using Block = std::unique_ptr<std::byte[], Return>;
+
+  Blocks() = default;
+  Blocks(const Blocks&) = delete;
+  Blocks& operator=(const Blocks&) = delete;
+  ~Blocks() {
+    for (const auto& spare : spare_) {
+      for (std::byte* block : spare) delete[] block;
+    }
+  }
+
+  // A block that holds `bytes`; none for 0.
+  Block take(std::size_t bytes) {
+    if (bytes == 0) return {};
+    const auto grade = static_cast<std::uint8_t>(std::bit_width((bytes - 1) >> kSmallestLog2));
+    if (grade >= kGrades || spare_[grade].empty()) {
+      return {new std::byte[grade < kGrades ? bytes_of(grade) : bytes], {this, grade}};
+    }
+    Block block(spare_[grade].back(), {this, grade});
+    spare_[grade].pop_back();
+    spare_bytes_ -= bytes_of(grade);
+    return block;
+  }
+  Block copy(const std::byte* data, std::size_t bytes) {
+    Block block = take(bytes);
+    if (bytes != 0) std::memcpy(block.get(), data, bytes);
+    return block;
+  }
+
+ private:
+  static constexpr int kSmallestLog2 = 6;     // 64 bytes
+  static constexpr std::size_t kGrades = 16;  // the largest: 2 MiB
+  static constexpr std::size_t kSpareBytes = std::size_t{8} << 20;
+
+  static constexpr std::size_t bytes_of(std::size_t grade) {
+    return std::size_t{1} << (grade + kSmallestLog2);
+  }
+  void give_back(std::byte* block, std::uint8_t grade) noexcept {
+    if (grade >= kGrades || spare_bytes_ + bytes_of(grade) > kSpareBytes) {
+      delete[] block;
+      return;
+    }
+    spare_bytes_ += bytes_of(grade);
+    spare_[grade].push_back(block);
+  }
+
+  std::array<std::vector<std::byte*>, kGrades> spare_;
+  std::size_t spare_bytes_ = 0;
+};
+
+}  // namespace hccomm::engine
