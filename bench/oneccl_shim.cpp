@@ -51,9 +51,8 @@ int shim_init(int rank, int size, const char* address) {
 }
 
 int shim_all_reduce(const void* in, void* out, size_t count, int item) {
-  return guarded([&] {
-    ccl::allreduce(in, out, count, type_of(item), ccl::reduction::sum, *comm).wait();
-  });
+  return guarded(
+      [&] { ccl::allreduce(in, out, count, type_of(item), ccl::reduction::sum, *comm).wait(); });
 }
 
 int shim_reduce_scatter(const void* in, void* out, size_t count, int item) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 #include "base/text.hpp"
 #include "capi/hccomm.h"
@@ -196,8 +197,17 @@ static hccomm::comm::Message message_of(const hccomm_call& call) {
           follow_of(call)};
 }
 
-static void fill(std::vector<std::uint64_t>& list, const std::uint64_t* values, int size) {
-  if (values != nullptr) list.assign(values, values + size);
+// Parts without offsets lie back to back.
+static void fill_parts(const std::uint64_t* counts, const std::uint64_t* offsets, int size,
+                       std::vector<std::uint64_t>& to_counts,
+                       std::vector<std::uint64_t>& to_offsets) {
+  if (counts != nullptr) to_counts.assign(counts, counts + size);
+  if (offsets != nullptr) {
+    to_offsets.assign(offsets, offsets + size);
+  } else if (counts != nullptr) {
+    to_offsets.resize(to_counts.size());
+    std::exclusive_scan(to_counts.begin(), to_counts.end(), to_offsets.begin(), std::uint64_t{0});
+  }
 }
 
 static hccomm::comm::Request request_of(const hccomm_call& call, int size) {
@@ -215,10 +225,9 @@ static hccomm::comm::Request request_of(const hccomm_call& call, int size) {
   request.call.op = static_cast<hccomm::dtype::RedOp>(call.op);
   request.call.root = call.root;
   request.call.count = call.count;
-  fill(request.call.counts, call.counts, size);
-  fill(request.call.offsets, call.offsets, size);
-  fill(request.call.recv_counts, call.recv_counts, size);
-  fill(request.call.recv_offsets, call.recv_offsets, size);
+  fill_parts(call.counts, call.offsets, size, request.call.counts, request.call.offsets);
+  fill_parts(call.recv_counts, call.recv_offsets, size, request.call.recv_counts,
+             request.call.recv_offsets);
   request.input = {static_cast<std::byte*>(call.input.data) + call.input.offset, call.input.count};
   request.output = {static_cast<std::byte*>(call.output.data) + call.output.offset,
                     call.output.count};

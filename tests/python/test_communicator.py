@@ -43,6 +43,11 @@ def test_torch_tensors_are_reduced_through_dlpack(ranks: Any) -> None:
         assert found["type"] == "Tensor"
 
 
+def test_parts_whose_offsets_are_null_lie_back_to_back(ranks: Any) -> None:
+    for rank, found in enumerate(ranks(3).run(on_ranks.parts_without_offsets)):
+        assert found == [10.0 * peer + rank for peer in range(3) for _ in range(rank + 1)]
+
+
 def test_many_operations_are_in_flight_at_once(ranks: Any) -> None:
     assert all(ranks(3).run(on_ranks.many_in_flight, 100))
 
