@@ -115,8 +115,11 @@ c10::Stream Staging::side_stream(c10::Device device) {
 // Page-locked where the device knows how, so that copies run beside the host.
 static at::Tensor host_like(const at::Tensor& tensor) {
   const auto options = tensor.options().device(at::kCPU).memory_format(c10::nullopt);
-  if (tensor.is_cuda() || tensor.is_xpu()) {
+  try {
     return at::empty(tensor.sizes(), options.pinned_memory(true));
+  } catch (const c10::OutOfMemoryError&) {
+    throw;
+  } catch (const c10::Error&) {  // this device has no page-locked memory
   }
   return at::empty(tensor.sizes(), options);
 }

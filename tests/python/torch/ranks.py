@@ -43,7 +43,8 @@ class RankError(AssertionError):
 class Ranks:
     """``size`` processes with one "hccomm" group (or another backend's, or none).
 
-    ``vendors`` names the simulated accelerator of each rank, "" for none.
+    ``vendors`` names the simulated accelerator of each rank, "" for none; ``backends`` what each
+    rank gives init_process_group, where they differ.
     Owns the processes: close() ends them in any state.
     """
 
@@ -55,6 +56,7 @@ class Ranks:
         environ: dict[str, str] | None = None,
         timeout: float = 60.0,
         vendors: Sequence[str] = (),
+        backends: Sequence[str] = (),
     ) -> None:
         self.size = size
         self.started = False
@@ -69,7 +71,7 @@ class Ranks:
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(size),
                 "OMP_NUM_THREADS": "1",
-                "TEST_BACKEND": backend,
+                "TEST_BACKEND": backends[rank] if backends else backend,
                 "TEST_INIT": f"file://{self.folder.name}/store",
                 "TEST_TIMEOUT": str(timeout),
                 **(environ or {}),

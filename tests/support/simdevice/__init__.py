@@ -96,6 +96,16 @@ def sleep(seconds: float, device: int = 0) -> None:
     torch.ops.simdevice.sleep(device, seconds)
 
 
+@contextmanager
+def held(device: int = 0) -> Iterator[None]:
+    """Keep the current stream of a device from going on until the end of the block (a minute)."""
+    torch.ops.simdevice.hold(device)
+    try:
+        yield
+    finally:
+        torch.ops.simdevice.open(device)
+
+
 def fault(what: str, amount: float = 0.0, device: int = 0) -> None:
     """Order a failure.
 

@@ -254,6 +254,13 @@ static void sleep(int64_t index, double seconds) {
   });
 }
 
+static void hold(int64_t index) {
+  Device& held = device(static_cast<int>(index));
+  held.hold(current(static_cast<int>(index)));
+}
+
+static void open(int64_t index) { device(static_cast<int>(index)).open(); }
+
 static void order_fault(int64_t index, const std::string& what, double amount) {
   Device& target = device(static_cast<int>(index));
   if (what == "lose") {
@@ -290,6 +297,8 @@ TORCH_LIBRARY(simdevice, m) {
   m.def("configure(str vendor, int devices, int megabytes, float latency_us, float rate) -> ()",
         simdevice::set_up);
   m.def("sleep(int device, float seconds) -> ()", simdevice::sleep);
+  m.def("hold(int device) -> ()", simdevice::hold);
+  m.def("open(int device) -> ()", simdevice::open);
   m.def("fault(int device, str what, float amount) -> ()", simdevice::order_fault);
   m.def("stats() -> Dict(str, int)", simdevice::stats);
 }

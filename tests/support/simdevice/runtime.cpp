@@ -201,6 +201,17 @@ void Device::synchronize() const {
   for (const auto& stream : streams_) stream->synchronize();
 }
 
+void Device::hold(Stream& stream) {
+  stream.enqueue([this, before = opened_.load()] {
+    const auto end = Clock::now() + std::chrono::seconds(60);
+    while (opened_.load() == before && Clock::now() < end && !lost()) {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  });
+}
+
+void Device::open() { ++opened_; }
+
 void Device::lose() { lost_.store(true, std::memory_order_release); }
 
 void Device::check() const {

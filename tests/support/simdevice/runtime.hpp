@@ -113,6 +113,9 @@ class Device {
   void copy(Stream& stream, void* to, const void* from, std::size_t bytes, bool to_device,
             std::shared_ptr<void> keep);
   void* allocate(std::size_t bytes);
+  // Keeps the stream busy until open() or for a minute.
+  void hold(Stream& stream);
+  void open();
   // In the order of `home`, and after the work that `users` have now.
   void release(void* address, Stream& home, const std::vector<Stream*>& users);
   void synchronize() const;
@@ -138,6 +141,7 @@ class Device {
   Faults faults_;
   std::atomic<bool> lost_{false};
   Engine in_, out_;
+  std::atomic<int64_t> opened_{0};  // how often open() was called
   std::vector<std::unique_ptr<Stream>> streams_;
 };
 
