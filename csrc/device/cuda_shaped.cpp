@@ -315,8 +315,7 @@ Status CudaShaped::failed(int code, const char* what, int index) noexcept {
   }
   if (stays && index >= 0 && index < kMaxDevices) lost_[static_cast<std::size_t>(index)] = code;
   return {Code::System,
-          text(shape_.kind, ":", index, ": ", shape_.prefix, what,
-               " failed: ", words != nullptr ? words : "unknown error", " (", code, ")",
+          text(shape_.kind, ":", index, ": ", shape_.prefix, what, " failed: ", words(code),
                stays ? "; the device is lost to this process: restart the rank" : "")};
 }
 
