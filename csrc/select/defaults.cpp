@@ -78,9 +78,13 @@ constexpr Default kDefaults[] = {
     {ReduceScatter, Network, kAny, kAll, 16 * K, "halving", kHalves},
     {ReduceScatter, Network, kAny, kAll, kAll, "ring", kNeighbours},
 
+    {Broadcast, Shared, kAny, 16 * K, kAll, "binomial", kFewHops},
+    {Broadcast, Shared, 8, kAll, kAll, "direct", kAtOnce},
     {Broadcast, Shared, kAny, 128 * K, kAll, "binomial", kFewHops},
     {Broadcast, Shared, 16, kAll, kAll, "chain", kPipelined},
     {Broadcast, Shared, kAny, kAll, kAll, "scatter_allgather", "twice the bytes, for any n"},
+    {Broadcast, Crowded, kAny, 16 * K, kAll, "binomial", kFewHops},
+    {Broadcast, Crowded, 16, kAll, kAll, "direct", kAtOnce},
     {Broadcast, Crowded, kAny, kAll, kAll, "binomial", "few hops, pipelined"},
     {Broadcast, Hosts, kAny, 64 * K, kAll, "binomial", kFewHops},
     {Broadcast, Hosts, kAny, kAll, kAll, "chain", kPipelined},
