@@ -3,6 +3,7 @@
 // The ground everyone stands on: errors, deadlines, settings, descriptors, optional libraries.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -304,6 +305,37 @@ TEST(UniqueFd, MovesAndReleasesWithoutClosing) {
   EXPECT_FALSE(static_cast<bool>(third));
   EXPECT_TRUE(is_open(raw));
   close(raw);
+}
+
+// What a forked child answers: exit status 0 for true.
+template <typename Question>
+bool holds_in_child(Question&& question) {
+  const pid_t child = fork();
+  if (child == 0) _exit(question() ? 0 : 1);
+  int status = -1;
+  return child > 0 && waitpid(child, &status, 0) == child && status == 0;
+}
+
+TEST(UniqueFd, IsClosedInAForkedChildAndLivesOnInTheParent) {
+  const UniqueFd owner(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  UniqueFd given(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const int raw = given.release();
+
+  EXPECT_TRUE(holds_in_child([&] { return !is_open(owner.get()) && is_open(raw); }));
+
+  EXPECT_TRUE(is_open(owner.get()));
+  close(raw);
+}
+
+TEST(UniqueFd, LeavesANumberAloneThatTheChildHasGivenToAnother) {
+  UniqueFd owner(open("/dev/null", O_RDONLY | O_CLOEXEC));
+
+  EXPECT_TRUE(holds_in_child([&] {
+    const int again = open("/dev/null", O_RDONLY | O_CLOEXEC);  // the lowest free number
+    const int raw = owner.get();
+    owner.reset();
+    return again == raw && is_open(again);
+  }));
 }
 
 // ---- libraries that may be absent
