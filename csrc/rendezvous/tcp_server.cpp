@@ -154,7 +154,8 @@ void TcpServer::serve() noexcept {
 bool TcpServer::over() {
   const std::lock_guard lock(mutex_);
   if (!finishing_) return false;
-  listener_.reset();  // epoll forgets it, too
+  listener_.reset();           // epoll forgets it, too
+  expel_silent(Clock::now());  // all ranks have said Hello: the others are no ranks
   return guests_.empty() || finish_by_.passed();
 }
 
@@ -180,7 +181,7 @@ void TcpServer::turn() {
       if (on_event(guest->second) == Fate::Leaves) drop(fd);
     }
   }
-  expel_silent();
+  expel_silent(Clock::now() - kSilence);
   if (listener_ && paused_until_ != Clock::time_point{} && Clock::now() >= paused_until_) {
     paused_until_ = {};
     epoll_event event{EPOLLIN, {.fd = listener_.get()}};
@@ -223,10 +224,9 @@ void TcpServer::admit() {
   }
 }
 
-// Who connects and says nothing holds a place: give it back.
-void TcpServer::expel_silent() {
+// Who connects and says nothing holds a place: those that came before `limit` give it back.
+void TcpServer::expel_silent(Clock::time_point limit) {
   if (unproven_ == 0) return;
-  const auto limit = Clock::now() - kSilence;
   for (auto each = guests_.begin(); each != guests_.end();) {
     const auto next = std::next(each);
     if (!each->second.proven && each->second.since < limit) {

@@ -57,7 +57,7 @@ class TcpServer {
   bool over();  // finish() was called, and nobody is left or the time is up
   void turn();  // waits for events and deals with them
   void admit();
-  void expel_silent();
+  void expel_silent(Clock::time_point limit);
   void drop(int fd);
   void complain(const Guest& guest, const std::string& why);
 

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <memory>
@@ -99,19 +100,36 @@ void Listener::accept_one() noexcept {
     return;
   }
   const std::lock_guard lock(mutex_);
-  if (stopping_ || visits_.size() >= kMaxPending) return;
+  if (stopping_ || !make_room()) return;
   try {
     std::list<Visit> one(1);
     Visit& visit = one.front();
     visit.fd = fd.get();
     visit.source = source_of(peer, fd.get());
-    visit.thread = std::thread([this, &visit, raw = fd.get()] { receive(visit, raw); });
-    fd.release();
+    visit.thread = std::thread(
+        [this, &visit, own = std::move(fd)]() mutable { receive(visit, std::move(own)); });
     visits_.splice(visits_.end(), one);
   } catch (const std::exception& problem) {  // no memory or no thread
     log::write_once(log::Level::Warn, "listener/" + terms_.transport + "/threads",
                     terms_.transport + ": a connection is dropped: " + problem.what());
   }
+}
+
+// With all places taken, the guest who has been silent for longest leaves, or else the oldest: who
+// speaks for good is through in a moment. False while those that were sent away are still going.
+bool Listener::make_room() noexcept {
+  const auto staying = std::ranges::count_if(visits_, [](const Visit& each) { return !each.over; });
+  if (staying < kMaxPending) return true;
+  if (visits_.size() >= 2 * kMaxPending) return false;
+  Visit* chosen = nullptr;
+  for (Visit& each : visits_) {
+    if (each.fd < 0 || each.leaving) continue;
+    if (chosen == nullptr || (chosen->spoke && !each.spoke)) chosen = &each;
+  }
+  if (chosen == nullptr) return false;
+  chosen->leaving = true;
+  shutdown(chosen->fd, SHUT_RDWR);
+  return true;
 }
 
 // stop() leaves the connection alone from now on.
@@ -120,13 +138,24 @@ void Listener::uncut(Visit& visit) noexcept {
   visit.fd = -1;
 }
 
-void Listener::receive(Visit& visit, int raw) noexcept {
+Status Listener::await_first_word(Visit& visit, const Guest& guest) noexcept {
+  pollfd entry{guest.fd(), POLLIN, 0};
+  while (poll(&entry, 1, guest.deadline().left_ms()) <= 0) {
+    if (guest.deadline().passed()) return {Code::Timeout, "handshake: the peer said nothing"};
+  }
+  const std::lock_guard lock(mutex_);
+  visit.spoke = true;
+  return {};
+}
+
+void Listener::receive(Visit& visit, UniqueFd socket) noexcept {
   {
-    UniqueFd fd(raw);
+    UniqueFd fd(std::move(socket));  // closed before the visit is over
     std::unique_ptr<Guest> guest;  // outlives the handlers below: stop() never cuts a reused number
     try {
       guest.reset(new Guest(std::move(fd), terms_, Deadline::after(kHandshakeSeconds)));
-      Status status = run_handshake(guest->fd(), guest->handshake_, guest->deadline());
+      Status status = await_first_word(visit, *guest);
+      if (status.ok()) status = run_handshake(guest->fd(), guest->handshake_, guest->deadline());
       uncut(visit);
       if (status.ok()) {
         welcome_(*guest);

@@ -54,8 +54,8 @@ class Guest {
 };
 
 // Owns:   the listening descriptor, the accepting thread and one short-lived thread per connection
-//         in handshake, at most kMaxPending; more connections are closed at once (who dials for
-//         good tries again).
+//         in handshake, at most kMaxPending; for one more, the one that has been silent for
+//         longest is closed (who dials for good tries again).
 // Thread: construct, stop and destroy on one; the callback runs on many at once.
 // Fails:  never: strangers cost one log line per source and nothing else.
 class Listener {
@@ -76,12 +76,16 @@ class Listener {
     std::thread thread;
     int fd = -1;  // while it may be cut
     std::string source;
+    bool spoke = false;    // has sent a byte
+    bool leaving = false;  // was cut to make room
     bool over = false;
   };
 
   void accept_loop() noexcept;
   void accept_one() noexcept;
-  void receive(Visit& visit, int fd) noexcept;
+  bool make_room() noexcept;
+  Status await_first_word(Visit& visit, const Guest& guest) noexcept;
+  void receive(Visit& visit, UniqueFd socket) noexcept;
   void uncut(Visit& visit) noexcept;
   void reap(bool all) noexcept;
   void report(const std::string& source, const std::string& reason) noexcept;

@@ -30,7 +30,7 @@ namespace {
 constexpr const char* kName = "tcp";
 constexpr int kBacklog = 1024;
 constexpr Seconds kGreetSeconds{4.0};  // the listener gives a connection two
-constexpr std::chrono::milliseconds kFirstPause{10}, kLongestPause{250};
+constexpr std::chrono::milliseconds kFirstPause{10}, kLongestPause{100};
 
 std::vector<Place> places_of(const Card& peer) {
   for (const auto& [name, address] : peer.addresses) {

@@ -161,6 +161,18 @@ TEST(Listener, AFloodOfSilentConnectionsOnlyDelaysAPeer) {
   for (const UniqueFd& each : flood) EXPECT_TRUE(closes(each.get()));
 }
 
+TEST(Listener, AFullHouseOfSilentGuestsMakesRoomForAPeerAtOnce) {
+  Host host;
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < kMaxPending; ++i) silent.push_back(host.dial());
+
+  const UniqueFd fd = host.dial();  // accepted after all of them
+  auto greeting = greet(fd.get(), dialer_terms(kKey), soon());
+
+  ASSERT_TRUE(greeting.ok()) << greeting.status().text();
+  EXPECT_EQ(greeting.value().verdict, wire::Verdict::Accepted);
+}
+
 TEST(Listener, StopCutsHandshakesAndKeepsThoseHandedOver) {
   Host host;
   const UniqueFd fd = host.dial();
