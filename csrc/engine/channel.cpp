@@ -50,14 +50,19 @@ void Channel::attach(std::unique_ptr<transport::Link> link, std::size_t eager_li
   if (eager_limit != 0) eager_bytes_ = std::min(eager_bytes_, eager_limit);
   frame_bytes_ = link_->frame_bytes();
   pulls_ = link_->pulls();
+  heard = true;
+  silent_ticks = 0;
 }
 
 void Channel::set_broken(Status why) {
   state_ = State::Broken;
   why_ = std::move(why);
+  link_.reset();  // so that the peer learns of it, too
   urgent_.clear();
   bulk_.clear();
   current_.reset();
+  parked_.clear();
+  strangers_.clear();
   incoming_.mode = Incoming::Mode::None;
 }
 
@@ -188,6 +193,7 @@ void Channel::cancel(const Operation* operation) {
 
 void Channel::keep_for_later(const Header& header, const std::byte* payload) {
   if (header.context == 0) return;
+  if (std::ranges::find(engine_.closed_, header.context) != engine_.closed_.end()) return;
   strangers_[header.context].push_back(engine_.keep(-1, header, payload));
 }
 

@@ -70,8 +70,9 @@ class Channel final : public transport::Inbox {
   const std::unordered_map<std::uint64_t, Binding>& bindings() const { return bindings_; }
 
   void set_dialing() { state_ = State::Dialing; }
+  void set_idle() { state_ = State::Idle; }
   void attach(std::unique_ptr<transport::Link> link, std::size_t eager_limit);
-  void set_broken(Status why);
+  void set_broken(Status why);  // Requires: not called from inside the link
 
   // Sends a frame now, or keeps it until there is room. The payload must stay valid until the
   // operation's step completes; with no operation it must be owned by the frame.
@@ -92,7 +93,7 @@ class Channel final : public transport::Inbox {
     dirty_ = false;
   }
   // Liveness, kept by Engine::tick: whether anything has come since the last tick, and for how many
-  // ticks nothing has.
+  // ticks nothing has. Without a link: for how many ticks an operation has waited for one.
   bool heard = true;
   int silent_ticks = 0;
   std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)

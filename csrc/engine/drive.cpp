@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -19,7 +20,6 @@ static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep o
 static constexpr long kGraceNs = 5'000'000;  // a handle may go unwaited before the service drives
 static constexpr int kEagerPolls = 64;  // before pausing (45 ns, half a cache miss) and yielding
 static constexpr auto kLook = std::chrono::milliseconds(2);  // between looks at all deadlines
-static constexpr auto kBeat = std::chrono::milliseconds(500);
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
 static void relax() {
@@ -182,6 +182,13 @@ void Engine::ring_service() {
   eventfd_write(service_bell_.get(), 1);
 }
 
+bool Engine::awaited(const Channel& channel) const {
+  return std::ranges::any_of(running_, [&](const Operation* op) {
+    const auto binding = channel.bindings().find(op->context->id);
+    return binding != channel.bindings().end() && waits_for(*op, binding->second.rank);
+  });
+}
+
 // Twice a second: tells every peer that this process is alive, and counts how long each has been
 // silent. Ticks are counted, not time: a process that was itself stopped accuses nobody when it
 // goes on. A peer is lost only while an operation waits for it.
@@ -200,18 +207,16 @@ void Engine::tick() {
       channel.send(beat, nullptr);
       channel.flush();
     }
-    const Seconds silent = channel.silent_ticks * Seconds(kBeat);
-    // One tick early: what was last heard came up to a tick before it was counted.
-    if (settings_.silence.count() <= 0 || silent + Seconds(kBeat) < settings_.silence) continue;
-    const bool awaited = std::ranges::any_of(running_, [&](const Operation* op) {
-      const auto binding = channel.bindings().find(op->context->id);
-      return binding != channel.bindings().end() && waits_for(*op, binding->second.rank);
-    });
-    if (!awaited) continue;
-    channel_broken(channel, Status(Code::PeerLost,
-                                   text("it has said nothing for ", silent.count(),
-                                        " s: its process is stopped or its host cannot be reached "
-                                        "(HCCOMM_SILENCE sets how long to bear it)")));
+  }
+  if (settings_.silence.count() <= 0) return;
+  for (const auto& [uuid, channel] : channels_) {
+    if (!channel->up()) channel->silent_ticks = awaited(*channel) ? channel->silent_ticks + 1 : 0;
+    const Seconds silent = channel->silent_ticks * Seconds(kBeat);
+    // One tick early: what was last heard came up to a tick before it was counted. A connection
+    // takes longer to make than a beat to arrive.
+    const Seconds limit =
+        channel->up() ? settings_.silence - Seconds(kBeat) : 2 * settings_.silence;
+    if (silent >= limit && awaited(*channel)) fell_silent(*channel);
   }
 }
 
@@ -244,7 +249,7 @@ void Engine::serve() {
     }
     if (running_.empty() || driving_) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_tick_ - now).count();
-      const int nap = up_.empty() ? -1 : static_cast<int>(left);
+      const int nap = up_.empty() && running_.empty() ? -1 : static_cast<int>(left);
       guard.unlock();
       epoll_event event;
       epoll_wait(calls.get(), &event, 1, nap);

@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -15,7 +16,9 @@
 
 namespace hccomm::engine {
 
-static constexpr auto kPatience = std::chrono::milliseconds(5);  // before we dial out of turn
+static constexpr auto kPatience = std::chrono::milliseconds(5);    // before we dial out of turn
+static constexpr auto kDialAgain = std::chrono::milliseconds(50);  // when theirs has not come
+static constexpr int kLooks = 1000;  // frames taken before a connection counts as sound
 
 static void watch(int poller, int fd, std::uint32_t events) {
   epoll_event event{};
@@ -69,12 +72,29 @@ void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   context.channels.assign(context.size, nullptr);
   contexts_.push_back(&context);
   for (int rank = 0; rank < context.size; ++rank) {
-    if (rank != context.rank) context.channels[rank] = &channel_of(cards[rank]);
+    if (rank != context.rank) context.channels[rank] = &sound_channel_of(cards[rank]);
   }
   for (int rank = 0; rank < context.size; ++rank) {
-    if (rank == context.rank) continue;
-    context.channels[rank]->bind(context, rank);
-    if (context.channels[rank]->state() == Channel::State::Broken) lost(context, rank);
+    if (rank != context.rank) context.channels[rank]->bind(context, rank);
+  }
+  if (asleep_) eventfd_write(bell_.get(), 1);  // looking at the links has disarmed their bells
+  call_back(guard);
+}
+
+// A connection that has ended unnoticed is no use to a new communicator: it gets another one.
+Channel& Engine::sound_channel_of(const transport::Card& card) {
+  Channel& channel = channel_of(card);
+  if (!channel.up()) return channel;
+  look_at(channel);
+  return channel_of(card);
+}
+
+// Takes what has arrived, the end of the connection included.
+void Engine::look_at(Channel& channel) {
+  channel.link()->sleeping(true);  // and awake: makes it look whether the peer still lives
+  channel.link()->sleeping(false);
+  for (int look = 0; look < kLooks && channel.up() && channel.link()->pending(); ++look) {
+    channel.progress();
   }
 }
 
@@ -118,14 +138,25 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
   for (Channel*& channel : context.channels) channel = nullptr;
   context.matching.arrived.clear();
   std::erase(contexts_, &context);
+  closed_[next_closed_++ % closed_.size()] = context.id;
 }
 
-// A broken channel that no communicator shares is dropped: the next one dials anew.
+// A channel that broke stays with the communicators that have it; others get a new one.
+void Engine::retire(Channel& channel) {
+  std::erase_if(late_dials_, [&](const auto& each) { return each.second == &channel; });
+  const auto found = channels_.find(channel.card().uuid);
+  if (found == channels_.end() || found->second.get() != &channel) return;
+  retired_.push_back(std::move(found->second));
+  channels_.erase(found);
+}
+
+// A broken channel that no communicator has any more is dropped.
 void Engine::drop_unused(Channel& channel) {
   if (channel.state() != Channel::State::Broken || !channel.bindings().empty()) return;
-  std::erase_if(late_dials_, [&](const auto& each) { return each.second == &channel; });
-  auto node = channels_.extract(channel.card().uuid);
-  if (node) graveyard_.push_back(std::move(node.mapped()));
+  const auto found = std::ranges::find(retired_, &channel, &std::unique_ptr<Channel>::get);
+  if (found == retired_.end()) return;
+  graveyard_.push_back(std::move(*found));
+  retired_.erase(found);
 }
 
 // A link to that peer is wanted. Of two processes the one with the lower uuid dials at once; the
@@ -135,6 +166,7 @@ void Engine::need(Channel& channel) {
   if (uuid_ < channel.card().uuid && !reserved_.contains(channel.card().uuid)) {
     channel.set_dialing();
     dialer_.dial(channel.card());
+    start_service();  // it counts how long the peer does not answer
     return;
   }
   const auto waits = [&](const auto& each) { return each.second == &channel; };
@@ -154,18 +186,24 @@ void Engine::attach(Channel& channel, std::unique_ptr<transport::Link> link) {
   eventfd_write(bell_.get(), 1);
 }
 
+// Who dials has no connection with us, or does not know of it yet. If ours is dead, it ends here.
 bool Engine::reserve(const std::string& uuid) {
   Guard guard(*this);
-  const auto found = channels_.find(uuid);
-  if (found != channels_.end()) {
-    Channel& channel = *found->second;
-    if (channel.up()) channel.progress();  // its link may have ended, which nobody has noticed
-    if (!channels_.contains(uuid)) return reserved_.insert(uuid).second;
-    const bool mine_is_coming = channel.state() == Channel::State::Dialing && uuid_ < uuid;
-    if (channel.up() || channel.state() == Channel::State::Broken || mine_is_coming) return false;
-  } else if (orphans_.contains(uuid)) {
-    return false;
+  auto found = channels_.find(uuid);
+  if (found != channels_.end() && found->second->up()) {
+    wire::Header beat;  // a peer that has closed its end answers it with a reset
+    beat.type = wire::Type::Beat;
+    found->second->send(beat, nullptr);
+    look_at(*found->second);
+    if (asleep_) eventfd_write(bell_.get(), 1);
+    call_back(guard);
+    found = channels_.find(uuid);
   }
+  if (found != channels_.end()) {
+    const bool mine_is_coming = found->second->state() == Channel::State::Dialing && uuid_ < uuid;
+    if (found->second->up() || mine_is_coming) return false;
+  }
+  orphans_.erase(uuid);  // who dials again has lost the first one
   return reserved_.insert(uuid).second;
 }
 
@@ -175,7 +213,7 @@ void Engine::accepted(const std::string& uuid, std::unique_ptr<transport::Link> 
   const auto found = channels_.find(uuid);
   if (found == channels_.end()) {
     orphans_.insert_or_assign(uuid, std::move(link));
-  } else if (!found->second->up() && found->second->state() != Channel::State::Broken) {
+  } else if (!found->second->up()) {
     attach(*found->second, std::move(link));
   }
   call_back(guard);
@@ -195,7 +233,10 @@ void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::L
   Channel& channel = *found->second;
   if (link.ok()) {
     attach(channel, std::move(link).value());
-  } else if (link.status().code() != Code::Aborted) {
+  } else if (link.status().code() == Code::Aborted) {
+    channel.set_idle();
+    late_dials_.emplace_back(Clock::now() + kDialAgain, &channel);
+  } else {
     channel_broken(channel, link.status());
   }
   call_back(guard);

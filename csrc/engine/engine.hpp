@@ -5,6 +5,7 @@
 // operations are in flight and nobody waits. docs/threading.md states the rule.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -80,6 +81,8 @@ class Engine {
 
   // engine.cpp
   Channel& channel_of(const transport::Card& card);
+  Channel& sound_channel_of(const transport::Card& card);
+  void look_at(Channel& channel);
   void need(Channel& channel);
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
   Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
@@ -123,8 +126,10 @@ class Engine {
   void tell(Context& context, int rank);
   void fail(Operation& operation, const Status& why);
   void channel_broken(Channel& channel, const Status& why);
+  void fell_silent(Channel& channel);
   void epoll_forget(int fd);
   void lost(Context& context, int rank);
+  void retire(Channel& channel);
   void drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank);
   bool waits_for(const Operation& operation, int rank) const;
@@ -144,6 +149,7 @@ class Engine {
   void flush();
   void call_back(Guard& guard);
   void serve();
+  bool awaited(const Channel& channel) const;
   void tick();
   void start_service();
   void ring_service();
@@ -162,13 +168,16 @@ class Engine {
   std::atomic<int> abort_word_{0};
 
   Blocks blocks_;  // outlives all that keeps frames
-  std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid
+  std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid; none is broken
+  std::vector<std::unique_ptr<Channel>> retired_;    // broken, of contexts that are not closed yet
   std::vector<std::unique_ptr<Channel>> graveyard_;  // dropped, maybe still on the call stack
   std::vector<Channel*> up_;                         // those with a link
   std::unordered_map<std::string, std::unique_ptr<transport::Link>> orphans_;  // no channel yet
   std::set<std::string> reserved_;  // uuids whose link is on its way to us
   std::vector<std::pair<Clock::time_point, Channel*>> late_dials_;
   std::vector<Context*> contexts_;
+  std::array<std::uint64_t, 256> closed_{};  // the last contexts removed: late frames are dropped
+  std::size_t next_closed_ = 0;
 
   std::deque<Operation> storage_;
   std::vector<Operation*> free_, running_, looked_at_;
@@ -176,11 +185,6 @@ class Engine {
   bool draining_ = false;
   Line<Pull> pulls_;
   std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
-  struct Callback {
-    void (*function)(void*, int);
-    void* context;
-    int code;
-  };
   std::vector<Callback> callbacks_;
 
   UniqueFd poller_, bell_, service_bell_, service_timer_;

@@ -63,6 +63,7 @@ void Engine::channel_broken(Channel& channel, const Status& reason) {
   if (channel.up() && channel.link()->fd() >= 0) epoll_forget(channel.link()->fd());
   channel.set_broken(why);
   std::erase(up_, &channel);
+  retire(channel);
   const auto bindings = channel.bindings();
   for (const auto& [id, binding] : bindings) {
     Context& context = *binding.context;
@@ -73,6 +74,25 @@ void Engine::channel_broken(Channel& channel, const Status& reason) {
     lost(context, binding.rank);
   }
   drop_unused(channel);
+}
+
+// Nothing has come from the process for too long: no communicator waits for it any more. The
+// connection is left as it is: a process that was stopped finds it open when it goes on, learns
+// from what lies there that it was given up, and can be talked to by the next communicator.
+void Engine::fell_silent(Channel& channel) {
+  const Seconds silent = channel.silent_ticks * Seconds(kBeat);
+  const std::string why =
+      text(" is lost: it has ", channel.up() ? "said nothing" : "not answered our calls", " for ",
+           silent.count(),
+           " s: its process is stopped or its host cannot be reached (HCCOMM_SILENCE sets how long "
+           "to bear it)");
+  const auto bindings = channel.bindings();
+  for (const auto& [id, binding] : bindings) {
+    Context& context = *binding.context;
+    if (context.gone[binding.rank] != 0) continue;
+    poison_locked(context, Status(Code::PeerLost, context.who[binding.rank] + why, binding.rank),
+                  true);
+  }
 }
 
 // The rank cannot be reached any more, as its channel says.
@@ -226,12 +246,13 @@ void Engine::check_deadlines(Clock::time_point now) {
   }
   for (std::size_t i = 0; i < late_dials_.size();) {
     auto& [at, channel] = late_dials_[i];
+    const bool wanted = !channel->bindings().empty();
     const bool coming = reserved_.contains(channel->card().uuid);
-    if (channel->state() == Channel::State::Idle && (now < at || coming)) {
+    if (wanted && channel->state() == Channel::State::Idle && (now < at || coming)) {
       ++i;
       continue;
     }
-    if (channel->state() == Channel::State::Idle) {
+    if (wanted && channel->state() == Channel::State::Idle) {
       channel->set_dialing();
       dialer_.dial(channel->card());
     }

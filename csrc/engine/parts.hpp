@@ -16,6 +16,16 @@ namespace hccomm::engine {
 class Channel;
 struct Operation;
 
+// How often every process tells its peers that it is alive.
+inline constexpr auto kBeat = std::chrono::milliseconds(500);
+
+// What is called, outside the lock, once an operation is done.
+struct Callback {
+  void (*function)(void*, int);
+  void* context;
+  int code;
+};
+
 struct Settings {
   std::size_t eager_limit = 0;  // bytes; 0: each link's own
   int spin_us = 60;             // polling before a waiter sleeps

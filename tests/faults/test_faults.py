@@ -85,6 +85,22 @@ def test_a_rank_that_stays_stopped_is_lost() -> None:
     assert_calm(stops.trials(2, 4, ranks=(3,), late=LATE + stops.SILENCE, kinds=("long",)))
 
 
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_rank_that_was_taken_for_lost_joins_the_next_job(transport: str) -> None:
+    """The same processes meet again, the one that was stopped and given up among them."""
+    assert_calm(
+        stops.trials(
+            1,
+            7,
+            transports=(transport,),
+            ranks=(3,),
+            pulses=1,
+            late=LATE + stops.SILENCE,
+            kinds=("back",),
+        )
+    )
+
+
 def test_ranks_that_call_different_things_are_told_who_called_what() -> None:
     """The published matrix of twelve disagreements: at least ten are named on every rank."""
     report = Report()

@@ -19,6 +19,7 @@
 #include "base/machine.hpp"
 #include "dtype/reduce.hpp"
 #include "engine/engine.hpp"
+#include "support/faulty.hpp"
 #include "transport/transports.hpp"
 
 namespace hccomm::test {
@@ -34,12 +35,9 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     std::memcpy(uuid.data(), &number, sizeof number);
     identity_ = {std::string(16, 'j'), "", uuid};
     engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), uuid, settings);
-    for (const transport::Builtin& each : transport::transports()) {
-      if (std::string_view(each.name) == transport) {
-        transport_ = each.open(identity_, *this).take();
-      }
-    }
-    card_ = {uuid, host_id(), machine_id(), getpid(), 1, 0, {{transport, transport_->address()}}};
+    transport_ = open_transport(transport, identity_, *this, mischief_).take();
+    card_ = {uuid, host_id(), machine_id(), getpid(), 1, 0, {}};
+    card_.addresses = {{transport_->name(), transport_->address()}};
   }
   ~Node() {
     transport_->stop();
@@ -47,6 +45,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     engine_.reset();
   }
   void meet(const std::vector<transport::Card>& cards, std::uint64_t id = 7) {
+    context_ = {};
     context_.id = id;
     context_.name = "world";
     context_.rank = rank_;
@@ -60,6 +59,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
 
   engine::Engine& engine() { return *engine_; }
   engine::Context& context() { return context_; }
+  Mischief& mischief() { return *mischief_; }
   const transport::Card& card() const { return card_; }
   int rank() const { return rank_; }
   int size() const { return size_; }
@@ -80,6 +80,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
   int rank_, size_;
   transport::Identity identity_;
   transport::Card card_;
+  std::shared_ptr<Mischief> mischief_ = std::make_shared<Mischief>();
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<transport::Transport> transport_;
   engine::Context context_;
@@ -105,6 +106,13 @@ class Cluster {
     });
   }
   Node& operator[](int rank) { return *nodes_[rank]; }
+  // All leave, and make another group.
+  void meet_again(std::uint64_t id) {
+    std::vector<transport::Card> cards;
+    for (auto& node : nodes_) cards.push_back(node->card());
+    for (auto& node : nodes_) node->leave();
+    for (auto& node : nodes_) node->meet(cards, id);
+  }
   int size() const { return static_cast<int>(nodes_.size()); }
   // Calls the function for every rank, each in its thread.
   void run(const std::function<void(Node&)>& body) {

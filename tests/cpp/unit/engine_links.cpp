@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a connection's end means to the engine: the communicators that have it lose the rank, those
+// made later get another connection, whichever of the two processes noticed what first.
+#include <gtest/gtest.h>
+
+#include "engine/engine.hpp"
+#include "support/cluster.hpp"
+
+namespace hccomm::test {
+
+static plan::Call one_number() {
+  plan::Call call;
+  call.collective = plan::Collective::AllReduce;
+  call.type = dtype::DType::I64;
+  call.count = 1;
+  call.in_place = true;
+  return call;
+}
+
+static Status sum(Node& node, std::int64_t& value, double seconds = 20) {
+  auto* data = reinterpret_cast<std::byte*>(&value);
+  return node.engine().run(
+      node.context(), {recipe_of(one_number(), node, "direct"), data, data, 1.0, Seconds(seconds)});
+}
+
+static void expect_sum_of_ones(Node& node) {
+  std::int64_t value = 1;
+  const Status status = sum(node, value);
+  EXPECT_TRUE(status.ok()) << "rank " << node.rank() << ": " << status.text();
+  EXPECT_EQ(value, node.size());
+}
+
+static bool is_data(const wire::Header& header) { return header.type == wire::Type::Data; }
+
+class LinksOver : public testing::TestWithParam<const char*> {};
+
+TEST_P(LinksOver, ACutLinkLosesTheRankAndTheNextGroupGetsAnother) {
+  Cluster cluster(GetParam(), 3);
+  cluster.run(expect_sum_of_ones);
+
+  cluster[0].mischief().once(Deed::Cut, 0, is_data);
+  cluster.run([](Node& node) {
+    Status status;
+    for (int round = 0; round < 3 && status.ok(); ++round) {  // who had all it needed goes on
+      std::int64_t value = 1;
+      status = sum(node, value);
+    }
+    EXPECT_EQ(status.code(), Code::PeerLost) << status.text();
+  });
+
+  cluster.meet_again(8);
+  cluster.run(expect_sum_of_ones);
+}
+
+// Rank 0 has dropped its end and begins anew; rank 1 still holds the old one and has not looked.
+TEST_P(LinksOver, AnEndThatOnlyOneSideKnowsOfDoesNotKeepTheOtherOut) {
+  Cluster cluster(GetParam(), 2);
+  cluster.run(expect_sum_of_ones);
+  std::vector<transport::Card> cards{cluster[0].card(), cluster[1].card()};
+
+  cluster[0].mischief().once(Deed::Cut, 0, is_data);
+  std::int64_t value = 1;
+  EXPECT_EQ(sum(cluster[0], value).code(), Code::PeerLost);
+  cluster[0].leave();
+  cluster[0].meet(cards, 9);
+  std::thread early([&] { expect_sum_of_ones(cluster[0]); });
+  cluster[1].leave();
+  cluster[1].meet(cards, 9);
+  expect_sum_of_ones(cluster[1]);
+  early.join();
+}
+
+TEST_P(LinksOver, ManyGroupsOneAfterTheOtherKeepTheirLink) {
+  Cluster cluster(GetParam(), 2);
+  for (std::uint64_t id = 20; id < 60; ++id) {
+    cluster.run(expect_sum_of_ones);
+    cluster.meet_again(id);
+  }
+  cluster.run(expect_sum_of_ones);
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, LinksOver,
+                         testing::Values("faulty-inproc", "faulty-tcp", "faulty-shm"),
+                         [](const auto& each) { return std::string(each.param).substr(7); });
+
+}  // namespace hccomm::test
