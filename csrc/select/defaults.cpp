@@ -30,16 +30,18 @@ constexpr const char* kFewMessages = "few messages for small parts";
 
 constexpr Default kDefaults[] = {
     // collective, place, ranks, bytes, share, algorithm
+    {AllReduce, Shared, 2, 1 * M, kAll, "direct", kOneHop},
     {AllReduce, Shared, 8, 8 * K, kAll, "direct", kOneHop},
     {AllReduce, Shared, 16, 2 * K, kAll, "direct", kOneHop},
     {AllReduce, Shared, kAny, 2 * K, kAll, "recursive_doubling", kFewHops},
     {AllReduce, Shared, 32, kAll, kAll, "scatter_gather", kTwoHops},
     {AllReduce, Shared, kAny, 256 * K, kAll, "halving_doubling", kHalves},
     {AllReduce, Shared, kAny, kAll, kAll, "ring", kNeighbours},
-    {AllReduce, Crowded, 8, 8 * K, kAll, "direct", kOneHop},
-    {AllReduce, Crowded, 32, 2 * K, kAll, "direct", kOneHop},
-    {AllReduce, Crowded, 32, kAll, kAll, "scatter_gather", kTwoHops},
-    {AllReduce, Crowded, kAny, 16 * K, kAll, "recursive_doubling", kFewHops},
+    {AllReduce, Crowded, 4, 2 * K, kAll, "direct", kOneHop},
+    {AllReduce, Crowded, 32, 1 * K, kAll, "direct", kOneHop},
+    {AllReduce, Crowded, 4, 64 * K, kAll, "scatter_gather", kTwoHops},
+    {AllReduce, Crowded, 3, kAll, kAll, "scatter_gather", kTwoHops},
+    {AllReduce, Crowded, kAny, 4 * K, kAll, "recursive_doubling", kFewHops},
     {AllReduce, Crowded, kAny, kAll, kAll, "halving_doubling", kHalves},
     {AllReduce, Hosts, kAny, kAll, kAll, "two_level", kInsideFirst},
     {AllReduce, Network, 4, 4 * K, kAll, "direct", kOneHop},
