@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files are ours, and how to read C++ without its comments: shared by the checks.
 
-The files are git's: tracked, or new and not ignored. Build output and caches never count.
+The files are git's: tracked, or new and not ignored. Build output and caches never count, nor does
+what others wrote (third_party/).
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def files(*suffixes: str, under: str = "") -> list[Path]:
     return sorted(
         path
         for path in paths
-        if (not suffixes or path.suffix in suffixes) and (ROOT / path).is_file()
+        if (not suffixes or path.suffix in suffixes)
+        and path.parts[0] != "third_party"
+        and (ROOT / path).is_file()
     )
 
 

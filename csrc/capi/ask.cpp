@@ -70,6 +70,25 @@ class Nobody final : public hccomm::transport::Acceptor {
   void abandoned(const std::string&) override {}
 };
 
+// What the transports that choose among several ways have found.
+static Json fabrics() {
+  Json all = Json::array();
+  for (const auto& each : hccomm::transport::transports()) {
+    if (each.survey == nullptr) continue;
+    auto found = each.survey();
+    if (!found) continue;  // its reason stands beside the transport
+    for (const hccomm::transport::Finding& one : found.value()) {
+      all.push(Json::object()
+                   .add("transport", each.name)
+                   .add("way", one.what)
+                   .add("used", one.used)
+                   .add("reason", one.reason)
+                   .add("capabilities", one.detail));
+    }
+  }
+  return all;
+}
+
 int64_t hccomm_info(char* out, size_t capacity) {
   return answered(out, capacity, [] {
     Nobody nobody;
@@ -99,6 +118,7 @@ int64_t hccomm_info(char* out, size_t capacity) {
         .add("cores", hccomm::available_cores())
         .add("simd", hccomm::dtype::simd_name())
         .add("transports", transports)
+        .add("fabrics", fabrics())
         .add("algorithms", algorithms)
         .str();
   });

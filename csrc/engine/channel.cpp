@@ -55,6 +55,7 @@ void Channel::attach(std::unique_ptr<transport::Link> link, std::size_t eager_li
 }
 
 void Channel::set_broken(Status why) {
+  if (link_ != nullptr && current_) link_->recall();
   state_ = State::Broken;
   why_ = std::move(why);
   link_.reset();  // so that the peer learns of it, too
@@ -179,6 +180,7 @@ void Channel::cancel(const Operation* operation) {
     // The frame has begun and must end; its bytes come from a copy from now on. (It may belong to
     // another operation: then the copy does no harm.)
     Pending& frame = *current_;
+    link_->recall();
     frame.owned = std::make_unique_for_overwrite<std::byte[]>(frame.frame.header.length);
     std::memcpy(frame.owned.get(), frame.frame.payload, frame.frame.header.length);
     frame.frame.payload = frame.owned.get();

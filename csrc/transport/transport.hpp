@@ -65,6 +65,9 @@ class Link {
   // The destination of the frame that is arriving in parts is gone: its rest shall go nowhere, and
   // neither consume() nor the placement is used for it again; end() still comes.
   virtual void discard() noexcept = 0;
+  // The payload of the frame that send() has begun is about to go: whoever reads it where it lies
+  // has done so when this returns. The rest will come from a copy.
+  virtual void recall() noexcept {}
 
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
@@ -145,6 +148,14 @@ class Transport {
   virtual void stop() noexcept = 0;
 };
 
+// One of the ways in which a transport could be used on this machine, for hccomm info.
+struct Finding {
+  std::string what;    // "verbs;ofi_rxm on mlx5_0"
+  std::string detail;  // what it can do
+  bool used = false;
+  std::string reason;  // why it is not
+};
+
 // A built-in: one line in builtins.inc.
 struct Builtin {
   const char* name;
@@ -152,6 +163,8 @@ struct Builtin {
   int preference;  // higher is better
   // The transport, listening; or why not here.
   Result<std::unique_ptr<Transport>> (*open)(const Identity&, Acceptor&);
+  // What there is to choose from, for transports that choose; nullptr for the others.
+  Result<std::vector<Finding>> (*survey)() = nullptr;
 };
 
 }  // namespace hccomm::transport

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport/ofi/ofi_link.hpp"
+
+#include <sched.h>
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace hccomm::transport::ofi {
+
+static constexpr std::size_t kEagerPayload = 64 * 1024;  // sent unasked
+static constexpr std::size_t kFramePayload = 4 << 20;
+static_assert(kEagerPayload + sizeof(wire::Header) <= kRingSlotBytes, "one slot holds it whole");
+static constexpr Seconds kRecall{0.5};
+// A spinning waiter looks at the control connection: the clock every so many empty polls, the
+// kernel when so much time has passed.
+static constexpr unsigned kPollsPerClock = 16;
+static constexpr std::chrono::milliseconds kLookEvery{1};
+
+static bool watch(int poller, int fd) {
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLRDHUP;
+  return epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+OfiLink::OfiLink(std::shared_ptr<Fabric> fabric, Peer& peer, std::string description)
+    : fabric_(std::move(fabric)),
+      peer_(peer),
+      description_(std::move(description)),
+      poller_(epoll_create1(EPOLL_CLOEXEC)) {}
+
+Result<std::unique_ptr<Link>> OfiLink::make(std::shared_ptr<Fabric> fabric, Peer& peer, int control,
+                                            std::string description) {
+  const int bell = fabric->fd();
+  std::unique_ptr<OfiLink> link(new OfiLink(std::move(fabric), peer, std::move(description)));
+  if (!link->poller_ || !watch(link->poller_.get(), control) || !watch(link->poller_.get(), bell)) {
+    return Status::from_errno(errno, "ofi: epoll");
+  }
+  return std::unique_ptr<Link>(std::move(link));
+}
+
+OfiLink::~OfiLink() {
+  recall();
+  fabric_->leave(peer_);
+}
+
+std::size_t OfiLink::eager_bytes() const noexcept { return kEagerPayload; }
+std::size_t OfiLink::frame_bytes() const noexcept { return kFramePayload; }
+
+bool OfiLink::end(Status why) {
+  if (status_.ok()) status_ = why;
+  fabric_->fail(peer_, std::move(why));
+  return false;
+}
+
+// ---- sending ------------------------------------------------------------------------------------
+
+Progress OfiLink::send(Outgoing& frame) noexcept {
+  if (!status_.ok()) return Progress::Broken;
+  const std::size_t total = sizeof frame.header + frame.header.length;
+  Progress outcome;
+  if (total <= peer_.eager_bytes) {
+    outcome = fabric_->send_eager(peer_, frame.header, frame.payload);
+    if (outcome == Progress::Done) frame.sent = total;
+  } else {
+    outcome = send_parts(frame);
+  }
+  blocked_ = outcome == Progress::Again;
+  return outcome;
+}
+
+// Done once nothing is read from the payload any more.
+Progress OfiLink::send_parts(Outgoing& frame) {
+  const std::size_t head = sizeof frame.header;
+  const std::size_t total = head + frame.header.length;
+  if (frame.sent == 0) posted_ = 0;
+  while (posted_ < total) {
+    const std::size_t bytes = std::min(peer_.slot_bytes, total - posted_);
+    auto* const payload = const_cast<std::byte*>(frame.payload);
+    const iovec first[2] = {{&frame.header, head}, {payload, bytes - head}};
+    const iovec later = {payload + posted_ - head, bytes};
+    const Progress outcome = posted_ == 0 ? fabric_->send_part(peer_, first, 2, bytes)
+                                          : fabric_->send_part(peer_, &later, 1, bytes);
+    if (outcome != Progress::Done) return outcome;
+    posted_ += bytes;
+    frame.sent = std::min(posted_, total - 1);
+  }
+  if (fabric_->borrowed(peer_) != 0) {
+    return fabric_->failure(peer_).ok() ? Progress::Again : Progress::Broken;
+  }
+  frame.sent = total;
+  return Progress::Done;
+}
+
+void OfiLink::recall() noexcept {
+  const Deadline deadline = Deadline::after(kRecall);
+  while (fabric_->borrowed(peer_) != 0 && fabric_->failure(peer_).ok()) {
+    if (deadline.passed()) {
+      end({Code::PeerLost, description_ + ": the peer does not take what was being sent"});
+      return;
+    }
+    fabric_->listen(peer_);
+    sched_yield();
+  }
+}
+
+// ---- receiving ----------------------------------------------------------------------------------
+
+void OfiLink::look_around() {
+  if (++idle_polls_ % kPollsPerClock != 0) return;
+  const Clock::time_point now = Clock::now();
+  if (now < next_look_) return;
+  next_look_ = now + kLookEvery;
+  fabric_->listen(peer_);
+}
+
+bool OfiLink::pending() noexcept {
+  if (!status_.ok() || fabric_->ready(peer_)) return true;
+  look_around();
+  return false;
+}
+
+bool OfiLink::poll(Inbox& inbox, std::size_t budget) noexcept {
+  if (!status_.ok()) return false;
+  Arrived arrived;
+  for (std::size_t taken = 0; taken < budget && fabric_->next(peer_, arrived);) {
+    const bool good = take(inbox, arrived);
+    fabric_->take_back(peer_, arrived);
+    if (!good) return false;
+    taken += arrived.bytes;
+  }
+  look_around();
+  if (Status why = fabric_->failure(peer_); !why.ok()) return end(std::move(why));
+  return true;
+}
+
+// Both kinds hold a frame, or its beginning; a ring slot also a further part.
+bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
+  if (large_.active && arrived.kind == Kind::Ring) {
+    part(inbox, arrived.data, std::min<std::size_t>(arrived.bytes, large_.left));
+    return true;
+  }
+  const auto bad = [this](const std::string& what) {
+    return end({Code::Integrity, description_ + ": the peer sent " + what});
+  };
+  if (large_.active) return bad("a frame within a frame");
+  wire::Header header;
+  if (arrived.bytes < sizeof header) return bad(text(arrived.bytes, " bytes, less than a frame"));
+  std::memcpy(&header, arrived.data, sizeof header);
+  if (const Status wrong = wire::check(header); !wrong.ok()) {
+    return bad("no valid " + wrong.text());
+  }
+  const std::size_t room = arrived.bytes - sizeof header;
+  const std::byte* const payload = arrived.data + sizeof header;
+  if (arrived.kind == Kind::Eager && header.length != room) {
+    return bad(text("a frame of ", header.length, " bytes in ", room));
+  }
+  if (header.length <= room) {
+    inbox.deliver(header, payload);
+    return true;
+  }
+  const Placement placement = inbox.begin(header);
+  large_ = {true, false, placement.direct, header.length};
+  part(inbox, payload, room);
+  return true;
+}
+
+void OfiLink::part(Inbox& inbox, const std::byte* data, std::size_t bytes) {
+  large_.left -= bytes;
+  const bool last = large_.left == 0;
+  if (large_.direct != nullptr) {
+    std::memcpy(large_.direct, data, bytes);
+    large_.direct += bytes;
+  } else if (!large_.discarded) {
+    inbox.consume(data, bytes);
+  }
+  if (!last) return;
+  large_ = {};
+  inbox.end();
+}
+
+void OfiLink::discard() noexcept {
+  if (!large_.active) return;
+  large_.direct = nullptr;
+  large_.discarded = true;
+}
+
+// ---- sleep --------------------------------------------------------------------------------------
+
+bool OfiLink::sleeping(bool asleep) noexcept {
+  if (!asleep) {
+    fabric_->wake();
+    fabric_->listen(peer_);
+    return true;
+  }
+  return status_.ok() && fabric_->sleep(peer_, blocked_);
+}
+
+}  // namespace hccomm::transport::ofi

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The link to one peer over a fabric. Frames that fit a posted slot go there; of larger ones the
+// parts are written into the peer's ring straight from the user's memory, and taken out of it
+// straight into a reduction or the destination.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "transport/ofi/fabric.hpp"
+
+namespace hccomm::transport::ofi {
+
+// Owns:   its place in the fabric (Peer), a share of the fabric, and an epoll that joins the
+//         fabric's bell with the control connection.
+// Thread: as Link.
+// Fails:  PeerLost when the control connection ends or the provider reports the peer; Integrity
+//         when what arrives is no frame. What had arrived whole before is handed over first.
+class OfiLink final : public Link {
+ public:
+  static Result<std::unique_ptr<Link>> make(std::shared_ptr<Fabric> fabric, Peer& peer, int control,
+                                            std::string description);
+  ~OfiLink() override;
+
+  Progress send(Outgoing& frame) noexcept override;
+  bool poll(Inbox& inbox, std::size_t budget) noexcept override;
+  bool pending() noexcept override;
+  void discard() noexcept override;
+  void recall() noexcept override;
+  bool sleeping(bool asleep) noexcept override;
+  int fd() const noexcept override { return poller_.get(); }
+  std::size_t eager_bytes() const noexcept override;
+  std::size_t frame_bytes() const noexcept override;
+  Status status() const override { return status_; }
+  std::string describe() const override { return description_; }
+
+ private:
+  // A frame that arrives in parts.
+  struct Large {
+    bool active = false, discarded = false;
+    std::byte* direct = nullptr;
+    std::uint64_t left = 0;
+  };
+  OfiLink(std::shared_ptr<Fabric> fabric, Peer& peer, std::string description);
+  Progress send_parts(Outgoing& frame);
+  bool take(Inbox& inbox, const Arrived& arrived);
+  bool begin(Inbox& inbox, const std::byte* data, std::size_t bytes);
+  void part(Inbox& inbox, const std::byte* data, std::size_t bytes);
+  bool end(Status why);
+  void look_around();
+
+  const std::shared_ptr<Fabric> fabric_;
+  Peer& peer_;
+  const std::string description_;
+  UniqueFd poller_;
+  Status status_;
+  std::size_t posted_ = 0;  // of the frame that is being sent
+  bool blocked_ = false;    // the last send() answered Again
+  unsigned idle_polls_ = 0;
+  Clock::time_point next_look_{};
+  Large large_;
+};
+
+}  // namespace hccomm::transport::ofi

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The receiving half of a Fabric: reads the completion queue, restores the order of each peer's
+// frames, returns credits, and turns the queue's errors into the failure of a peer.
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "base/log.hpp"
+#include "transport/ofi/fabric.hpp"
+
+namespace hccomm::transport::ofi {
+
+static constexpr std::size_t kEntries = 16;  // read at once
+static constexpr int kRounds = 8;            // so that a look ends however much comes
+static constexpr long kShortestNapUs = 50, kLongestNapUs = 1000;
+// How long an error that belongs to nobody waits for a control connection to name the culprit.
+static constexpr std::chrono::milliseconds kSuspicion{200};
+
+void Fabric::progress() {
+  fi_cq_data_entry entries[kEntries];
+  ++polls_;
+  for (int round = 0; round < kRounds; ++round) {
+    const ssize_t count = fi_cq_read(queue_, entries, kEntries);
+    for (ssize_t i = 0; i < count; ++i) completed(entries[i]);
+    if (count == -FI_EAVAIL) {
+      queue_error();
+    } else if (count < static_cast<ssize_t>(kEntries)) {
+      break;
+    }
+  }
+  if (!unposted_.empty()) repost();
+}
+
+void Fabric::completed(const fi_cq_data_entry& entry) {
+  Op* const op = static_cast<Op*>(entry.op_context);
+  if ((entry.flags & FI_RECV) != 0) {
+    op->bytes = entry.len;
+    arrived(Immediate::unpack(entry.data), op);
+  } else if ((entry.flags & (FI_REMOTE_WRITE | FI_REMOTE_CQ_DATA)) != 0) {
+    arrived(Immediate::unpack(entry.data), nullptr);  // its context and length mean nothing
+  } else if (op != nullptr) {
+    finished(*op);
+  }
+}
+
+// Something has come: a frame into `slot`, a part into the ring, or only the 32 bits.
+void Fabric::arrived(Immediate what, Op* slot) {
+  Peer* const peer = what.peer < by_id_.size() ? by_id_[what.peer] : nullptr;
+  const bool frame = what.kind == Kind::Eager || what.kind == Kind::Ring;
+  if (peer != nullptr && frame && (what.kind == Kind::Eager) == (slot != nullptr)) {
+    Arrival& place = peer->slot_of(what.value);
+    const auto ahead = static_cast<std::uint16_t>(what.value - peer->expected);
+    if (ahead < kWindow && !place.here) {
+      place = {true, what.kind, slot};
+      nap_us_ = 0;
+      if (asleep_) eventfd_write(bell_.get(), 1);
+      return;
+    }
+    peer->failure = Status(Code::Integrity, text(peer->name, ": frame ", what.value, " came while ",
+                                                 peer->expected, " was due"));
+  }
+  if (slot != nullptr) post_receive(*slot);
+  if (peer == nullptr || frame) return;
+  switch (what.kind) {
+    case Kind::EagerCredit: peer->eager.credit(what.value); break;
+    case Kind::RingCredit: peer->ring.credit(what.value); break;
+    case Kind::Hello: peer->met = true; break;
+    default: return;
+  }
+  if (asleep_) eventfd_write(bell_.get(), 1);  // it may wait for room
+}
+
+void Fabric::post_receive(Op& op) {
+  if (!unposted_.empty() || fi_recv(endpoint_, op.block.data, kEagerBytes, op.block.descriptor,
+                                    FI_ADDR_UNSPEC, &op) != 0) {
+    unposted_.push_back(&op);
+  }
+}
+
+void Fabric::repost() {
+  while (!unposted_.empty()) {
+    Op& op = *unposted_.back();
+    if (fi_recv(endpoint_, op.block.data, kEagerBytes, op.block.descriptor, FI_ADDR_UNSPEC, &op) !=
+        0) {
+      return;
+    }
+    unposted_.pop_back();
+  }
+}
+
+// ---- errors -------------------------------------------------------------------------------------
+
+void Fabric::queue_error() {
+  fi_cq_err_entry entry{};
+  if (fi_cq_readerr(queue_, &entry, 0) <= 0) return;
+  char buffer[256] = {};
+  const char* said =
+      fi_cq_strerror(queue_, entry.prov_errno, entry.err_data, buffer, sizeof buffer);
+  // The context of an error is not always what was given: look before it is used.
+  const auto same = [&](const Op& each) { return &each == entry.op_context; };
+  const auto found = std::ranges::find_if(ops_, same);
+  Op* const op = found == ops_.end() ? nullptr : &*found;
+  const std::string what = text(choice_.library->strerror(entry.err), " (", entry.err, ")",
+                                said != nullptr ? text(", ", said) : std::string());
+  if (op != nullptr && op->home == nullptr) {  // a receive
+    unposted_.push_back(op);
+    if (entry.err != FI_ECANCELED) suspect({Code::System, what});
+    return;
+  }
+  Peer* const peer = op != nullptr ? op->peer : nullptr;
+  if (op != nullptr) finished(*op);
+  if (peer != nullptr && peer->failure.ok()) {
+    peer->failure = Status(Code::PeerLost, text(peer->name, ": the provider reports ", what));
+    if (asleep_) eventfd_write(bell_.get(), 1);
+  } else if (op == nullptr && entry.err != FI_ECANCELED) {
+    suspect({Code::PeerLost, what});
+  }
+}
+
+// An error that names nobody. Who has ended will show on its control connection; where nobody has,
+// the fabric cannot be trusted (keep_once).
+void Fabric::suspect(const Status& why) {
+  HCCOMM_LOG(Info, "ofi: the provider reports, for no peer in particular: ", why.text());
+  if (!suspicion_.ok()) return;
+  suspicion_ = why;
+  suspected_at_ = Clock::now();
+}
+
+void Fabric::judge() {
+  if (suspicion_.ok()) return;
+  bool named = false;
+  for (auto& [id, peer] : peers_) {
+    listen_to(*peer);
+    named = named || peer->over || !peer->failure.ok();
+  }
+  const bool late = Clock::now() - suspected_at_ > kSuspicion;
+  if (!named && !late) return;
+  for (auto& [id, peer] : peers_) {
+    if (named || !peer->failure.ok()) continue;
+    peer->failure = Status(suspicion_.code(), text(peer->name, ": the provider reports ",
+                                                   suspicion_.text(), ", for one of its peers"));
+  }
+  if (asleep_) eventfd_write(bell_.get(), 1);
+  suspicion_ = {};
+}
+
+// ---- what a link asks
+// -----------------------------------------------------------------------------
+
+bool Fabric::ready(Peer& peer) {
+  const std::lock_guard lock(mutex_);
+  if (in_order(peer)) return true;
+  // Several links look in turn; one of them reads the queue for all.
+  if (std::exchange(peer.seen, polls_) == polls_) {
+    progress();
+    peer.seen = polls_;
+  }
+  settle(peer);
+  return in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye;
+}
+
+bool Fabric::next(Peer& peer, Arrived& out) {
+  const std::lock_guard lock(mutex_);
+  if (!in_order(peer)) {
+    progress();
+    if (!in_order(peer)) return false;
+  }
+  Arrival& place = peer.slot_of(peer.expected);
+  out = {place.kind, nullptr, 0, place.slot};
+  if (place.kind == Kind::Eager) {
+    out.data = place.slot->block.data;
+    out.bytes = place.slot->bytes;
+  } else {
+    out.data = peer.inbox.data + peer.ring_in.count % kRingSlots * kRingSlotBytes;
+    out.bytes = kRingSlotBytes;
+  }
+  place = {};
+  ++peer.expected;
+  return true;
+}
+
+void Fabric::take_back(Peer& peer, const Arrived& arrived) {
+  const std::lock_guard lock(mutex_);
+  if (arrived.slot != nullptr) {
+    post_receive(*arrived.slot);
+    ++peer.eager_in.count;
+  } else {
+    ++peer.ring_in.count;
+  }
+  settle(peer);
+}
+
+// Tells the peer what has been taken, once it is worth a message. What the provider does not take
+// now is said at the next look: the counts are totals.
+void Fabric::settle(Peer& peer) {
+  if (peer.heard_bye) return;
+  const auto due = [](const Taken& each, unsigned slots) {
+    return each.count - each.told >= slots;
+  };
+  if (due(peer.eager_in, kEagerSlots / 2) &&
+      inject(peer, Kind::EagerCredit, static_cast<std::uint16_t>(peer.eager_in.count))) {
+    peer.eager_in.told = peer.eager_in.count;
+  }
+  if (due(peer.ring_in, kRingSlots / 4) &&
+      inject(peer, Kind::RingCredit, static_cast<std::uint16_t>(peer.ring_in.count))) {
+    peer.ring_in.told = peer.ring_in.count;
+  }
+}
+
+Status Fabric::failure(Peer& peer) {
+  const std::lock_guard lock(mutex_);
+  if (!peer.failure.ok()) return peer.failure;
+  if (peer.heard_bye && peer.expected == peer.bye) {
+    return {Code::PeerLost, peer.name + ": the peer closed the connection"};
+  }
+  if (!peer.over || in_order(peer)) return {};
+  // A last look: what came before the end is handed over first.
+  progress();
+  if (in_order(peer)) return {};
+  return {Code::PeerLost, peer.name + ": the peer's process has ended or closed the connection"};
+}
+
+void Fabric::fail(Peer& peer, Status why) {
+  const std::lock_guard lock(mutex_);
+  if (peer.failure.ok()) peer.failure = std::move(why);
+}
+
+// ---- sleep
+// ----------------------------------------------------------------------------------------
+
+// Providers without a descriptor, and those that have something of ours to push on, are looked
+// after by a timer: the shorter, the less time has passed since something came.
+bool Fabric::sleep(Peer& peer, bool blocked) {
+  const std::lock_guard lock(mutex_);
+  asleep_ = true;
+  progress();
+  settle(peer);
+  bool by_timer =
+      queue_fd_ < 0 || blocked || peer.in_flight != 0 || !unposted_.empty() || !suspicion_.ok();
+  const bool come = in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye;
+  if (come) {
+    asleep_ = false;
+    return false;
+  }
+  if (!by_timer) {
+    fid* queue = &queue_->fid;
+    by_timer = fi_trywait(fabric_, &queue, 1) != 0;
+  }
+  if (by_timer) {
+    nap_us_ = std::clamp(2 * nap_us_, kShortestNapUs, kLongestNapUs);
+    itimerspec at{};
+    at.it_value.tv_nsec = nap_us_ * 1000;
+    timerfd_settime(timer_.get(), 0, &at, nullptr);
+  }
+  return true;
+}
+
+void Fabric::wake() {
+  const std::lock_guard lock(mutex_);
+  if (!std::exchange(asleep_, false)) return;
+  eventfd_t rings = 0;
+  eventfd_read(bell_.get(), &rings);
+  std::uint64_t ticks = 0;
+  [[maybe_unused]] const auto got = read(timer_.get(), &ticks, sizeof ticks);
+}
+
+}  // namespace hccomm::transport::ofi

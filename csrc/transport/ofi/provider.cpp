@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport/ofi/provider.hpp"
+
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <optional>
+#include <set>
+
+#include "base/config.hpp"
+#include "transport/tcp/port.hpp"
+
+namespace hccomm::transport::ofi {
+
+// Real fabrics, best first; of each name also its layered forms ("verbs;ofi_rxm").
+static constexpr const char* kFabrics[] = {"cxi", "efa", "opx", "psm3", "verbs", "ucx"};
+// Deprecated, unreliable, or for tests of libfabric itself.
+static constexpr const char* kNever[] = {"sockets", "udp", "off_coll", "psm", "psm2"};
+static constexpr std::size_t kImmediateBytes = 4;
+
+// "tcp" is "tcp;ofi_rxm", too.
+static bool is_of(const std::string& provider, const std::string& name) {
+  return provider == name || provider.starts_with(name + ";");
+}
+
+static std::string provider_of(const fi_info& info) {
+  return info.fabric_attr->prov_name != nullptr ? info.fabric_attr->prov_name : "?";
+}
+static std::string domain_of(const fi_info& info) {
+  return info.domain_attr->name != nullptr ? info.domain_attr->name : "?";
+}
+
+// What we need of a provider. Some refuse bits of the memory registration that they do not know.
+static Info hints(const Library& library, int mr_mode) {
+  Info out(library.dupinfo(nullptr), {&library});
+  if (out == nullptr) throw std::bad_alloc();
+  out->caps = FI_MSG | FI_RMA | FI_SEND | FI_RECV | FI_WRITE | FI_REMOTE_WRITE;
+  out->mode = FI_CONTEXT | FI_CONTEXT2;
+  out->ep_attr->type = FI_EP_RDM;
+  out->domain_attr->mr_mode = mr_mode;
+  out->domain_attr->threading = FI_THREAD_DOMAIN;  // one mutex guards all we do
+  out->domain_attr->data_progress = FI_PROGRESS_MANUAL;
+  out->domain_attr->control_progress = FI_PROGRESS_MANUAL;
+  out->domain_attr->resource_mgmt = FI_RM_ENABLED;
+  out->domain_attr->cq_data_size = kImmediateBytes;
+  return out;
+}
+
+static Info all_infos(const Library& library) {
+  static constexpr int kAll =
+      FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
+  Info all(nullptr, {&library});
+  for (const int mode : {kAll, int{FI_MR_ENDPOINT | FI_MR_ALLOCATED}}) {
+    const Info wanted = hints(library, mode);
+    fi_info* found = nullptr;
+    if (library.getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, wanted.get(), &found) != 0)
+      continue;
+    if (all == nullptr) {
+      all.reset(found);
+      continue;
+    }
+    fi_info* last = all.get();
+    while (last->next != nullptr) last = last->next;
+    last->next = found;
+  }
+  return all;
+}
+
+static std::optional<tcp::Ip> ip_of(const fi_info& info) {
+  if (info.addr_format != FI_SOCKADDR_IN && info.addr_format != FI_SOCKADDR_IN6) return {};
+  return info.src_addr != nullptr ? tcp::Ip::of(static_cast<const sockaddr*>(info.src_addr))
+                                  : std::nullopt;
+}
+
+// The memory node of the card, -1 where the system does not say.
+static int node_of(const fi_info& info) {
+  const fid_nic* const nic = info.nic;
+  if (nic == nullptr || nic->bus_attr == nullptr || nic->bus_attr->bus_type != FI_BUS_PCI)
+    return -1;
+  const fi_pci_attr& at = nic->bus_attr->attr.pci;
+  char path[96];
+  std::snprintf(path, sizeof path, "/sys/bus/pci/devices/%04x:%02x:%02x.%x/numa_node",
+                unsigned{at.domain_id}, unsigned{at.bus_id}, unsigned{at.device_id},
+                unsigned{at.function_id});
+  int node = -1;
+  std::ifstream(path) >> node;
+  return node;
+}
+
+static int node_here() {
+  unsigned cpu = 0, node = 0;
+  return getcpu(&cpu, &node) == 0 ? static_cast<int>(node) : -1;
+}
+
+static bool link_down(const fi_info& info) {
+  return info.nic != nullptr && info.nic->link_attr != nullptr &&
+         info.nic->link_attr->state == FI_LINK_DOWN;
+}
+
+// Smaller is better: a card whose link is up, near to the processor, of the wanted address.
+static int distance(const fi_info& info, const tcp::Ip& near) {
+  int far = link_down(info) ? 100 : 0;
+  const int node = node_of(info);
+  if (node >= 0 && node != node_here()) far += 10;
+  const auto ip = ip_of(info);
+  if (ip && ip->bytes != near.bytes) far += ip->link_local() ? 3 : ip->loopback() ? 2 : 1;
+  return far;
+}
+
+static std::vector<std::string> wanted_names() {
+  std::vector<std::string> names = config::list("HCCOMM_OFI_PROVIDER");
+  if (names.empty()) names.assign(std::begin(kFabrics), std::end(kFabrics));
+  return names;
+}
+
+static std::string names_in(const fi_info* all) {
+  std::set<std::string> names;
+  for (const fi_info* each = all; each != nullptr; each = each->next) {
+    const std::string name = provider_of(*each);
+    if (std::ranges::none_of(kNever, [&](const char* bad) { return is_of(name, bad); })) {
+      names.insert(name);
+    }
+  }
+  std::string out;
+  for (const std::string& each : names) out += (out.empty() ? "" : ", ") + each;
+  return out.empty() ? "none" : out;
+}
+
+static Status nothing_fits(const Library& library, const fi_info* all) {
+  const std::string here = library.readable() + " offers " + names_in(all);
+  const std::string asked = config::raw("HCCOMM_OFI_PROVIDER");
+  if (asked.empty()) {
+    return {Code::Unavailable, text("ofi: no RDMA fabric here: ", here,
+                                    "; HCCOMM_OFI_PROVIDER=NAME takes one of these, for tests")};
+  }
+  for (const char* never : kNever) {
+    if (asked == never) {
+      return {Code::InvalidArgument,
+              text("ofi: HCCOMM_OFI_PROVIDER=", asked, " is not reliable enough; ", here)};
+    }
+  }
+  return {Code::InvalidArgument, text("ofi: HCCOMM_OFI_PROVIDER=", asked, " is not here; ", here)};
+}
+
+// The best info of the first wanted name that has one; nullptr when none has.
+static const fi_info* best_of(const fi_info* all, const tcp::Ip& near) {
+  for (const std::string& name : wanted_names()) {
+    if (std::ranges::find(kNever, name) != std::end(kNever)) continue;
+    // The first form that the library lists is the one it thinks best.
+    std::string form;
+    const fi_info* best = nullptr;
+    for (const fi_info* each = all; each != nullptr; each = each->next) {
+      const std::string provider = provider_of(*each);
+      if (!is_of(provider, name) || (!form.empty() && form != provider)) continue;
+      form = provider;
+      if (best == nullptr || distance(*each, near) < distance(*best, near)) best = each;
+    }
+    if (best != nullptr) return best;
+  }
+  return nullptr;
+}
+
+Result<Choice> choose(const tcp::Ip& near) {
+  auto found = library();
+  if (!found) return found.status();
+  const Library& lib = *found.value();
+  const Info all = all_infos(lib);
+  const fi_info* const best = best_of(all.get(), near);
+  if (best == nullptr) return nothing_fits(lib, all.get());
+  Choice choice;
+  choice.library = &lib;
+  choice.info = Info(lib.dupinfo(best), {&lib});
+  if (choice.info == nullptr) throw std::bad_alloc();
+  choice.provider = provider_of(*best);
+  choice.domain = domain_of(*best);
+  return choice;
+}
+
+static std::string capabilities(const fi_info& info) {
+  const int mr = info.domain_attr->mr_mode;
+  return text(
+      "inject ", info.tx_attr->inject_size, ", immediate ", info.domain_attr->cq_data_size,
+      " bytes, ", info.domain_attr->data_progress == FI_PROGRESS_AUTO ? "automatic" : "manual",
+      " progress, registration:", (mr & FI_MR_LOCAL) != 0 ? " local" : "",
+      (mr & FI_MR_VIRT_ADDR) != 0 ? " virtual" : "", (mr & FI_MR_PROV_KEY) != 0 ? " own-keys" : "",
+      (mr & FI_MR_ENDPOINT) != 0 ? " endpoint" : "",
+      (mr & (FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_PROV_KEY | FI_MR_ENDPOINT)) == 0 ? " none" : "");
+}
+
+static std::string why_not(const fi_info& info, const fi_info* chosen) {
+  const std::string provider = provider_of(info);
+  if (&info == chosen) return "";
+  for (const char* never : kNever) {
+    if (is_of(provider, never)) return "never: not reliable or deprecated";
+  }
+  const auto names = wanted_names();
+  if (std::ranges::none_of(names, [&](const auto& each) { return is_of(provider, each); })) {
+    return config::is_set("HCCOMM_OFI_PROVIDER") ? "not in HCCOMM_OFI_PROVIDER"
+                                                 : "no real fabric; taken when asked for";
+  }
+  if (link_down(info)) return "its link is down";
+  return "another one is nearer or listed first";
+}
+
+Result<std::vector<Finding>> survey() {
+  auto found = library();
+  if (!found) return found.status();
+  const Info all = all_infos(*found.value());
+  auto near = tcp::chosen_interfaces();
+  const fi_info* const chosen = best_of(all.get(), near ? near.value().front().ip : tcp::Ip{});
+  std::vector<Finding> findings;
+  std::set<std::string> seen;
+  // One line for each card, whatever its addresses; the one that is taken before its likes.
+  for (const bool used : {true, false}) {
+    for (const fi_info* each = all.get(); each != nullptr; each = each->next) {
+      std::string what = text(provider_of(*each), " on ", domain_of(*each));
+      if ((each == chosen) != used || !seen.insert(what).second) continue;
+      const auto ip = used ? ip_of(*each) : std::nullopt;
+      if (ip) what += ", " + ip->text();
+      findings.push_back({std::move(what), capabilities(*each), used, why_not(*each, chosen)});
+    }
+  }
+  return findings;
+}
+
+std::string mismatch(const Library& library, const std::string& mine, const std::string& theirs,
+                     Distance distance) {
+  if (mine != theirs) {
+    return text("it uses provider ", theirs, " of libfabric, this process ", mine,
+                "; set HCCOMM_OFI_PROVIDER alike on all ranks");
+  }
+  if (!is_of(mine, "shm")) return "";
+  if (distance == Distance::Apart) return "provider shm stays within one machine";
+  // 2.5.1 was seen to crash in fi_cq_read when both endpoints were of one process.
+  if (distance == Distance::SameProcess && library.version >= FI_VERSION(2, 0)) {
+    return "provider shm of libfabric 2 does not join two endpoints of one process";
+  }
+  return "";
+}
+
+}  // namespace hccomm::transport::ofi
