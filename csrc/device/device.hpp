@@ -69,9 +69,9 @@ class Runtime {
  public:
   virtual ~Runtime() = default;
 
-  virtual std::string library() const = 0;               // the path of what is loaded
-  virtual Result<int> count() noexcept = 0;              // devices here
-  virtual Result<int> current() noexcept = 0;            // the calling thread's device
+  virtual std::string library() const = 0;     // the path of what is loaded
+  virtual Result<int> count() noexcept = 0;    // devices here
+  virtual Result<int> current() noexcept = 0;  // the calling thread's device, where it has one
   virtual std::string describe(int index) noexcept = 0;  // "NVIDIA H100, 0000:17:00.0"
   // Addresses on either side that are multiples of this are copied without detours.
   virtual std::size_t alignment() const noexcept { return 1; }
