@@ -6,8 +6,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -31,6 +34,7 @@ constexpr auto kLastPause = std::chrono::microseconds(5000);
 constexpr double kLingerSeconds = 1;  // the destructor's grace
 constexpr std::size_t kMaxFileName = 200;
 constexpr const char* kMark = "open";
+constexpr time_t kOldSeconds = 60;  // nobody takes that long from mkdir to the mark
 
 std::string hex(std::string_view bytes) {
   std::string out;
@@ -113,13 +117,25 @@ std::vector<std::string> files_in(int folder) {
 // The mark's text. Complete once it ends in a line feed.
 std::string my_mark() { return text(machine_id(), "\n", getpid(), "\n"); }
 
+// Whether there is no such process, or only what is left of it until its parent asks.
+bool is_dead(pid_t pid) {
+  if (kill(pid, 0) != 0) return errno == ESRCH;
+#ifdef SYS_pidfd_open
+  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  pollfd entry{process.get(), POLLIN, 0};
+  return process && poll(&entry, 1, 0) == 1;
+#else
+  return false;
+#endif
+}
+
 // Whether the process that wrote this mark is certainly gone.
 bool owner_is_dead(std::string_view mark) {
   const std::size_t line = mark.find('\n');
   if (line == std::string_view::npos || mark.substr(0, line) != machine_id()) return false;
   pid_t pid = 0;
   std::from_chars(mark.data() + line + 1, mark.data() + mark.size(), pid);
-  return pid > 0 && kill(pid, 0) != 0 && errno == ESRCH;
+  return pid > 0 && is_dead(pid);
 }
 
 // Owns:   the directory on rank 0; on other ranks their one "m.*" file.
@@ -241,7 +257,46 @@ UniqueFd open_folder(const std::string& path) {
   return UniqueFd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
 }
 
+// Whether every process that has left a mark in the folder is certainly gone; a folder without any
+// whole mark is taken for a dead job's only once it is old.
+bool left_by_the_dead(const UniqueFd& folder) {
+  bool marked = false;
+  for (const std::string& name : files_in(folder.get())) {
+    if (name != kMark && !name.starts_with("m.")) continue;
+    std::string mark;
+    bool found = false;
+    if (!read_all(folder.get(), name, mark, found).ok() || !found) return false;
+    if (!mark.ends_with("\n")) continue;  // being written, or by one who was killed doing so
+    if (!owner_is_dead(mark)) return false;
+    marked = true;
+  }
+  struct stat about = {};
+  return marked ||
+         (fstat(folder.get(), &about) == 0 && about.st_mtime + kOldSeconds < time(nullptr));
+}
+
+// Removes what jobs that were killed while they met have left beside `path`, where that is the
+// folder in which hccomm itself makes the meeting places of this user, and nobody else writes.
+void sweep_beside(const std::string& path) {
+  const std::string parent = path.substr(0, path.rfind('/'));
+  if (!parent.ends_with(text("/hccomm-", geteuid()))) return;
+  const UniqueFd all = open_folder(parent);
+  if (!all || !check_folder(all, parent).ok()) return;
+  for (const std::string& name : files_in(all.get())) {
+    const UniqueFd one(
+        openat(all.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    if (!one || !check_folder(one, name).ok() || !left_by_the_dead(one)) continue;
+    for (const std::string& file : files_in(one.get())) {
+      const bool ours = file == kMark || file.starts_with("m.") || file.starts_with("k.") ||
+                        file.starts_with("t.");
+      if (ours) unlinkat(one.get(), file.c_str(), 0);
+    }
+    unlinkat(all.get(), name.c_str(), AT_REMOVEDIR);
+  }
+}
+
 Result<std::unique_ptr<Store>> found_store(const std::string& path) {
+  sweep_beside(path);
   const bool made = mkdir(path.c_str(), 0700) == 0;
   if (const int err = errno; !made && err != EEXIST) {
     return Status::from_errno(err, text("rendezvous: rank 0 cannot make the directory ", path));

@@ -18,7 +18,7 @@ namespace hccomm::rendezvous {
 namespace {
 
 constexpr double kCensusSeconds = 0.3;  // to find out who is there, once the deadline has passed
-constexpr double kGraceSeconds = 0.8;   // more than that: rank 0 tells the others
+constexpr double kGraceSeconds = 0.5;   // more than that: rank 0 tells the others
 constexpr double kLookSeconds = 0.005;
 constexpr std::size_t kMaxName = 200;
 constexpr std::size_t kMaxRanksNamed = 16;
