@@ -46,6 +46,16 @@ bool Endpoint::forked() noexcept { return in_forked_child.load(std::memory_order
 static engine::Settings engine_settings() {
   engine::Settings settings;
   if (config::raw("HCCOMM_EAGER") != "auto") settings.eager_limit = config::bytes("HCCOMM_EAGER");
+  settings.staging_bytes = config::bytes("HCCOMM_STAGING");
+  if (settings.staging_bytes < 1 << 20) {
+    throw Error(Code::InvalidArgument, text("HCCOMM_STAGING=", config::raw("HCCOMM_STAGING"),
+                                            " is below 1M, which a device needs at least"));
+  }
+  if (config::raw("HCCOMM_STAGING_SEGMENT") != "auto") {
+    constexpr std::uint64_t kPage = 4096;
+    settings.staging_segment =
+        (config::bytes("HCCOMM_STAGING_SEGMENT") + kPage - 1) / kPage * kPage;
+  }
   settings.silence = config::seconds("HCCOMM_SILENCE");
   const bool chosen = config::raw("HCCOMM_SPIN_US") != "auto";
   if (chosen) settings.spin_us = static_cast<int>(config::integer("HCCOMM_SPIN_US"));

@@ -112,11 +112,19 @@ void Channel::send_bulk(Bulk bulk) {
 }
 
 // The next part of the first large message becomes the current frame; the message goes to the end
-// of the line, so that several share the link.
-void Channel::next_bulk_part() {
-  Bulk bulk = std::move(bulk_.front());
+// of the line, so that several share the link. False when no message has bytes to send.
+bool Channel::next_bulk_part() {
+  const auto there = [](const Bulk& bulk) {
+    return (bulk.available == nullptr ? bulk.bytes : *bulk.available) - bulk.offset;
+  };
+  for (std::size_t others = bulk_.size(); there(bulk_.front()) == 0; --others) {
+    if (others == 1) return false;
+    bulk_.push_back(bulk_.front());
+    bulk_.pop_front();
+  }
+  Bulk bulk = bulk_.front();
   bulk_.pop_front();
-  const std::uint64_t part = std::min<std::uint64_t>(frame_bytes_, bulk.bytes - bulk.offset);
+  const std::uint64_t part = std::min<std::uint64_t>(frame_bytes_, there(bulk));
   current_.emplace();
   current_->frame.header = bulk.header;
   current_->frame.header.length = part;
@@ -127,8 +135,9 @@ void Channel::next_bulk_part() {
     current_->operation = bulk.operation;
     current_->step = bulk.step;
   } else {
-    bulk_.push_back(std::move(bulk));
+    bulk_.push_back(bulk);
   }
+  return true;
 }
 
 bool Channel::pump() {
@@ -138,9 +147,7 @@ bool Channel::pump() {
       if (!urgent_.empty()) {
         current_ = std::move(urgent_.front());
         urgent_.pop_front();
-      } else if (!bulk_.empty()) {
-        next_bulk_part();
-      } else {
+      } else if (bulk_.empty() || !next_bulk_part()) {
         return moved;
       }
     }

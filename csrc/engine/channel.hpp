@@ -34,6 +34,7 @@ struct Bulk {
   std::uint64_t bytes = 0, offset = 0;
   Operation* operation = nullptr;
   std::uint32_t step = 0;
+  const std::uint64_t* available = nullptr;  // bytes of it that are there; nullptr: all
 };
 
 // A step that cannot be issued before the link is up.
@@ -107,7 +108,7 @@ class Channel final : public transport::Inbox {
   void end() override;
 
  private:
-  void next_bulk_part();
+  bool next_bulk_part();
   void completed(Operation* operation, std::uint32_t step);
   const Binding* binding_of(std::uint64_t context);
   void keep_for_later(const wire::Header& header, const std::byte* payload);

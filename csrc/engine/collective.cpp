@@ -56,6 +56,16 @@ void finish_recipe(Recipe& recipe) {
     }
     recipe.inlet_largest.push_back(largest);
   }
+  const auto extend = [&](const plan::Slice& slice) {
+    if (slice.space == plan::Space::Scratch || slice.count == 0) return;
+    std::uint64_t& extent = recipe.extent[static_cast<int>(slice.space)];
+    extent = std::max(extent, (slice.offset + slice.count) * recipe.element_bytes);
+  };
+  for (const Step& step : plan.steps) {
+    extend(step.src);
+    extend(step.dst);
+  }
+  for (const plan::Slice& term : plan.terms) extend(term);
   recipe.outlets = group_sends(plan, recipe.send_steps);
 }
 
@@ -65,7 +75,7 @@ static const plan::Inlet* inlet_of(const std::vector<plan::Inlet>& inlets, int p
   return found != inlets.end() && found->peer == peer ? &*found : nullptr;
 }
 
-Operation& Engine::begin_collective(Context& context, Job& job) {
+Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>& staged) {
   Operation& op = allocate(context, OperationKind::Collective, job.timeout);
   op.recipe = std::move(job.recipe);
   const Recipe& recipe = *op.recipe;
@@ -92,10 +102,12 @@ Operation& Engine::begin_collective(Context& context, Job& job) {
       reinterpret_cast<std::byte*>((raw + 63) & ~std::uintptr_t{63});
   op.base[static_cast<int>(plan::Space::Input)] = job.input;
   op.base[static_cast<int>(plan::Space::Output)] = job.output;
-  for (std::size_t i = 0; i < recipe.plan.inlets.size() && !op.done(); ++i) issue_open(op, i);
-  if (op.done()) return op;
-  for (const std::uint32_t step : recipe.roots) ready_.emplace_back(&op, step);
-  if (op.left == 0) finish(op, {});
+  if (job.device != nullptr && !begin_staged(op, staged)) return op;
+  for (std::size_t i = 0; i < recipe.plan.inlets.size() && op.running(); ++i) issue_open(op, i);
+  if (!op.running()) return op;
+  const auto& roots = op.staged == nullptr ? recipe.roots : op.staged->plan->roots;
+  for (const std::uint32_t step : roots) ready_.emplace_back(&op, step);
+  if (op.left == 0) end(op);
   drain();
   if (!context.early.empty()) receive_early(op);
   return op;
@@ -183,7 +195,9 @@ void Engine::complete(Operation& op, std::uint32_t id) {
     const std::uint32_t next = plan.edges[step.first_dependent + k - 1];
     if (--op.steps[next].waiting == 0) ready_.emplace_back(&op, next);
   }
-  if (--op.left == 0) finish(op, {});
+  if (op.staged != nullptr && step.kind > Kind::RecvReduce)
+    wrote(op, step.dst, 0, op.bytes_of(step));
+  if (--op.left == 0) end(op);
 }
 
 void Engine::drain() {
@@ -412,6 +426,7 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
       }
     }
   }
+  if (op.staged != nullptr) wrote(op, step.dst, offset, bytes);
   state.value += bytes;
   if (state.value == op.bytes_of(step)) complete(op, id);
 }
@@ -473,7 +488,7 @@ bool Engine::advance(Pull& pull) {
       pull.channel->send(header, nullptr);
     }
     if (op.kind == OperationKind::Recv) {
-      if (pull.offset == pull.bytes) finish(op, {});
+      arrived(op, at, part);
     } else {
       apply(op, pull.step, at, reduces ? bounce_.data() : nullptr, part);
     }

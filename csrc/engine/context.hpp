@@ -51,6 +51,8 @@ struct Matching {
   // Large messages on their way, by (rank, number given by the sender).
   std::unordered_map<TagKey, Operation*, TagHash> sending, receiving;
   std::vector<std::uint32_t> next_index;  // by rank
+  // Sends that wait for their data, or behind one that does; empty where no device is in use.
+  std::unordered_map<TagKey, Line<Operation*>, TagHash> held;
 };
 
 // Owns:   nothing of the operations in flight; it lists them.

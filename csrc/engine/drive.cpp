@@ -3,6 +3,7 @@
 // Who moves the bytes: whoever waits polls the links, spins briefly, then yields, then sleeps until
 // a link, a deadline or another thread wakes it. The service thread does the same when operations
 // are in flight and nobody waits; it sleeps otherwise.
+#include <poll.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -37,6 +38,7 @@ bool Engine::progress() {
     moved = up_[i]->progress() || moved;
   }
   if (!pulls_.empty()) moved = advance_pulls() || moved;
+  if (staging_.busy()) moved = staging_.progress() || moved;
   if (!ready_.empty()) drain();
   return moved;
 }
@@ -159,10 +161,13 @@ bool Engine::sleep(Guard& guard, Deadline deadline) {
   if (quiet) {
     Clock::time_point until = std::min(Clock::now() + kTick, deadline.at());
     for (const auto& [at, channel] : late_dials_) until = std::min(until, at);
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+    // Copies ring no bell: they are looked for at short intervals.
+    std::chrono::nanoseconds left = std::max(until - Clock::now(), Clock::duration::zero());
+    if (staging_.busy()) left = std::min(left, staging_.nap());
     guard.unlock();
-    epoll_event events[16];
-    epoll_wait(poller_.get(), events, 16, static_cast<int>(std::max<long long>(left, 0)));
+    const timespec nap{left.count() / 1'000'000'000, left.count() % 1'000'000'000};
+    pollfd events{poller_.get(), POLLIN, 0};
+    ppoll(&events, 1, &nap, nullptr);
     guard.lock();
     eventfd_t ignored = 0;
     eventfd_read(bell_.get(), &ignored);

@@ -34,7 +34,8 @@ Engine::Engine(Dialer& dialer, std::string uuid, Settings settings)
       poller_(epoll_create1(EPOLL_CLOEXEC)),
       bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       service_bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      service_timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) {
+      service_timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
+      staging_(*this, settings.staging_bytes, settings.staging_segment) {
   if (!poller_ || !bell_ || !service_bell_ || !service_timer_) {
     throw Error(Status::from_errno(
         errno, "engine: cannot make its wake-up descriptors; raise `ulimit -n`"));
@@ -126,6 +127,11 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
     }
   }
   poison_locked(context, Status(Code::Aborted, context.name + " is closed"), false);
+  // The failed operations end soon, even if their copies do not (check_deadlines).
+  const auto here = [&](const Operation* op) { return op->context == &context; };
+  while (std::ranges::any_of(running_, here)) {
+    drive(guard, nullptr, Deadline::after(Seconds(0.002)));
+  }
   for (Channel* channel : context.channels) {
     if (channel == nullptr) continue;
     while (channel->up() && !channel->idle() && !deadline.passed()) {
@@ -281,16 +287,22 @@ Operation& Engine::allocate(Context& context, OperationKind kind, Seconds timeou
   return op;
 }
 
+// No frame finds the operation any more.
+void Engine::detach(Operation& op) {
+  if (op.kind != OperationKind::Collective) {
+    forget_tagged(op);
+    return;
+  }
+  std::vector<Operation*>& window = op.context->window;
+  Operation*& slot = window[op.sequence & (window.size() - 1)];
+  if (slot == &op) slot = nullptr;
+}
+
 void Engine::finish(Operation& op, Status status) {
   if (op.done()) return;
+  if (op.staged != nullptr && !leave_device(op, status)) return;
   if (!status.ok()) op.status = std::move(status);
-  Context& context = *op.context;
-  if (op.kind == OperationKind::Collective) {
-    Operation*& slot = context.window[op.sequence & (context.window.size() - 1)];
-    if (slot == &op) slot = nullptr;
-  } else {
-    forget_tagged(op);
-  }
+  if (op.running()) detach(op);
   running_[op.position] = running_.back();
   running_[op.position]->position = op.position;
   running_.pop_back();
@@ -328,22 +340,30 @@ Operation* Engine::handle(Operation& op, Follow follow) {
 }
 
 Operation* Engine::start(Context& context, Job job, Follow follow) {
+  Result<Staged*> staged = nullptr;
+  if (job.device != nullptr) staged = staging_.prepare(*job.recipe, *job.device);
   Guard guard(*this);
   Operation* op = nullptr;
   if (!context.poison.ok()) {
+    staging_.discard(staged);
     op = &allocate(context, OperationKind::Send, job.timeout);
     finish(*op, context.poison);
   } else {
-    op = handle(begin_collective(context, job), follow);
+    op = handle(begin_collective(context, job, staged), follow);
   }
   call_back(guard);
   return op;
 }
 
 Status Engine::run(Context& context, Job job) {
+  Result<Staged*> staged = nullptr;
+  if (job.device != nullptr) staged = staging_.prepare(*job.recipe, *job.device);
   Guard guard(*this);
-  if (!context.poison.ok()) return context.poison;
-  Operation& op = begin_collective(context, job);
+  if (!context.poison.ok()) {
+    staging_.discard(staged);
+    return context.poison;
+  }
+  Operation& op = begin_collective(context, job, staged);
   if (!op.done()) drive(guard, &op, Deadline::never());
   flush();
   Status status = op.status;

@@ -10,22 +10,15 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
-#include <memory>
-#include <mutex>
 #include <set>
-#include <string>
 #include <thread>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
-#include "base/clock.hpp"
-#include "base/error.hpp"
 #include "base/unique_fd.hpp"
 #include "engine/channel.hpp"
 #include "engine/context.hpp"
-#include "engine/operation.hpp"
-#include "engine/parts.hpp"
+#include "engine/staging.hpp"
 
 namespace hccomm::engine {
 
@@ -33,12 +26,10 @@ namespace hccomm::engine {
 // Thread: every public function from any thread. One mutex guards everything below; it is released
 //         while a waiter sleeps, and callbacks run outside it.
 // Fails:  operations carry their Status; the engine itself never throws after construction.
-class Engine {
+class Engine final : private StagingClient {
  public:
   Engine(Dialer& dialer, std::string uuid, Settings settings);
-  ~Engine();  // Requires: no context is left.
-  Engine(const Engine&) = delete;
-  Engine& operator=(const Engine&) = delete;
+  ~Engine();  // Requires: no context is left. Stays where it is.
 
   // Joins and leaves of groups. channels and who are filled in by add(). `say_bye` tells the peers.
   void add(Context& context, const std::vector<transport::Card>& cards);
@@ -70,6 +61,7 @@ class Engine {
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
   // How the peer is reached: "shm (single copy)", or "not connected yet".
   std::string describe(const std::string& uuid);
+  std::vector<Staging::Report> devices() { return staging_.report(); }  // used so far
   // How many ranks share this machine's `cores`: more ranks than cores yield at once.
   void share_machine(int ranks, int cores);
   // Async-signal-safe: every operation fails with Aborted at the next look.
@@ -78,7 +70,7 @@ class Engine {
  private:
   friend class Channel;
   class Guard;
-
+  using Header = wire::Header;
   // engine.cpp
   Channel& channel_of(const transport::Card& card);
   Channel& sound_channel_of(const transport::Card& card);
@@ -87,44 +79,55 @@ class Engine {
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
   Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
   Operation& allocate(Context& context, OperationKind kind, const Parcel& parcel);
-  void finish(Operation& operation, Status status);
-  void drop_reference(Operation& operation);
-  Operation* handle(Operation& operation, Follow follow);
+  void finish(Operation& op, Status status);
+  void detach(Operation& op);
+  void drop_reference(Operation& op);
+  Operation* handle(Operation& op, Follow follow);
   // collective.cpp
-  Operation& begin_collective(Context& context, Job& job);
-  void run_step(Operation& operation, std::uint32_t step);
-  void issue_send(Operation& operation, std::uint32_t step);
-  void issue_open(Operation& operation, std::size_t inlet);
+  Operation& begin_collective(Context& context, Job& job, Result<Staged*>& staged);
+  void run_step(Operation& op, std::uint32_t step);
+  void issue_send(Operation& op, std::uint32_t step);
+  void issue_open(Operation& op, std::size_t inlet);
   void unpark(Channel& channel);
-  void complete(Operation& operation, std::uint32_t step);
+  void complete(Operation& op, std::uint32_t step);
   void drain();
-  void receive(Context& context, int source, const wire::Header& header, const std::byte* payload);
-  Kept keep(int source, const wire::Header& header, const std::byte* payload);
-  void receive_early(Operation& operation);
-  bool agrees(Context& context, int source, const wire::Header& header);
-  std::int64_t recv_step(const Operation& operation, int source, std::uint32_t index) const;
-  void receive_control(Context& context, Operation& operation, int source,
-                       const wire::Header& header);
-  void start_pull(Context& context, Operation& operation, std::uint32_t step,
-                  std::uint64_t address);
+  void receive(Context& context, int source, const Header& header, const std::byte* payload);
+  Kept keep(int source, const Header& header, const std::byte* payload);
+  void receive_early(Operation& op);
+  bool agrees(Context& context, int source, const Header& header);
+  std::int64_t recv_step(const Operation& op, int source, std::uint32_t index) const;
+  void receive_control(Context& context, Operation& op, int source, const Header& header);
+  void start_pull(Context& context, Operation& op, std::uint32_t step, std::uint64_t address);
   bool advance(Pull& pull);
-  bool fits(Operation& operation, std::uint32_t step, const wire::Header& header, int source);
-  void apply(Operation& operation, std::uint32_t step, std::uint64_t offset,
-             const std::byte* payload, std::uint64_t bytes);
+  bool fits(Operation& op, std::uint32_t step, const Header& header, int source);
+  void apply(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
   bool advance_pulls();
   // tagged.cpp
-  void issue_tagged(Operation& operation);
-  void receive_tagged(Context& context, int source, const wire::Header& header,
-                      const std::byte* payload);
-  void match(Context& context, Operation& operation, int source, const wire::Header& header,
-             const std::byte* payload);
-  void receive_tagged_control(Context& context, int source, const wire::Header& header,
-                              const std::byte* payload);
-  void forget_tagged(Operation& operation);
+  void issue_tagged(Operation& op);
+  void want(Operation& op);
+  void receive_tagged(Context& context, int source, const Header& header, const std::byte* payload);
+  void match(Context&, Operation& op, int source, const Header&, const std::byte* payload);
+  void receive_tagged_control(Context&, int source, const Header&, const std::byte* payload);
+  void forget_tagged(Operation& op);
+  bool held_back(Operation& op);
+  void dispatch(Operation& op);
+  bool send_held(Operation& op);
+  void arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes);
+  // staged.cpp: buffers on devices
+  bool begin_staged(Operation& op, Result<Staged*>& staged);
+  void wrote(Operation& op, const plan::Slice& dst, std::uint64_t at, std::uint64_t bytes);
+  void end(Operation& op);
+  bool leave_device(Operation& op, const Status& status);
+  void device_failed(Operation& op, const Status& why);
+  void give_up(Operation& op);
+  void copied_in(Staged& staged, const Cell& cell) override;
+  void copied_out(Staged& staged) override;
+  void copy_failed(Staged& staged, const Status& why) override;
+  void copies_over(Staged& staged) override;
   // failure.cpp
   void poison_locked(Context& context, Status why, bool tell);
   void tell(Context& context, int rank);
-  void fail(Operation& operation, const Status& why);
+  void fail(Operation& op, const Status& why);
   void channel_broken(Channel& channel, const Status& why);
   void fell_silent(Channel& channel);
   void epoll_forget(int fd);
@@ -132,14 +135,14 @@ class Engine {
   void retire(Channel& channel);
   void drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank);
-  bool waits_for(const Operation& operation, int rank) const;
-  Status mismatch(const Context& context, std::uint64_t sequence, std::uint64_t mine, int source,
+  bool waits_for(const Operation& op, int rank) const;
+  Status mismatch(const Context&, std::uint64_t sequence, std::uint64_t mine, int source,
                   std::uint64_t theirs) const;
   void check_deadlines(Clock::time_point now);
-  std::string progress_text(const Operation& operation) const;
-  void probe(Operation& operation);
-  void answer_probe(Context& context, int source, const wire::Header& header);
-  void receive_absent(Context& context, const wire::Header& header, const std::byte* payload);
+  std::string progress_text(const Operation& op) const;
+  void probe(Operation& op);
+  void answer_probe(Context& context, int source, const Header& header);
+  void receive_absent(Context& context, const Header& header, const std::byte* payload);
   // drive.cpp
   bool progress();
   void drive(Guard& guard, const Operation* until, Deadline deadline);
@@ -166,7 +169,6 @@ class Engine {
   bool driving_ = false;            // a waiter drives
   bool asleep_ = false;             // links have been told that we sleep
   std::atomic<int> abort_word_{0};
-
   Blocks blocks_;  // outlives all that keeps frames
   std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid; none is broken
   std::vector<std::unique_ptr<Channel>> retired_;    // broken, of contexts that are not closed yet
@@ -186,8 +188,8 @@ class Engine {
   Line<Pull> pulls_;
   std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
   std::vector<Callback> callbacks_;
-
   UniqueFd poller_, bell_, service_bell_, service_timer_;
+  Staging staging_;
   Clock::time_point armed_until_{};
   Clock::time_point next_tick_{};
   Clock::time_point next_check_{};  // of deadlines

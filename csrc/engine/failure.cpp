@@ -19,6 +19,7 @@ static constexpr auto kProbeEvery = std::chrono::milliseconds(500);
 
 // Fails one operation and forgets every frame, pull and step of it.
 void Engine::fail(Operation& op, const Status& why) {
+  if (!op.running()) return;
   for (const auto& [uuid, channel] : channels_) channel->cancel(&op);
   std::erase_if(ready_, [&](const auto& each) { return each.first == &op; });
   pulls_.erase_if([&](const Pull& each) { return each.operation == &op; });
@@ -105,6 +106,7 @@ void Engine::lost(Context& context, int rank) {
 
 // Whether the operation cannot end without something that this rank has still to send or take.
 bool Engine::waits_for(const Operation& op, int rank) const {
+  if (!op.running()) return false;
   if (op.kind != OperationKind::Collective) {
     return op.peer == rank;
   }
@@ -160,12 +162,20 @@ Status Engine::mismatch(const Context& context, std::uint64_t sequence, std::uin
           source};
 }
 
+static std::string copies_text(const Operation& op) {
+  if (op.staged == nullptr) return {};
+  const Staged& staged = *op.staged;
+  if (!staged.open) return ", the caller's stream has not reached the call";
+  return text(", ", staged.landed_in + staged.landed_out, " of ",
+              staged.plan->in.size() + staged.plan->out.size(), " device copies done");
+}
+
 std::string Engine::progress_text(const Operation& op) const {
   const Context& context = *op.context;
   if (op.kind != OperationKind::Collective) {
     return text(op.kind == OperationKind::Send ? "send to " : "recv from ",
                 op.peer < 0 ? std::string("any rank") : context.who[op.peer], ", tag ", op.tag,
-                ", ", op.moved, " of ", op.bytes, " bytes");
+                ", ", op.moved, " of ", op.bytes, " bytes", copies_text(op));
   }
   std::string missing;
   for (const std::uint32_t rank : op.absent) {
@@ -179,7 +189,7 @@ std::string Engine::progress_text(const Operation& op) const {
   }
   if (listed > 8) late += text(" and ", listed - 8, " more");
   return text(op.recipe->what, " #", op.sequence, ", ", op.steps.size() - op.left, " of ",
-              op.steps.size(), " steps done",
+              op.steps.size(), " steps done", copies_text(op),
               late.empty() ? std::string() : ", waiting for " + late,
               missing.empty() ? std::string() : "; not called yet by " + missing);
 }
@@ -260,7 +270,11 @@ void Engine::check_deadlines(Clock::time_point now) {
   }
   looked_at_ = running_;  // a copy: failing one changes the list
   for (Operation* op : looked_at_) {
-    if (op->done() || op->state.load(std::memory_order_relaxed) == Operation::Free) continue;
+    if (!op->running()) {
+      const bool ending = op->state.load(std::memory_order_relaxed) == Operation::Ending;
+      if (ending && now >= op->deadline) give_up(*op);
+      continue;
+    }
     if (op->probe_at == Clock::time_point{}) {
       op->probe_at = now + kProbeAfter;
       op->deadline = deadline_from(now, op->timeout);

@@ -19,6 +19,7 @@ class Line {
     head_ = 0;
   }
   bool empty() const { return head_ == items_.size(); }
+  std::size_t size() const { return items_.size() - head_; }
   T& front() { return items_[head_]; }
   void push_back(T item) {
     if (items_.size() == items_.capacity() && head_ > items_.size() / 2) drop_taken();

@@ -20,7 +20,10 @@
 
 namespace hccomm::engine {
 
+struct Buffers;
 struct Context;
+struct StagePlan;
+struct Staged;
 class Engine;
 
 // Where one step stands. Copied from Recipe::initial when an operation starts.
@@ -47,6 +50,9 @@ struct Recipe {
   // Like Plan::inlets and recv_steps, for what we send: outlets[i] is of peer Plan::outlets[i].
   std::vector<plan::Inlet> outlets;
   std::vector<std::uint32_t> send_steps;
+  std::uint64_t extent[2] = {};  // bytes of Output and Input that the plan touches
+  // How it runs over device buffers, as far as that has been asked; kept by engine/staging.
+  mutable std::vector<std::shared_ptr<const StagePlan>> stages;
 };
 
 // Fills the derived members from plan and element_bytes.
@@ -59,6 +65,7 @@ struct Job {
   std::byte* output = nullptr;
   double factor = 1.0;  // PREMUL_SUM
   Seconds timeout{300};
+  const Buffers* device = nullptr;  // where not both lie in host memory; read by start() only
 };
 
 // A part of a message that came before its step (or its operation) was ready for it.
@@ -74,7 +81,8 @@ enum class OperationKind : std::uint8_t { Collective, Send, Recv };
 // Thread: state is atomic; everything else is guarded by the engine's lock.
 // Fails:  status holds the first failure; read it once state is Done.
 struct Operation {
-  enum State : int { Free, Running, Done };
+  // Ending: it has failed, and copies from or to its device buffers have still to end.
+  enum State : int { Free, Running, Ending, Done };
 
   OperationKind kind = OperationKind::Collective;
   std::atomic<int> state{Free};
@@ -90,6 +98,8 @@ struct Operation {
   Clock::time_point deadline = Clock::time_point::max();
   Status doubt;                // a failure whose true reason may still come; raised at the deadline
   Clock::time_point probe_at;  // when to ask the peers we wait for; unset before the first look
+
+  Staged* staged = nullptr;  // where buffers lie on a device
 
   // collectives
   std::shared_ptr<const Recipe> recipe;
@@ -124,6 +134,7 @@ struct Operation {
     return (step.kind == plan::Kind::Send ? step.src.count : step.dst.count) *
            recipe->element_bytes;
   }
+  bool running() const { return state.load(std::memory_order_relaxed) == Running; }
   bool done() const { return state.load(std::memory_order_acquire) == Done; }
 };
 

@@ -7,8 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "base/clock.hpp"
+#include "device/device.hpp"
 #include "transport/transport.hpp"
 
 namespace hccomm::engine {
@@ -27,10 +29,12 @@ struct Callback {
 };
 
 struct Settings {
-  std::size_t eager_limit = 0;  // bytes; 0: each link's own
-  int spin_us = 60;             // polling before a waiter sleeps
-  Seconds silence{3.0};         // a peer that says nothing for so long is lost; 0: never
-  bool oversubscribed = false;  // more local ranks than cores: yield at once
+  std::size_t eager_limit = 0;            // bytes; 0: each link's own
+  int spin_us = 60;                       // polling before a waiter sleeps
+  Seconds silence{3.0};                   // a peer that says nothing for so long is lost; 0: never
+  bool oversubscribed = false;            // more local ranks than cores: yield at once
+  std::size_t staging_bytes = 256 << 20;  // pinned host memory per device, at most
+  std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
 };
 
@@ -39,6 +43,21 @@ enum class Follow : std::uint8_t {
   Wait,        // the caller waits at once
   Soon,        // the caller waits, or tests, presently
   Background,  // nobody waits for long: the service thread drives at once
+};
+
+// Where a buffer lies on a device. The name is of the kind, "cuda", and outlives the engine.
+struct Where {
+  device::Runtime* runtime = nullptr;  // nullptr: host memory
+  std::int32_t index = 0;
+  bool opaque = false;  // handles are no addresses: they compare equal, or are different memory
+  device::Place place;
+  void* stream = nullptr;  // the caller's
+  std::string_view name;
+};
+
+// The buffers of a collective that lie on a device, by plan::Space.
+struct Buffers {
+  Where where[2];
 };
 
 // Makes links. dial() is called under the engine's lock and returns at once; the outcome comes
@@ -61,6 +80,7 @@ struct Parcel {
   std::uint8_t kind = 0;
   Seconds timeout{300};
   Follow follow = Follow::Soon;
+  const Where* where = nullptr;  // of `data`, where that lies on a device; read by start_*() only
 };
 
 // A message that is being copied out of the sender's memory, a piece at a time.

@@ -29,24 +29,19 @@ Operation& Engine::allocate(Context& context, OperationKind kind, const Parcel& 
 }
 
 Operation* Engine::start_send(Context& context, const Parcel& parcel) {
+  const bool on_device = parcel.where != nullptr && parcel.bytes != 0;
+  Result<Staged*> staged = nullptr;
+  if (on_device) staged = staging_.prepare(*parcel.where, parcel.bytes, true);
   Guard guard(*this);
   Operation& op = allocate(context, OperationKind::Send, parcel);
   if (!context.poison.ok()) {
+    staging_.discard(staged);
     finish(op, context.poison);
     call_back(guard);
     return &op;
   }
-  if (op.peer == context.rank) {
-    Header header;
-    header.type = Type::Tagged;
-    header.flags = op.element_kind;
-    header.sequence = op.tag;
-    header.length = header.fingerprint = op.bytes;
-    receive_tagged(context, op.peer, header, op.data);
-    finish(op, {});
-  } else {
-    issue_tagged(op);
-  }
+  if (!on_device || begin_staged(op, staged)) issue_tagged(op);
+  drain();
   handle(op, parcel.follow);
   call_back(guard);
   return &op;
@@ -54,22 +49,68 @@ Operation* Engine::start_send(Context& context, const Parcel& parcel) {
 
 void Engine::issue_tagged(Operation& op) {
   Context& context = *op.context;
-  Channel& channel = *context.channels[op.peer];
-  if (channel.state() == Channel::State::Broken) {
-    lost(context, op.peer);
-    return;
-  }
-  if (!channel.up()) {
-    if (op.kind == OperationKind::Send) channel.park({&op, 0, false});
-    need(channel);
-    return;
+  if (op.peer != context.rank) {
+    Channel& channel = *context.channels[op.peer];
+    if (channel.state() == Channel::State::Broken) {
+      lost(context, op.peer);
+      return;
+    }
+    if (!channel.up()) {
+      if (op.kind == OperationKind::Send) channel.park({&op, 0, false});
+      need(channel);
+      return;
+    }
   }
   if (op.kind == OperationKind::Recv) return;
+  if ((op.staged == nullptr && context.matching.held.empty()) || !held_back(op)) dispatch(op);
+}
+
+// Whether the message can be sent, or at least announced: its data are here, or it is large.
+static bool may_leave(const Operation& op) {
+  if (op.staged == nullptr || op.staged->available == op.bytes) return true;
+  return op.peer != op.context->rank && op.bytes > op.context->channels[op.peer]->eager_bytes();
+}
+
+// Messages of one tag to one rank keep their order: one whose data are not here yet holds up those
+// behind it.
+bool Engine::held_back(Operation& op) {
+  auto& held = op.context->matching.held;
+  const TagKey key{op.peer, op.tag};
+  if (!held.contains(key) && may_leave(op)) return false;
+  held[key].push_back(&op);
+  return true;
+}
+
+// More of the message's data are here. False when it is not one that is held back.
+bool Engine::send_held(Operation& op) {
+  auto& held = op.context->matching.held;
+  const TagKey key{op.peer, op.tag};
+  const auto line = held.find(key);
+  if (line == held.end()) return false;
+  while (!line->second.empty() && may_leave(*line->second.front())) {
+    Operation& first = *line->second.front();
+    line->second.pop_front();
+    dispatch(first);
+  }
+  if (line->second.empty()) held.erase(line);
+  return true;
+}
+
+void Engine::dispatch(Operation& op) {
+  Context& context = *op.context;
   Header header;
   header.context = context.id;
   header.sequence = op.tag;
   header.fingerprint = op.bytes;
   header.flags = op.element_kind;
+  if (op.peer == context.rank) {
+    header.type = Type::Tagged;
+    header.length = op.bytes;
+    receive_tagged(context, op.peer, header, op.data);
+    finish(op, {});
+    return;
+  }
+  Channel& channel = *context.channels[op.peer];
   if (op.bytes <= channel.eager_bytes()) {
     header.type = Type::Tagged;
     header.length = op.bytes;
@@ -78,22 +119,37 @@ void Engine::issue_tagged(Operation& op) {
     return;
   }
   header.type = Type::TaggedReady;
-  header.index = context.matching.next_index[op.peer]++;
-  header.address = channel.pulls() ? reinterpret_cast<std::uintptr_t>(op.data) : 0;
+  header.index = op.index = context.matching.next_index[op.peer]++;
+  // With no address the receiver asks for the data, which then come as they leave the device.
+  const bool pulled = channel.pulls() && op.staged == nullptr;
+  header.address = pulled ? reinterpret_cast<std::uintptr_t>(op.data) : 0;
   context.matching.sending[{op.peer, header.index}] = &op;
   channel.send(header, nullptr);
 }
 
 Operation* Engine::start_recv(Context& context, const Parcel& parcel) {
+  const bool on_device = parcel.where != nullptr && parcel.bytes != 0;
+  Result<Staged*> staged = nullptr;
+  if (on_device) staged = staging_.prepare(*parcel.where, parcel.bytes, false);
   Guard guard(*this);
   Operation& op = allocate(context, OperationKind::Recv, parcel);
-  Matching& matching = context.matching;
-  const auto [peer, tag] = std::pair(parcel.peer, parcel.tag);
   if (!context.poison.ok()) {
+    staging_.discard(staged);
     finish(op, context.poison);
-    call_back(guard);
-    return &op;
+  } else if (!on_device || begin_staged(op, staged)) {
+    want(op);
+    handle(op, parcel.follow);
   }
+  drain();
+  call_back(guard);
+  return &op;
+}
+
+// Takes the first message that has come for it, or waits for one.
+void Engine::want(Operation& op) {
+  Context& context = *op.context;
+  Matching& matching = context.matching;
+  const auto [peer, tag] = std::pair(op.peer, op.tag);
   auto best = matching.arrived.end();
   if (peer >= 0) {
     best = matching.arrived.find({peer, tag});
@@ -115,9 +171,13 @@ Operation* Engine::start_recv(Context& context, const Parcel& parcel) {
     matching.wanted[{peer, tag}].push_back(&op);
     if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
   }
-  handle(op, parcel.follow);
-  call_back(guard);
-  return &op;
+}
+
+// Bytes of a message are in their place.
+void Engine::arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes) {
+  op.moved += bytes;
+  if (op.staged != nullptr) staging_.written(*op.staged, offset, bytes);
+  if (op.moved == op.bytes) end(op);
 }
 
 void Engine::receive_tagged(Context& context, int source, const Header& header,
@@ -170,14 +230,13 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   }
   if (header.type == Type::Tagged) {
     if (op.bytes != 0) std::memcpy(op.data, payload, op.bytes);
-    op.moved = op.bytes;
-    finish(op, {});
+    arrived(op, 0, op.bytes);
     return;
   }
   Channel& channel = *context.channels[source];
   op.index = header.index;
   context.matching.receiving[{source, header.index}] = &op;
-  if (channel.pulls()) {
+  if (channel.pulls() && header.address != 0) {
     pulls_.push_back({&channel, &op, 0, header.index, header.address, 0, op.bytes});
     return;
   }
@@ -195,15 +254,14 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
     Operation& op = *found->second;
     if (header.address > op.bytes || header.length > op.bytes - header.address) return;
     if (payload != nullptr) std::memcpy(op.data + header.address, payload, header.length);
-    op.moved += header.length;
-    if (op.moved == op.bytes) finish(op, {});
+    arrived(op, header.address, header.length);
     return;
   }
   const auto found = matching.sending.find(key);
   if (found == matching.sending.end()) return;
   Operation& op = *found->second;
   matching.sending.erase(found);
-  op.moved = op.bytes;
+  op.moved = op.bytes;  // from now on it is the channel's
   if (header.type == Type::TaggedDone) {
     finish(op, {});
     return;
@@ -213,7 +271,8 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
   data.context = context.id;
   data.sequence = op.tag;
   data.index = header.index;
-  context.channels[source]->send_bulk({data, op.data, op.bytes, 0, &op, 0});
+  const std::uint64_t* available = op.staged != nullptr ? &op.staged->available : nullptr;
+  context.channels[source]->send_bulk({data, op.data, op.bytes, 0, &op, 0, available});
 }
 
 void Engine::forget_tagged(Operation& op) {
@@ -223,10 +282,14 @@ void Engine::forget_tagged(Operation& op) {
       found != large.end() && found->second == &op) {
     large.erase(found);
   }
-  if (op.kind == OperationKind::Send || op.status.ok()) return;
-  for (auto& [key, line] : matching.wanted) {
-    line.erase_if([&](const Operation* each) { return each == &op; });
+  if (op.status.ok()) return;
+  const auto is_op = [&](const Operation* each) { return each == &op; };
+  if (op.kind == OperationKind::Send) {
+    for (auto& [key, line] : matching.held) line.erase_if(is_op);
+    std::erase_if(matching.held, [](const auto& each) { return each.second.empty(); });
+    return;
   }
+  for (auto& [key, line] : matching.wanted) line.erase_if(is_op);
 }
 
 }  // namespace hccomm::engine

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One device as staging sees it: its pinned memory and its two lanes, which carry the copies of all
+// operations to the mirrors and back. Plain records; staging.cpp works on them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "device/device.hpp"
+#include "engine/pinned.hpp"
+
+namespace hccomm::engine {
+
+struct Staged;
+
+// A copy that has been enqueued.
+struct Copy {
+  Staged* staged = nullptr;
+  std::uint32_t cell = 0;
+  device::Event event;
+  std::byte* block = nullptr;  // what it goes through where the mirror is not pinned
+};
+
+// The copies of one device in one direction, in one stream.
+struct Lane {
+  device::Stream stream;
+  bool in = false;              // to the mirrors
+  std::deque<Copy> flying;      // in order
+  std::deque<Staged*> waiting;  // with cells to copy; they take turns
+  std::uint64_t flying_bytes = 0;
+  // The present stretch of copies without a gap, and what stretches have shown so far.
+  Clock::time_point busy_since;
+  std::uint64_t busy_bytes = 0;
+  std::uint32_t busy_copies = 0;
+  double latency = 10e-6;  // seconds of a copy, whatever its size; a guess until measured
+  double rate = 12e9;      // bytes per second; likewise
+  bool measured_latency = false, measured_rate = false;
+};
+
+// One device, from its first use on.
+struct Device {
+  device::Runtime* runtime = nullptr;
+  int index = 0;
+  std::string name;  // "cuda:0"
+  std::unique_ptr<PinnedPool> pool;
+  Lane lanes[2];  // to the mirrors, to the device
+  std::vector<device::Event> events;
+  Lease reserve;                   // what blocks are cut from
+  std::vector<std::byte*> blocks;  // free ones
+  std::uint64_t block_bytes = 0;
+  std::uint64_t bounced = 0;  // buffers that found the pool full
+};
+
+}  // namespace hccomm::engine

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/stage_plan.hpp"
+
+#include <algorithm>
+
+#include "plan/hazards.hpp"
+
+namespace hccomm::engine {
+
+using plan::Kind;
+using plan::Slice;
+using plan::Space;
+using plan::Step;
+
+static constexpr std::uint64_t kPage = 4096;  // copies are multiples of this where they can
+
+namespace {
+
+// Bytes of a memory that one step reads from the device, or writes.
+struct Use {
+  std::uint32_t memory;
+  std::uint64_t begin, end;
+  std::uint32_t step;
+};
+
+}  // namespace
+
+// Cuts the union of `uses` into cells of at most `segment` bytes, by memory and offset.
+static std::vector<Cell> cut(std::vector<Use> uses, std::uint64_t segment) {
+  std::ranges::sort(uses, {}, [](const Use& use) { return std::pair(use.memory, use.begin); });
+  std::vector<Use> ranges;
+  for (const Use& use : uses) {
+    if (ranges.empty() || ranges.back().memory != use.memory || ranges.back().end < use.begin) {
+      ranges.push_back(use);
+    } else {
+      ranges.back().end = std::max(ranges.back().end, use.end);
+    }
+  }
+  std::vector<Cell> cells;
+  for (const Use& range : ranges) {
+    const std::uint64_t length = range.end - range.begin;
+    const std::uint64_t parts = (length + segment - 1) / segment;
+    const std::uint64_t even = ((length + parts - 1) / parts + kPage - 1) / kPage * kPage;
+    const std::uint64_t step = std::min(segment, even);
+    for (std::uint64_t begin = range.begin; begin < range.end; begin += step) {
+      const std::uint64_t bytes = std::min(step, range.end - begin);
+      cells.push_back({.offset = begin, .bytes = bytes, .memory = range.memory});
+    }
+  }
+  return cells;
+}
+
+// Calls visit(cell index, bytes) for the cells that [begin, end) of a memory touches.
+template <typename Visit>
+static void over(const std::vector<Cell>& cells, const Use& use, Visit&& visit) {
+  auto at = std::ranges::upper_bound(cells, std::pair(use.memory, use.begin), {},
+                                     [](const Cell& c) { return std::pair(c.memory, c.offset); });
+  if (at != cells.begin()) --at;
+  for (; at != cells.end() && at->memory == use.memory && at->offset < use.end; ++at) {
+    const std::uint64_t from = std::max(at->offset, use.begin);
+    const std::uint64_t to = std::min(at->offset + at->bytes, use.end);
+    if (from < to) visit(static_cast<std::size_t>(at - cells.begin()), to - from);
+  }
+}
+
+// Gives each cell its gates, in the order of first use.
+static void link(StagePlan& stage, std::vector<Cell> cells, const std::vector<Use>& reads) {
+  std::vector<std::vector<std::uint32_t>> readers(cells.size());
+  for (const Use& read : reads) {  // in the order of steps
+    over(cells, read, [&](std::size_t index, std::uint64_t) {
+      if (readers[index].empty()) cells[index].first = read.step;
+      if (readers[index].empty() || readers[index].back() != read.step) {
+        readers[index].push_back(read.step);
+        ++stage.initial[read.step].waiting;
+      }
+    });
+  }
+  std::vector<std::uint32_t> order(cells.size());
+  for (std::uint32_t k = 0; k < order.size(); ++k) order[k] = k;
+  std::ranges::stable_sort(order, {}, [&](std::uint32_t k) { return cells[k].first; });
+  for (const std::uint32_t k : order) {
+    Cell& cell = cells[k];
+    cell.first_gate = static_cast<std::uint32_t>(stage.gates.size());
+    cell.gates = static_cast<std::uint32_t>(readers[k].size());
+    stage.gates.insert(stage.gates.end(), readers[k].begin(), readers[k].end());
+    stage.in.push_back(cell);
+  }
+}
+
+static void size_memories(StagePlan& stage, const Recipe& recipe) {
+  const auto output = static_cast<std::size_t>(Space::Output);
+  const auto input = static_cast<std::size_t>(Space::Input);
+  const StageKey& key = stage.key;
+  if (!key.one) {
+    for (const std::size_t each : {output, input}) {
+      stage.bytes[each] = key.staged[each] ? recipe.extent[each] : 0;
+    }
+    return;
+  }
+  stage.base[output] = key.shift < 0 ? static_cast<std::uint64_t>(-key.shift) : 0;
+  stage.base[input] = key.shift < 0 ? 0 : static_cast<std::uint64_t>(key.shift);
+  stage.bytes[0] = std::max(stage.base[output] + recipe.extent[output],
+                            stage.base[input] + recipe.extent[input]);
+}
+
+std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const StageKey& key) {
+  auto stage = std::make_shared<StagePlan>();
+  stage->key = key;
+  stage->initial = recipe.initial;
+  size_memories(*stage, recipe);
+  const auto use_of = [&](const Slice& slice, std::uint32_t step) -> Use {
+    const std::uint64_t begin =
+        stage->base[static_cast<int>(slice.space)] + slice.offset * recipe.element_bytes;
+    return {stage->memory_of(slice.space), begin, begin + slice.count * recipe.element_bytes, step};
+  };
+  const auto staged = [&](const Slice& slice) {
+    return slice.count != 0 && slice.space != Space::Scratch &&
+           key.staged[stage->memory_of(slice.space)];
+  };
+
+  std::vector<Use> reads, writes;
+  plan::Hazards written[2];  // by memory: what earlier steps have written
+  std::vector<std::uint32_t> ignored;
+  const auto read = [&](const Slice& slice, std::uint32_t id) {
+    if (!staged(slice)) return;
+    const Use use = use_of(slice, id);
+    for (const plan::Hazards::Range gap : written[use.memory].unwritten(use.begin, use.end)) {
+      reads.push_back({use.memory, gap.begin, gap.end, id});
+    }
+  };
+  for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
+    const Step& step = recipe.plan.steps[id];
+    read(step.src, id);
+    for (std::uint32_t k = 0; k < step.terms; ++k) read(recipe.plan.terms[step.first_term + k], id);
+    if (!staged(step.dst)) continue;
+    const Use use = use_of(step.dst, id);
+    written[use.memory].write(use.begin, use.end, id, ignored);
+    ignored.clear();
+    if (step.dst.space == Space::Output) writes.push_back(use);
+  }
+
+  link(*stage, cut(reads, key.segment), reads);
+  stage->out = cut(writes, key.segment);
+  for (const Use& write : writes) {
+    over(stage->out, write,
+         [&](std::size_t index, std::uint64_t bytes) { stage->out[index].writes += bytes; });
+  }
+  for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
+    const Kind kind = recipe.plan.steps[id].kind;
+    const bool receives = kind == Kind::Recv || kind == Kind::RecvReduce;
+    if (stage->initial[id].waiting == 0 && !receives) stage->roots.push_back(id);
+  }
+  std::ranges::reverse(stage->roots);
+  return stage;
+}
+
+void plan_message(StagePlan& plan, std::uint64_t bytes, bool sent, std::uint64_t segment) {
+  plan.key = {{true, false}, false, 0, segment};
+  plan.bytes[0] = bytes;
+  plan.in.clear();
+  plan.out.clear();
+  std::vector<Cell>& cells = sent ? plan.in : plan.out;
+  for (std::uint64_t at = 0; at < bytes; at += segment) {
+    const std::uint64_t length = std::min(segment, bytes - at);
+    cells.push_back({.offset = at, .bytes = length, .writes = length});
+  }
+}
+
+}  // namespace hccomm::engine

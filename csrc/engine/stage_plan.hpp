@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How a plan runs over buffers that lie on a device: which bytes are copied to the mirrors and
+// which steps wait for them, and which bytes go back once they are final. Pure data derived from a
+// plan; staging.hpp moves the bytes. Only what the plan reads before it writes is copied in, and
+// only what it writes is copied back, so a mirror needs no defined content.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/operation.hpp"
+#include "plan/plan.hpp"
+
+namespace hccomm::engine {
+
+// What a stage plan depends on besides the recipe. Memory 0 holds Output; memory 1 holds Input,
+// unless the two are `one` memory: then Input begins `shift` bytes behind Output.
+struct StageKey {
+  bool staged[2] = {};
+  bool one = false;
+  std::int64_t shift = 0;
+  std::uint64_t segment = 0;  // bytes of one copy, at most
+
+  friend bool operator==(const StageKey&, const StageKey&) = default;
+};
+
+// One copy between a device buffer and its mirror.
+struct Cell {
+  std::uint64_t offset = 0, bytes = 0;      // in its memory
+  std::uint32_t memory = 0;                 // 0 or 1
+  std::uint32_t first = 0;                  // to the mirror: the first step that reads it
+  std::uint32_t first_gate = 0, gates = 0;  // to the mirror: range in StagePlan::gates
+  std::uint64_t writes = 0;                 // to the device: bytes written into it in all
+};
+
+// Thread: immutable once built, but for a message's, which its operation makes anew.
+struct StagePlan {
+  StageKey key;
+  std::uint64_t base[2] = {};        // by plan::Space: where that buffer begins in its memory
+  std::uint64_t bytes[2] = {};       // by memory
+  std::vector<Cell> in;              // to the mirrors, in the order of first use
+  std::vector<std::uint32_t> gates;  // steps that wait for a cell, back to back
+  std::vector<Cell> out;             // to the device, by offset; all of memory 0
+  std::vector<StepState> initial;    // Recipe::initial and roots, with the copies as dependencies
+  std::vector<std::uint32_t> roots;
+
+  std::uint32_t memory_of(plan::Space space) const {
+    return space == plan::Space::Input && !key.one ? 1 : 0;
+  }
+};
+
+std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const StageKey& key);
+// A message of `bytes` in memory 0: copied to the mirror where it is sent, else to the device.
+void plan_message(StagePlan& plan, std::uint64_t bytes, bool sent, std::uint64_t segment);
+
+}  // namespace hccomm::engine

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Operations whose buffers lie on a device. They run over mirrors; copies to the mirrors are
+// dependencies of the steps that read them, and an operation ends when what it wrote has been
+// copied back. One that fails ends when no copy of it is in flight any more: its buffers are the
+// caller's again then, whatever went wrong.
+#include "engine/engine.hpp"
+#include "engine/guard.hpp"
+
+namespace hccomm::engine {
+
+using plan::Space;
+
+static constexpr auto kLastCopies = std::chrono::seconds(5);  // for copies of a failed operation
+
+// False when the operation has failed at once.
+bool Engine::begin_staged(Operation& op, Result<Staged*>& staged) {
+  Status status = staged.ok() ? Status() : staged.status();
+  if (status.ok()) {
+    Staged& mine = *staged.value();
+    op.staged = &mine;
+    if (op.kind == OperationKind::Collective) {
+      const StagePlan& plan = *mine.plan;
+      op.steps.assign(plan.initial.begin(), plan.initial.end());
+      for (const Space space : {Space::Output, Space::Input}) {
+        const auto at = static_cast<int>(space);
+        std::byte* const mirror = mine.memory[plan.memory_of(space)].mirror;
+        if (mirror != nullptr) op.base[at] = mirror + plan.base[at];
+      }
+    } else {
+      op.data = mine.memory[0].mirror;
+    }
+    status = staging_.begin(mine, op);
+  }
+  if (!status.ok()) device_failed(op, status);
+  return op.running();
+}
+
+// Everybody is told which rank's device it was.
+void Engine::device_failed(Operation& op, const Status& why) {
+  Context& context = *op.context;
+  poison_locked(context,
+                Status(why.code(), text(context.who[context.rank], ": ", why.text()), context.rank),
+                true);
+}
+
+// Bytes of a slice have their final value, or one on the way to it.
+void Engine::wrote(Operation& op, const plan::Slice& dst, std::uint64_t offset,
+                   std::uint64_t bytes) {
+  if (dst.space != Space::Output || bytes == 0) return;
+  staging_.written(*op.staged, dst.offset * op.recipe->element_bytes + offset, bytes);
+}
+
+// Every step, or the whole message, is done: so is the operation, unless copies are left.
+void Engine::end(Operation& op) {
+  if (op.staged == nullptr || staging_.copied_back(*op.staged)) finish(op, {});
+}
+
+// False while copies are in flight: finish() is called again when they are over.
+bool Engine::leave_device(Operation& op, const Status& status) {
+  if (staging_.cancel(*op.staged)) {
+    staging_.recycle(*std::exchange(op.staged, nullptr));
+    return true;
+  }
+  if (!op.running()) return false;
+  HCCOMM_CHECK(!status.ok(), "an operation that succeeds has no copies in flight");
+  op.status = status;
+  detach(op);
+  op.state.store(Operation::Ending, std::memory_order_relaxed);
+  op.deadline = Clock::now() + kLastCopies;
+  ring_service();
+  return false;
+}
+
+// A failed operation whose copies do not end is over nonetheless. Its mirrors stay where they are.
+void Engine::give_up(Operation& op) {
+  op.status = Status(op.status.code(),
+                     text(op.status.text(), "; its copies have not ended within ",
+                          kLastCopies.count(), " s: the device may still use its buffers"),
+                     op.status.rank());
+  staging_.abandon(*std::exchange(op.staged, nullptr));
+  finish(op, {});
+}
+
+// ---- what staging tells -------------------------------------------------------------------------
+
+void Engine::copied_in(Staged& staged, const Cell& cell) {
+  Operation& op = *staged.operation;
+  if (op.kind == OperationKind::Send) {
+    Channel* const channel = op.context->channels[op.peer];
+    if (!send_held(op) && channel != nullptr && channel->up()) channel->pump();
+    return;
+  }
+  for (std::uint32_t k = cell.gates; k > 0; --k) {
+    const std::uint32_t step = staged.plan->gates[cell.first_gate + k - 1];
+    if (--op.steps[step].waiting == 0) ready_.emplace_back(&op, step);
+  }
+}
+
+void Engine::copied_out(Staged& staged) {
+  Operation& op = *staged.operation;
+  if (op.kind != OperationKind::Collective || op.left == 0) finish(op, {});
+}
+
+void Engine::copy_failed(Staged& staged, const Status& why) {
+  Operation& op = *staged.operation;
+  device_failed(op, why);
+}
+
+void Engine::copies_over(Staged& staged) { finish(*staged.operation, {}); }
+
+}  // namespace hccomm::engine

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Device buffers in the engine: each has a mirror in pinned host memory, and plans and messages run
+// over the mirrors. Copies to and from the device run piece by piece beside the wire, so that one
+// piece is copied in while another is on its way and a third is reduced. Nothing of this is seen by
+// the peers. stage_plan.hpp says what is copied when; staged.cpp joins it to operations.
+//
+// A copy is enqueued once the caller's stream has reached the call (an event tells); our streams
+// wait for nobody, so no operation holds up another.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "base/error.hpp"
+#include "engine/lane.hpp"
+#include "engine/parts.hpp"
+#include "engine/stage_plan.hpp"
+
+namespace hccomm::engine {
+
+// The device side of one operation.
+//
+// Owns:   its mirrors and events.
+// Thread: guarded by the engine's lock, once prepare() has returned it.
+struct Staged {
+  struct Memory {
+    Device* device = nullptr;  // nullptr: host memory
+    device::Place place;
+    device::Stream stream;  // the caller's
+    std::byte* mirror = nullptr;
+    Lease lease;                            // where the mirror is pinned
+    std::unique_ptr<std::byte[]> pageable;  // where the pool was full
+  };
+  Operation* operation = nullptr;  // nullptr: it has failed, and copies would not end
+  Memory memory[2];
+  device::Stream other_stream;  // the caller's for Input, where memory 0 holds both
+  std::shared_ptr<const StagePlan> plan;
+  StagePlan message;                                     // what `plan` points at for a message
+  std::vector<std::pair<Device*, device::Event>> gates;  // the caller's streams at the call
+  std::vector<std::uint64_t> left;                       // by out cell: bytes to be written
+  std::vector<std::uint32_t> due;                        // out cells that may leave, from next_due
+  std::uint32_t next_in = 0, landed_in = 0, next_due = 0, landed_out = 0;
+  std::uint32_t flying = 0;
+  std::uint64_t available = 0;  // a message to be sent: bytes from its beginning that are here
+  bool open = false;            // the caller's streams have reached the call
+  bool over = false;            // failed: nothing is enqueued any more
+  bool leaving = false;         // in the lane to the device
+};
+
+// What staging tells the engine; called inside begin() and progress().
+class StagingClient {
+ public:
+  virtual void copied_in(Staged& staged, const Cell& cell) = 0;
+  virtual void copied_out(Staged& staged) = 0;  // the last one
+  virtual void copy_failed(Staged& staged, const Status& why) = 0;
+  virtual void copies_over(Staged& staged) = 0;  // the last one in flight of one that is `over`
+
+ protected:
+  ~StagingClient() = default;
+};
+
+// Owns:   devices, their streams, events and pinned memory, and every Staged.
+// Thread: prepare() and recycle() from any, without the engine's lock; the rest under it.
+// Fails:  prepare() gives a Status that names device and call; later failures go to copy_failed().
+class Staging {
+ public:
+  Staging(StagingClient& client, std::uint64_t pool_bytes, std::uint64_t segment_bytes)
+      : client_(client), pool_bytes_(pool_bytes), segment_bytes_(segment_bytes) {}
+  ~Staging();  // Requires: no operation is staged.
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  Result<Staged*> prepare(const Recipe& recipe, const Buffers& buffers);
+  Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent);
+  // One that never began, or whose copies are over.
+  void recycle(Staged& staged);
+  // What was prepared, if anything, for an operation that cannot begin.
+  void discard(Result<Staged*>& staged) {
+    if (staged.ok() && staged.value() != nullptr) recycle(*staged.value());
+  }
+
+  Status begin(Staged& staged, Operation& operation);
+  // Bytes of memory 0 have been written, at an offset from the plan's Output.
+  void written(Staged& staged, std::uint64_t offset, std::uint64_t bytes);
+  bool copied_back(const Staged& staged) const {
+    return staged.landed_out == staged.plan->out.size();
+  }
+  // Enqueues nothing more of it. True when no copy is in flight; else copies_over() follows.
+  bool cancel(Staged& staged);
+  // The operation ends although copies are in flight that do not end: nothing of theirs is reused
+  // before they do.
+  void abandon(Staged& staged) { staged.operation = nullptr; }
+
+  bool progress();  // true when something moved
+  bool busy() const { return !gated_.empty() || !active_.empty(); }
+  std::chrono::nanoseconds nap();  // how long the driver may sleep while busy()
+  // Of each device in use, for describe().
+  struct Report {
+    std::string device, library, text;
+  };
+  std::vector<Report> report();
+
+ private:
+  static constexpr int kShortestNap = 20, kFlyingNap = 100, kLongestNap = 500;  // microseconds
+
+  // staging_prepare.cpp
+  Result<Device*> device_of(const Where& where);
+  Result<std::unique_ptr<Device>> open(const Where& where) const;
+  static void close(Device& device);
+  Staged& allocate();
+  Status mirror(Staged& staged, int memory, const Where& where, std::uint64_t bytes);
+  std::uint64_t segment_of(const Device& device, std::uint64_t bytes, bool pinned) const;
+  std::shared_ptr<const StagePlan> stage_plan_of(const Recipe& recipe, const StageKey& key);
+  // staging.cpp
+  bool gate_open(Staged& staged, bool& moved);
+  bool open_gates();
+  void activate(Device& device);
+  void wait_in(Staged& staged);
+  void wait_out(Staged& staged);
+  Status enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_t index);
+  bool pump(Device& device, Lane& lane);
+  bool poll(Device& device, Lane& lane);
+  void land(Device& device, Lane& lane, Copy copy, const Status& status);
+  static void learn(Lane& lane);
+
+  StagingClient& client_;
+  const std::uint64_t pool_bytes_, segment_bytes_;
+  std::vector<Staged*> gated_;   // wait for the caller's streams
+  std::vector<Device*> active_;  // have copies waiting or in flight
+  int nap_us_ = kShortestNap;
+  bool progressing_ = false;
+
+  std::mutex opening_;  // a device is being opened; never taken with mutex_ held
+  std::mutex mutex_;    // guards the rest; a leaf
+  std::vector<std::unique_ptr<Device>> devices_;
+  std::deque<Staged> storage_;
+  std::vector<Staged*> free_;
+};
+
+}  // namespace hccomm::engine

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What staging does before an operation begins: devices are opened at their first use, mirrors are
+// leased, the stage plan is made or found. All of it without the engine's lock, since loading a
+// device or pinning memory may take long.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "engine/staging.hpp"
+
+namespace hccomm::engine {
+
+using plan::Space;
+
+static constexpr std::uint64_t kSmallestSegment = 64 << 10, kLargestSegment = 16 << 20;
+static constexpr std::uint64_t kBlock = 256 << 10;  // what copies of unpinned mirrors go through
+static constexpr std::uint64_t kBlocks = 4;
+static constexpr std::uint64_t kCongruence = 256;  // mirror and device address agree modulo this
+static constexpr std::size_t kMostStagePlans = 8;  // kept per recipe
+
+// ---- devices ------------------------------------------------------------------------------------
+
+void Staging::close(Device& device) {
+  for (const device::Event& each : device.events) device.runtime->event_destroy(each);
+  for (const Lane& lane : device.lanes) {
+    if (lane.stream.native != nullptr) device.runtime->stream_destroy(lane.stream);
+  }
+}
+
+Result<Device*> Staging::device_of(const Where& where) {
+  const auto find = [&]() -> Device* {
+    const std::lock_guard lock(mutex_);
+    for (const auto& each : devices_) {
+      if (each->runtime == where.runtime && each->index == where.index) return each.get();
+    }
+    return nullptr;
+  };
+  if (Device* found = find()) return found;
+  const std::lock_guard opening(opening_);
+  if (Device* found = find()) return found;
+  auto made = open(where);
+  if (!made.ok()) return made.status();
+  const std::lock_guard lock(mutex_);
+  devices_.push_back(std::move(made).value());
+  return devices_.back().get();
+}
+
+Result<std::unique_ptr<Device>> Staging::open(const Where& where) const {
+  auto device = std::make_unique<Device>();
+  device->runtime = where.runtime;
+  device->index = where.index;
+  device->name = text(where.name, ":", where.index);
+  device->pool = std::make_unique<PinnedPool>(*where.runtime, where.index, pool_bytes_);
+  device->lanes[0].in = true;
+  Status status;
+  for (Lane& lane : device->lanes) {
+    auto stream = where.runtime->stream_create(where.index);
+    if (!stream.ok()) status = stream.status();
+    if (!status.ok()) break;
+    lane.stream = stream.value();
+  }
+  device->block_bytes = std::min(kBlock, pool_bytes_ / (2 * kBlocks) / 4096 * 4096);
+  if (status.ok()) {
+    auto reserve = device->pool->lease(kBlocks * device->block_bytes);
+    if (reserve.ok()) device->reserve = reserve.value();
+    if (!reserve.ok()) status = reserve.status();
+  }
+  if (!status.ok()) {
+    close(*device);
+    return Status(status.code(), text(device->name, " cannot be used: ", status.text()));
+  }
+  for (std::uint64_t k = 0; k < kBlocks; ++k) {
+    device->blocks.push_back(device->reserve.data + k * device->block_bytes);
+  }
+  return device;
+}
+
+std::uint64_t Staging::segment_of(const Device& device, std::uint64_t bytes, bool pinned) const {
+  if (!pinned) return device.block_bytes;
+  if (segment_bytes_ != 0) return segment_bytes_;
+  double latency = 0, per_byte = 0;
+  for (const Lane& lane : device.lanes) {
+    latency = std::max(latency, lane.latency);
+    per_byte += 1 / lane.rate;
+  }
+  const double best = std::sqrt(static_cast<double>(bytes) * latency / per_byte);
+  const auto whole = static_cast<std::uint64_t>(best * 1.414);
+  return std::clamp(std::bit_floor(std::max<std::uint64_t>(whole, 1)), kSmallestSegment,
+                    kLargestSegment);
+}
+
+std::vector<Staging::Report> Staging::report() {
+  const std::lock_guard lock(mutex_);
+  std::vector<Report> all;
+  for (const auto& each : devices_) {
+    const auto figures = [](const Lane& lane) {
+      return text(std::llround(lane.rate / 1e8) / 10.0, " GB/s, ",
+                  std::llround(lane.latency * 1e7) / 10.0, " us");
+    };
+    all.push_back(
+        {each->name, each->runtime->library(),
+         text("to the host ", figures(each->lanes[0]), "; to the device ", figures(each->lanes[1]),
+              "; ", each->pool->pinned_bytes() >> 10, " KiB pinned of ", pool_bytes_ >> 10, "; ",
+              each->bounced, " buffers found the pool full")});
+  }
+  return all;
+}
+
+// ---- one operation's share ----------------------------------------------------------------------
+
+Staged& Staging::allocate() {
+  const std::lock_guard lock(mutex_);
+  if (free_.empty()) free_.push_back(&storage_.emplace_back());
+  Staged& staged = *free_.back();
+  free_.pop_back();
+  return staged;
+}
+
+static std::uintptr_t address_of(const device::Place& place) {
+  return reinterpret_cast<std::uintptr_t>(place.handle) + place.offset;
+}
+
+Status Staging::mirror(Staged& staged, int memory, const Where& where, std::uint64_t bytes) {
+  auto found = device_of(where);
+  if (!found.ok()) return found.status();
+  Device& device = *found.value();
+  Staged::Memory& target = staged.memory[memory];
+  target.device = &device;
+  target.place = where.place;
+  target.stream = {where.index, 0, where.stream};
+  const std::uint64_t congruence = std::max(kCongruence, where.runtime->alignment());
+  const std::uint64_t skew = address_of(where.place) % congruence;
+  auto lease = device.pool->lease(skew + bytes);
+  if (lease.ok()) {
+    target.lease = lease.value();
+    target.mirror = target.lease.data + skew;
+    return {};
+  }
+  // The pool is full, and whoever holds it may wait for us: so without it, through the blocks.
+  target.pageable = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  target.mirror = target.pageable.get();
+  return {};
+}
+
+// Whether Input and Output are parts of one memory; `shift` says how they lie.
+static bool one_memory(const Recipe& recipe, const Buffers& buffers, std::int64_t& shift) {
+  const Where& output = buffers.where[static_cast<int>(Space::Output)];
+  const Where& input = buffers.where[static_cast<int>(Space::Input)];
+  if (output.runtime != input.runtime || output.index != input.index) return false;
+  if (input.opaque && output.place.handle != input.place.handle) return false;
+  shift = static_cast<std::int64_t>(address_of(input.place) - address_of(output.place));
+  const auto output_bytes = static_cast<std::int64_t>(recipe.extent[0]);
+  const auto input_bytes = static_cast<std::int64_t>(recipe.extent[1]);
+  return shift < output_bytes && -shift < input_bytes;
+}
+
+Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers) {
+  Staged& staged = allocate();
+  StageKey key;
+  const auto has = [&](int space) {
+    return buffers.where[space].runtime != nullptr && recipe.extent[space] != 0;
+  };
+  key.staged[0] = has(0);
+  key.staged[1] = has(1);
+  key.one = has(0) && has(1) && one_memory(recipe, buffers, key.shift);
+  if (!key.one) key.shift = 0;
+  const bool input_first = key.one && key.shift < 0;
+  std::uint64_t bytes[2] = {recipe.extent[0], recipe.extent[1]};
+  if (key.one) {
+    const auto shift = static_cast<std::uint64_t>(std::abs(key.shift));
+    bytes[0] =
+        input_first ? std::max(bytes[1], shift + bytes[0]) : std::max(bytes[0], shift + bytes[1]);
+    key.staged[1] = false;
+  }
+  key.segment = kLargestSegment;
+  for (const int memory : {0, 1}) {
+    if (!key.staged[memory]) continue;
+    const Where& where = buffers.where[memory == 0 && input_first ? 1 : memory];
+    const Status status = mirror(staged, memory, where, bytes[memory]);
+    if (!status.ok()) {
+      recycle(staged);
+      return status;
+    }
+    const Staged::Memory& made = staged.memory[memory];
+    key.segment =
+        std::min(key.segment, segment_of(*made.device, bytes[memory], made.pageable == nullptr));
+  }
+  if (key.one) staged.other_stream = {buffers.where[1].index, 0, buffers.where[1].stream};
+  staged.plan = stage_plan_of(recipe, key);
+  return &staged;
+}
+
+std::shared_ptr<const StagePlan> Staging::stage_plan_of(const Recipe& recipe, const StageKey& key) {
+  const auto find = [&]() -> std::shared_ptr<const StagePlan> {
+    for (const auto& each : recipe.stages) {
+      if (each->key == key) return each;
+    }
+    return nullptr;
+  };
+  {
+    const std::lock_guard lock(mutex_);
+    if (auto found = find()) return found;
+  }
+  auto made = make_stage_plan(recipe, key);
+  const std::lock_guard lock(mutex_);
+  if (recipe.stages.size() >= kMostStagePlans) recipe.stages.clear();
+  recipe.stages.push_back(made);
+  return made;
+}
+
+Result<Staged*> Staging::prepare(const Where& where, std::uint64_t bytes, bool sent) {
+  Staged& staged = allocate();
+  const Status status = mirror(staged, 0, where, bytes);
+  if (!status.ok()) {
+    recycle(staged);
+    return status;
+  }
+  const Staged::Memory& made = staged.memory[0];
+  plan_message(staged.message, bytes, sent,
+               segment_of(*made.device, bytes, made.pageable == nullptr));
+  // No owner: the message's plan lives as long as its Staged.
+  staged.plan = std::shared_ptr<const StagePlan>(std::shared_ptr<void>(), &staged.message);
+  return &staged;
+}
+
+void Staging::recycle(Staged& staged) {
+  for (Staged::Memory& memory : staged.memory) {
+    if (memory.device != nullptr) memory.device->pool->give_back(memory.lease);
+    memory.pageable.reset();
+    memory.device = nullptr;
+    memory.mirror = nullptr;
+  }
+  staged.operation = nullptr;
+  staged.plan.reset();
+  staged.other_stream = {};
+  staged.due.clear();
+  staged.next_in = staged.landed_in = staged.next_due = staged.landed_out = 0;
+  staged.available = 0;
+  staged.open = staged.over = staged.leaving = false;
+  const std::lock_guard lock(mutex_);
+  free_.push_back(&staged);
+}
+
+}  // namespace hccomm::engine

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Device buffers in the engine: every collective and message gives what it gives on host memory,
+// whichever ranks sit on a device; and whatever a device does, operations end and nothing leaks.
+#include "engine/staging.hpp"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "collective/collective.hpp"
+#include "plan/shape.hpp"
+#include "support/cluster.hpp"
+#include "support/test_device.hpp"
+
+namespace hccomm::test {
+
+using engine::Follow;
+using engine::Operation;
+using engine::Where;
+using plan::Call;
+using plan::Collective;
+
+// Elements somewhere: in host memory, or on a device.
+class Array {
+ public:
+  Array(TestDevice* device, const std::vector<std::int64_t>& values)
+      : device_(device), bytes_(values.size() * sizeof values[0]) {
+    if (device_ == nullptr) {
+      host_ = values;
+      return;
+    }
+    place_ = device_->allocate(0, std::max<std::size_t>(bytes_, 1)).take();
+    std::memcpy(inside(), values.data(), bytes_);
+  }
+  Array(Array&& other) noexcept
+      : device_(other.device_),
+        bytes_(other.bytes_),
+        place_(other.place_),
+        host_(std::move(other.host_)) {
+    other.place_ = {};
+  }
+  ~Array() {
+    if (place_.handle != nullptr) device_->release(0, place_);
+  }
+  std::vector<std::int64_t> values() {
+    if (device_ == nullptr) return host_;
+    std::vector<std::int64_t> all(bytes_ / sizeof(std::int64_t));
+    std::memcpy(all.data(), inside(), bytes_);
+    return all;
+  }
+  Where where(std::uint64_t offset = 0, void* stream = nullptr) const {
+    if (device_ == nullptr) return {};
+    return {device_, 0, false, {place_.handle, offset * 8}, stream, device_->name()};
+  }
+  // Null on a device: nobody but the device may use the address.
+  std::byte* data(std::uint64_t offset = 0) {
+    return device_ != nullptr ? nullptr : reinterpret_cast<std::byte*>(host_.data() + offset);
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* inside() { return device_->inside(place_.handle, std::max<std::size_t>(bytes_, 1)); }
+
+  TestDevice* device_;
+  std::size_t bytes_;
+  device::Place place_;
+  std::vector<std::int64_t> host_;
+};
+
+static std::vector<std::int64_t> numbers(std::uint64_t count, std::int64_t first) {
+  std::vector<std::int64_t> all(count);
+  std::iota(all.begin(), all.end(), first);
+  return all;
+}
+
+struct Outcome {
+  Status status;
+  std::vector<std::int64_t> input, output;
+};
+
+// One call with its buffers on `device` (nullptr: host), in place where the call says so.
+static Outcome perform(Node& node, const Call& call, const char* algorithm, TestDevice* device,
+                       TestDevice* output_device, double seconds = 30) {
+  plan::Group group;
+  group.rank = node.rank();
+  group.size = node.size();
+  const std::uint64_t in = plan::input_count(call, group), out = plan::output_count(call, group);
+  const bool together = plan::aliased(call, group) || call.collective == Collective::Broadcast;
+  Array large(device, numbers(std::max(in, out), node.rank() * 1000));
+  Array other(output_device, numbers(together ? 0 : std::min(in, out), -5));
+  const bool input_is_large = in >= out;
+  const std::uint64_t shift =
+      !together || plan::same_shape(call.collective)
+          ? 0
+          : plan::canonical(call, group,
+                            {0, 1, input_is_large ? plan::Space::Output : plan::Space::Input})
+                .offset;
+  const std::uint64_t in_at = input_is_large ? 0 : shift, out_at = input_is_large ? shift : 0;
+  Array& input = together || input_is_large ? large : other;
+  Array& output = together || !input_is_large ? large : other;
+  const engine::Buffers buffers{{output.where(out_at), input.where(in_at)}};
+  engine::Job job{recipe_of(call, node, algorithm, 512), input.data(in_at), output.data(out_at),
+                  1.0, Seconds(seconds)};
+  const bool staged = buffers.where[0].runtime != nullptr || buffers.where[1].runtime != nullptr;
+  if (staged) job.device = &buffers;
+  Outcome outcome;
+  outcome.status = node.engine().run(node.context(), job);
+  outcome.input = input.values();
+  outcome.output = output.values();
+  return outcome;
+}
+
+static Call call_of(Collective collective, std::uint64_t count, bool in_place, int root = 0) {
+  Call call;
+  call.collective = collective;
+  call.type = dtype::DType::I64;
+  call.count = collective == Collective::Barrier ? 0 : count;
+  call.root = root;
+  call.in_place = in_place || collective == Collective::Broadcast;
+  return call;
+}
+
+// The v-form of a call: parts of unequal length, one empty, with gaps between them.
+static Call uneven(Call call, int ranks, int me) {
+  call.count = 0;
+  std::uint64_t at = 3;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const bool mine = call.collective == Collective::AllToAll;
+    call.counts.push_back(mine ? 100u * static_cast<unsigned>(me) + 7u * static_cast<unsigned>(rank)
+                          : rank == 1 ? 0u
+                                      : 900u + 13u * static_cast<unsigned>(rank));
+    call.offsets.push_back(at);
+    at += call.counts.back() + 5;
+  }
+  if (call.collective != Collective::AllToAll) return call;
+  at = 1;
+  for (int rank = 0; rank < ranks; ++rank) {
+    call.recv_counts.push_back(100u * static_cast<unsigned>(rank) + 7u * static_cast<unsigned>(me));
+    call.recv_offsets.push_back(at);
+    at += call.recv_counts.back() + 2;
+  }
+  return call;
+}
+
+static engine::Settings small_pool(std::size_t bytes, std::size_t segment = 4096) {
+  engine::Settings settings;
+  settings.staging_bytes = bytes;
+  settings.staging_segment = segment;
+  return settings;
+}
+
+class StagingOver : public testing::TestWithParam<const char*> {};
+
+// Which device each rank's buffers lie on: two vendors and the host in turn, or all on one.
+static TestDevice* of_rank(int rank, int mix, TestDevice& a, TestDevice& b) {
+  if (mix == 1) return &a;
+  TestDevice* const choice[] = {&a, nullptr, &b};
+  return choice[rank % 3];
+}
+
+static void expect_as_on_the_host(Cluster& cluster, const char* algorithm,
+                                  const std::function<Call(int rank)>& call_of_rank, TestDevice& a,
+                                  TestDevice& b) {
+  std::vector<Outcome> expected(static_cast<std::size_t>(cluster.size()));
+  cluster.run([&](Node& node) {
+    expected[static_cast<std::size_t>(node.rank())] =
+        perform(node, call_of_rank(node.rank()), algorithm, nullptr, nullptr);
+  });
+  for (const int mix : {0, 1}) {
+    cluster.run([&](Node& node) {
+      TestDevice* const here = of_rank(node.rank(), mix, a, b);
+      TestDevice* const there = of_rank(node.rank() + 1 - mix, mix, a, b);
+      const Outcome outcome = perform(node, call_of_rank(node.rank()), algorithm, here, there);
+      const Outcome& wanted = expected[static_cast<std::size_t>(node.rank())];
+
+      ASSERT_TRUE(outcome.status.ok()) << algorithm << outcome.status.text();
+      ASSERT_EQ(outcome.input, wanted.input) << algorithm << " rank " << node.rank();
+      ASSERT_EQ(outcome.output, wanted.output) << algorithm << " rank " << node.rank();
+    });
+  }
+}
+
+TEST_P(StagingOver, EveryAlgorithmGivesWhatItGivesOnTheHost) {
+  TestDevice a("alpha"), b("beta");
+  for (const int ranks : {1, 2, 4}) {
+    Cluster cluster(GetParam(), ranks, small_pool(64 << 20));
+    for (const algorithm::Algorithm& each : algorithm::algorithms()) {
+      if (std::string_view(each.name) == "two_level") continue;  // wants hosts
+      for (const bool in_place : {false, true}) {
+        const Call call = call_of(each.collective, 5001, in_place, ranks - 1);
+        if (in_place && each.collective == Collective::AllToAll) continue;
+        expect_as_on_the_host(cluster, each.name, [&](int) { return call; }, a, b);
+      }
+    }
+  }
+}
+
+TEST_P(StagingOver, PartsOfUnequalLengthLeaveTheGapsAlone) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 3, small_pool(64 << 20));
+  for (const algorithm::Algorithm& each : algorithm::algorithms()) {
+    const Collective all[] = {Collective::AllGather, Collective::ReduceScatter, Collective::Gather,
+                              Collective::Scatter, Collective::AllToAll};
+    if (std::ranges::find(all, each.collective) == std::end(all)) continue;
+    plan::Group group;
+    group.size = 3;
+    const auto call = [&](int rank) { return uneven(call_of(each.collective, 0, false), 3, rank); };
+    if (each.refuses != nullptr && each.refuses(call(0), group) != nullptr) continue;
+    expect_as_on_the_host(cluster, each.name, call, a, b);
+  }
+}
+
+TEST_P(StagingOver, AnyCountIsRight) {
+  TestDevice a("alpha", 20e-6, 2e9), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(64 << 20, 64 << 10));
+  for (const std::uint64_t count : {0ull, 1ull, 7ull, 1000ull, 300'001ull}) {
+    for (const char* algorithm : {"direct", "ring"}) {
+      const Call call = call_of(Collective::AllReduce, count, count % 2 == 0);
+      expect_as_on_the_host(cluster, algorithm, [&](int) { return call; }, a, b);
+    }
+  }
+}
+
+TEST_P(StagingOver, AFullPoolIsNoObstacle) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(1 << 20));
+  const Call call = call_of(Collective::AllReduce, 400'000, true);
+  expect_as_on_the_host(cluster, "ring", [&](int) { return call; }, a, b);
+}
+
+TEST_P(StagingOver, MemoryThatCannotBePinnedIsNoObstacle) {
+  TestDevice a("alpha");
+  Cluster cluster(GetParam(), 2, small_pool(64 << 20));
+  a.pins_left = 1;  // what it takes to open the device
+
+  cluster.run([&](Node& node) {
+    const Call call = call_of(Collective::AllReduce, 400'000, true);
+    TestDevice* const device = node.rank() == 0 ? &a : nullptr;
+    const Outcome outcome = perform(node, call, "ring", device, device);
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.text();
+    ASSERT_EQ(outcome.output.back(), 2 * 399'999 + 1000);
+  });
+}
+
+TEST_P(StagingOver, ARepeatedCallPinsNothing) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(64 << 20));
+  const auto once = [&] {
+    cluster.run([&](Node& node) {
+      const Call call = call_of(Collective::AllReduce, 200'000, false);
+      ASSERT_TRUE(perform(node, call, "ring", &a, &a).status.ok());
+    });
+  };
+  once();
+  const int pins = a.pins;
+
+  for (int k = 0; k < 5; ++k) once();
+
+  EXPECT_EQ(a.pins, pins);
+}
+
+TEST_P(StagingOver, ManyOperationsInFlightCompleteInAnyOrder) {
+  TestDevice a("alpha", 5e-6, 4e9), b("beta");
+  Cluster cluster(GetParam(), 3, small_pool(2 << 20, 64 << 10));
+
+  cluster.run([&](Node& node) {
+    TestDevice* const device = of_rank(node.rank(), 0, a, b);
+    std::deque<Array> data;
+    std::vector<Operation*> ops;
+    for (std::size_t k = 0; k < 40; ++k) {
+      const Call call = call_of(Collective::AllReduce, k % 4 == 0 ? 100'000 : 3, true);
+      data.emplace_back(device, std::vector<std::int64_t>(call.count, node.rank() + int(k)));
+      const engine::Buffers buffers{{data.back().where(), data.back().where()}};
+      engine::Job job{recipe_of(call, node, "ring", 4096), data.back().data(), data.back().data()};
+      if (device != nullptr) job.device = &buffers;
+      ops.push_back(
+          node.engine().start(node.context(), job, k % 2 == 0 ? Follow::Background : Follow::Soon));
+    }
+    for (std::size_t k = ops.size(); k-- > 0;) {
+      const Status status = node.engine().wait(*ops[k], Deadline::after(Seconds(30)));
+      ASSERT_TRUE(status.ok()) << status.text();
+      const auto values = data[k].values();
+      ASSERT_EQ(values.front(), 3 + 3 * static_cast<int>(k));
+      ASSERT_EQ(values.back(), 3 + 3 * static_cast<int>(k));
+      node.engine().release(*ops[k]);
+    }
+  });
+}
+
+static engine::Parcel parcel(int peer, std::uint64_t tag, Array& array, const Where& where) {
+  return {peer, tag,         array.data(), array.bytes(),
+          0,    Seconds(20), Follow::Soon, where.runtime != nullptr ? &where : nullptr};
+}
+
+TEST_P(StagingOver, MessagesOfEverySizeArrive) {
+  TestDevice a("alpha", 10e-6, 4e9), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20, 64 << 10));
+  for (const std::size_t count : {0ul, 1ul, 600ul, 50'000ul, 400'000ul}) {
+    for (const int mix : {0, 1}) {
+      cluster.run([&](Node& node) {
+        const int peer = 1 - node.rank();
+        TestDevice* const device = of_rank(node.rank(), mix, a, b);
+        Array out(device, numbers(count, node.rank() + 1)), in(device, numbers(count, -9));
+        const Where from = out.where(), to = in.where();
+        Operation* send = node.engine().start_send(node.context(), parcel(peer, 5, out, from));
+        Operation* recv = node.engine().start_recv(node.context(),
+                                                   parcel(node.rank() == 0 ? -1 : peer, 5, in, to));
+        const Deadline deadline = Deadline::after(Seconds(20));
+        const Status sent = node.engine().wait(*send, deadline);
+        const Status received = node.engine().wait(*recv, deadline);
+
+        ASSERT_TRUE(sent.ok()) << sent.text();
+        ASSERT_TRUE(received.ok()) << received.text();
+        ASSERT_EQ(in.values(), numbers(count, peer + 1));
+        node.engine().release(*send);
+        node.engine().release(*recv);
+      });
+    }
+  }
+}
+
+TEST_P(StagingOver, MessagesOfOneTagKeepTheirOrder) {
+  TestDevice a("alpha", 200e-6), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20, 64 << 10));
+
+  cluster.run([&](Node& node) {
+    const Deadline deadline = Deadline::after(Seconds(20));
+    std::deque<Array> arrays;
+    std::vector<Operation*> ops;
+    for (int k = 0; k < 60; ++k) {
+      const std::size_t count = k % 7 == 0 ? 40'000 : 5;  // every third from a slow device
+      TestDevice* const device = node.rank() == 0 && k % 3 == 0 ? &a : nullptr;
+      arrays.emplace_back(device, numbers(count, node.rank() == 0 ? k : -1));
+      const Where where = arrays.back().where();
+      for (const int peer : {0, 1}) {  // to itself, too
+        if (node.rank() == 1 && peer == 1) continue;
+        ops.push_back(
+            node.rank() == 0
+                ? node.engine().start_send(node.context(), parcel(peer, 2, arrays.back(), where))
+                : node.engine().start_recv(node.context(), parcel(0, 2, arrays.back(), where)));
+      }
+    }
+    for (int k = 0; k < 60 && node.rank() == 0; ++k) {
+      arrays.emplace_back(k % 2 == 0 ? &b : nullptr, numbers(k % 7 == 0 ? 40'000 : 5, -1));
+      const Where where = arrays.back().where();
+      ops.push_back(node.engine().start_recv(node.context(), parcel(0, 2, arrays.back(), where)));
+    }
+    for (Operation* op : ops) {
+      const Status status = node.engine().wait(*op, deadline);
+      ASSERT_TRUE(status.ok()) << status.text();
+      node.engine().release(*op);
+    }
+    const std::size_t first = arrays.size() - 60;
+    for (int k = 0; k < 60; ++k) {
+      ASSERT_EQ(arrays[first + static_cast<std::size_t>(k)].values().front(), k);
+    }
+  });
+}
+
+TEST_P(StagingOver, TheCallersStreamIsWaitedFor) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20));
+
+  cluster.run([&](Node& node) {
+    TestDevice& device = node.rank() == 0 ? a : b;
+    const device::Stream stream = device.stream_create(0).take();
+    Array data(&device, numbers(1000, 0));
+    auto* const inside =
+        reinterpret_cast<std::int64_t*>(device.inside(data.where().place.handle, 8000));
+    device.launch(stream, [] {}, 0.05);
+    device.launch(stream, [=] { inside[999] = 7; });
+    const Call call = call_of(Collective::AllReduce, 1000, true);
+    const Where where = data.where(0, stream.native);
+    const engine::Buffers buffers{{where, where}};
+    engine::Job job{recipe_of(call, node, "direct", 0), nullptr, nullptr};
+    job.device = &buffers;
+    const Status status = node.engine().run(node.context(), job);
+
+    EXPECT_TRUE(status.ok()) << status.text();
+    EXPECT_EQ(data.values()[999], 14);
+    device.stream_destroy(stream);
+  });
+}
+
+// ---- what goes wrong ----------------------------------------------------------------------------
+
+TEST_P(StagingOver, ALostDeviceFailsTheGroupAndIsNamed) {
+  for (const int copies : {0, 1, 3, 9}) {
+    TestDevice a("alpha", 10e-6, 4e9), b("beta");
+    Cluster cluster(GetParam(), 3, small_pool(8 << 20));
+    b.copies_left = copies;
+
+    cluster.run([&](Node& node) {
+      const Call call = call_of(Collective::AllReduce, 40'000, true);
+      TestDevice* const device = of_rank(node.rank(), 0, a, b);
+      const Outcome outcome = perform(node, call, "ring", device, device);
+
+      EXPECT_EQ(outcome.status.code(), Code::System) << outcome.status.text();
+      EXPECT_EQ(outcome.status.rank(), 2);
+      EXPECT_NE(outcome.status.text().find("beta:0"), std::string::npos) << outcome.status.text();
+    });
+  }
+}
+
+TEST_P(StagingOver, ADeviceThatCannotBeOpenedFailsTheGroupAndIsNamed) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 3, small_pool(8 << 20));
+  b.pins_left = 0;
+
+  cluster.run([&](Node& node) {
+    const Call call = call_of(Collective::AllReduce, 40'000, false);
+    TestDevice* const device = of_rank(node.rank(), 0, a, b);
+    const Outcome outcome = perform(node, call, "ring", device, device);
+
+    EXPECT_EQ(outcome.status.code(), Code::System) << outcome.status.text();
+    EXPECT_NE(outcome.status.text().find("out of memory"), std::string::npos)
+        << outcome.status.text();
+  });
+}
+
+TEST_P(StagingOver, ALostDeviceFailsAMessageOnBothSides) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20, 64 << 10));
+  a.copies_left = 2;
+
+  cluster.run([&](Node& node) {
+    Array data(node.rank() == 0 ? &a : nullptr, numbers(200'000, 1));
+    const Where where = data.where();
+    Operation* op = node.rank() == 0
+                        ? node.engine().start_send(node.context(), parcel(1, 3, data, where))
+                        : node.engine().start_recv(node.context(), parcel(0, 3, data, where));
+    const Status status = node.engine().wait(*op, Deadline::after(Seconds(20)));
+    EXPECT_EQ(status.code(), Code::System) << status.text();
+    EXPECT_EQ(status.rank(), 0);
+    node.engine().release(*op);
+  });
+}
+
+TEST_P(StagingOver, ADeadlineEndsTheOperationOnceItsCopiesAreOver) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20));
+  a.stalled = true;
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(400));
+    a.stalled = false;
+  });
+
+  cluster.run([&](Node& node) {
+    const Call call = call_of(Collective::AllReduce, 40'000, true);
+    TestDevice* const device = node.rank() == 0 ? &a : nullptr;
+    const Outcome outcome = perform(node, call, "ring", device, device, 0.2);
+    EXPECT_EQ(outcome.status.code(), Code::Timeout) << outcome.status.text();
+    if (node.rank() == 0) {
+      EXPECT_FALSE(a.stalled);  // not before: the buffer was in use
+    }
+  });
+  later.join();
+}
+
+TEST_P(StagingOver, CopiesThatNeverEndHoldUpNothingForLong) {
+  TestDevice a("alpha"), b("beta");
+  {
+    Cluster cluster(GetParam(), 2, small_pool(8 << 20));
+    a.stalled = true;
+
+    cluster.run([&](Node& node) {
+      Array data(node.rank() == 0 ? &a : nullptr, numbers(40'000, 1));
+      const Where where = data.where();
+      const engine::Buffers buffers{{where, where}};
+      const Call call = call_of(Collective::AllReduce, 40'000, true);
+      engine::Job job{recipe_of(call, node, "ring", 4096), data.data(), data.data(), 1.0,
+                      Seconds(0.1)};
+      if (node.rank() == 0) job.device = &buffers;
+      const Status status = node.engine().run(node.context(), job);
+      EXPECT_EQ(status.code(), Code::Timeout) << status.text();
+      if (node.rank() == 0) {
+        EXPECT_NE(status.text().find("may still use"), std::string::npos) << status.text();
+        a.stalled = false;
+        for (int k = 0; k < 5000 && a.copies > 0; ++k) {  // the device's own view of the buffer
+          std::this_thread::sleep_for(std::chrono::microseconds(20));
+        }
+      }
+    });
+  }
+}
+
+TEST_P(StagingOver, AnAbortWithCopiesInFlightLeaksNothing) {
+  TestDevice a("alpha", 2e-3), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20));
+
+  cluster.run([&](Node& node) {
+    TestDevice* const device = node.rank() == 0 ? &a : nullptr;
+    Array data(device, numbers(100'000, 1));
+    const Where where = data.where();
+    const engine::Buffers buffers{{where, where}};
+    const Call call = call_of(Collective::AllReduce, 100'000, true);
+    engine::Job job{recipe_of(call, node, "ring", 4096), data.data(), data.data()};
+    if (device != nullptr) job.device = &buffers;
+    Operation* op = node.engine().start(node.context(), job, Follow::Soon);
+    std::thread late([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      node.engine().poison(node.context(), Status(Code::Aborted, "enough"), true);
+    });
+    const Status status = node.engine().wait(*op, Deadline::after(Seconds(10)));
+    late.join();
+    EXPECT_EQ(status.code(), Code::Aborted) << status.text();
+    node.engine().release(*op);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, StagingOver, testing::Values("inproc", "tcp", "shm"),
+                         [](const auto& each) { return std::string(each.param); });
+
+}  // namespace hccomm::test
