@@ -12,6 +12,8 @@
 
 namespace hccomm::device {
 
+namespace {
+
 // ACL's functions, declared by us.
 struct AclFunctions {
   int (*init)(const char* config);
@@ -319,6 +321,8 @@ Status Ascend::open() {
                                   code != 0 ? failed(code, "aclInit", 0).text() : "it counts 0",
                                   "; it needs an Ascend NPU and its driver")};
 }
+
+}  // namespace
 
 static Result<std::unique_ptr<Runtime>> probe() {
   auto library =

@@ -7,6 +7,8 @@
 
 namespace hccomm::device {
 
+namespace {
+
 // CNRT's functions, declared by us.
 struct CnrtFunctions {
   int (*count)(unsigned*);
@@ -249,6 +251,8 @@ Status Cnrt::open() {
                code != 0 ? failed(code, "cnrtGetDeviceCount", 0).text() : "it counts 0",
                "; it needs a Cambricon MLU and its driver")};
 }
+
+}  // namespace
 
 static Result<std::unique_ptr<Runtime>> probe() {
   auto library = find_library("cnrt", {"libcnrt.so", "/usr/local/neuware/lib64/libcnrt.so"});

@@ -10,6 +10,8 @@
 
 namespace hccomm::device {
 
+namespace {
+
 // CUDA's functions, by what they do; declared by us, so that no header is needed. A function that
 // is named otherwise, or not at all, by some vendors is tried under each of its names.
 struct Functions {
@@ -362,6 +364,8 @@ Result<int> CudaShaped::dmabuf(int index, Place place, std::size_t bytes) noexce
   }
   return fd;
 }
+
+}  // namespace
 
 Result<std::unique_ptr<Runtime>> open_cuda_shaped(const CudaShape& shape) {
   auto library = find_library(shape.kind, shape.libraries, [&](const std::string& path) {

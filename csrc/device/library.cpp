@@ -13,7 +13,7 @@ namespace hccomm::device {
 std::string library_setting(const std::string& kind) {
   std::string upper;
   for (const char letter : kind) upper += static_cast<char>(std::toupper(letter));
-  return "HCCOMM_" + upper + "_LIB";
+  return text("HCCOMM_", upper, "_LIB");
 }
 
 std::string real_path(const std::string& path) {

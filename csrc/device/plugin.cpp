@@ -7,6 +7,8 @@ namespace hccomm::device {
 
 using Table = hccomm_device_plugin_v1;
 
+namespace {
+
 // A runtime behind a C table. The table's functions keep the rules of hccomm_device.h.
 class PluginRuntime final : public Runtime {
  public:
@@ -170,6 +172,8 @@ class PluginRuntime final : public Runtime {
   const Table table_;
   const std::string origin_;
 };
+
+}  // namespace
 
 static Result<std::unique_ptr<Runtime>> probe(const Table* table, const std::string& origin) {
   char reason[256] = "its probe gave no reason";

@@ -38,7 +38,9 @@ inline std::string fake_path(const std::string& kind) {
 class Fake {
  public:
   explicit Fake(const std::string& kind) {
-    void* library = dlopen(fake_path(kind).c_str(), RTLD_NOW | RTLD_LOCAL);
+    std::string path = fake_path(kind);
+    if (path.empty()) path = fake_path(kind + "_driver");
+    void* library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) return;
     set_ = reinterpret_cast<int (*)(const char*)>(dlsym(library, "fake_set"));
     count_ = reinterpret_cast<std::int64_t (*)(const char*)>(dlsym(library, "fake_count"));
@@ -52,13 +54,15 @@ class Fake {
   std::int64_t (*count_)(const char*) = nullptr;
 };
 
-// Names the fake of each kind that has one in its HCCOMM_<KIND>_LIB, unless the environment did.
+// Names the fake of each kind that has one in its HCCOMM_<KIND>_LIB, unless the environment did;
+// the real Level Zero loader, where the machine has one, is given a fake driver.
 inline void use_fakes() {
   for (const device::Builtin& each : device::builtins()) {
     if (const std::string path = fake_path(each.name); !path.empty()) {
       setenv(device::library_setting(each.name).c_str(), path.c_str(), 0);
     }
   }
+  setenv("ZE_ENABLE_ALT_DRIVERS", fake_path("level_zero_driver").c_str(), 0);
 }
 
 // Waits at most five seconds for the event. False: it failed or did not come.

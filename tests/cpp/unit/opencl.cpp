@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What is special to OpenCL: buffers of the caller's own context, the caller's out-of-order queue,
+// several platforms at once. Against real implementations: PoCL and oclgrind, whichever are
+// installed; skipped with the reason where there is none.
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+
+#include "support/fakes.hpp"
+
+namespace hccomm::device {
+
+using test::comes;
+
+// A folder of .icd files that names what is installed, so that all platforms are seen at once.
+static void offer_all_platforms() {
+  static const std::string folder = [] {
+    char name[] = "/tmp/hccomm-icd-XXXXXX";
+    const std::string made = mkdtemp(name);
+    for (const char* each :
+         {"/usr/lib/x86_64-linux-gnu/libpocl.so.2", "/usr/lib/aarch64-linux-gnu/libpocl.so.2",
+          "/usr/lib/oclgrind/liboclgrind-rt-icd.so"}) {
+      if (!std::filesystem::exists(each)) continue;
+      std::ofstream(made + "/" + std::filesystem::path(each).stem().string() + ".icd") << each;
+    }
+    setenv("OCL_ICD_VENDORS", made.c_str(), 1);
+    setenv("POCL_CACHE_DIR", made.c_str(), 1);
+    setenv("POCL_MAX_PTHREAD_COUNT", "1", 1);
+    return made;
+  }();
+}
+
+class OpenClPlatforms : public testing::Test {
+ protected:
+  void SetUp() override {
+    offer_all_platforms();
+    static Registry* const registry = new Registry(builtins());
+    auto found = registry->runtime(Kind::OpenCl);
+    if (!found.ok()) GTEST_SKIP() << found.status().text();
+    runtime = found.value();
+    devices = std::move(runtime->count()).take();
+  }
+
+  // A function of the loader, as a program of the caller would have it.
+  template <typename Function>
+  Function* cl(const char* name) {
+    void* library = dlopen(runtime->library().c_str(), RTLD_NOW | RTLD_LOCAL);
+    return reinterpret_cast<Function*>(dlsym(library, name));
+  }
+
+  Runtime* runtime = nullptr;
+  int devices = 0;
+};
+
+TEST_F(OpenClPlatforms, ServesTheDevicesOfEveryPlatform) {
+  for (int index = 0; index < devices; ++index) {
+    SCOPED_TRACE(runtime->describe(index));
+    auto* host = static_cast<char*>(std::move(runtime->host_allocate(index, 8192)).take());
+    const Place place = std::move(runtime->allocate(index, 4096)).take();
+    const Stream stream = std::move(runtime->stream_create(index)).take();
+    const Event event = std::move(runtime->event_create(index)).take();
+    std::memset(host, 'x', 4096);
+
+    ASSERT_TRUE(runtime->copy_in(stream, place, host, 4096).ok());
+    ASSERT_TRUE(runtime->copy_out(stream, host + 4096, place, 4096).ok());
+    ASSERT_TRUE(runtime->event_record(event, stream).ok());
+    ASSERT_TRUE(comes(*runtime, event));
+
+    EXPECT_EQ(std::memcmp(host, host + 4096, 4096), 0);
+    runtime->event_destroy(event);
+    runtime->stream_destroy(stream);
+    runtime->release(index, place);
+    runtime->host_free(index, host);
+  }
+}
+
+TEST_F(OpenClPlatforms, RefusesACopyBeyondTheBuffer) {
+  const Place place = std::move(runtime->allocate(0, 4096)).take();
+  const Stream stream = std::move(runtime->stream_create(0)).take();
+  void* host = std::move(runtime->host_allocate(0, 8192)).take();
+
+  const Status status = runtime->copy_in(stream, {place.handle, 4000}, host, 4096);
+
+  EXPECT_EQ(status.code(), Code::System);
+  EXPECT_NE(status.text().find("clEnqueueWriteBuffer failed with -30"), std::string::npos)
+      << status.text();
+  runtime->host_free(0, host);
+  runtime->stream_destroy(stream);
+  runtime->release(0, place);
+}
+
+// The caller's context, queue and buffer are its own; what it enqueued is seen, in its order.
+TEST_F(OpenClPlatforms, StandsBehindTheCallersQueueInTheCallersContext) {
+  std::uint32_t many = 0;
+  void* platform = nullptr;
+  void* device = nullptr;
+  int code = 0;
+  ASSERT_EQ(cl<int(std::uint32_t, void**, std::uint32_t*)>("clGetPlatformIDs")(1, &platform, &many),
+            0);
+  ASSERT_EQ((cl<int(void*, std::uint64_t, std::uint32_t, void**, std::uint32_t*)>("clGetDeviceIDs")(
+                platform, 0xFFFFFFFF, 1, &device, nullptr)),
+            0);
+  void* context = cl<void*(void*, std::uint32_t, void**, void*, void*, int*)>("clCreateContext")(
+      nullptr, 1, &device, nullptr, nullptr, &code);
+  void* queue = cl<void*(void*, void*, std::uint64_t, int*)>("clCreateCommandQueue")(
+      context, device, 1 /* out of order */, &code);
+  ASSERT_EQ(code, 0);
+  void* buffer = cl<void*(void*, std::uint64_t, std::size_t, void*, int*)>("clCreateBuffer")(
+      context, 1, 1 << 20, nullptr, &code);
+  std::vector<char> written(1 << 20, 'w');
+  auto* host = static_cast<char*>(std::move(runtime->host_allocate(0, 1 << 20)).take());
+  const Stream ours = std::move(runtime->stream_create(0)).take();
+  const Stream callers{0, 0, queue};
+  const Event event = std::move(runtime->event_create(0)).take();
+
+  ASSERT_EQ((cl<int(void*, void*, std::uint32_t, std::size_t, std::size_t, const void*,
+                    std::uint32_t, void*, void*)>("clEnqueueWriteBuffer")(
+                queue, buffer, 0, 0, written.size(), written.data(), 0, nullptr, nullptr)),
+            0);
+  ASSERT_TRUE(runtime->event_record(event, callers).ok());
+  ASSERT_TRUE(runtime->stream_wait(ours, event).ok());
+  ASSERT_TRUE(runtime->copy_out(ours, host, {buffer, 0}, 1 << 20).ok());
+  ASSERT_TRUE(runtime->event_record(event, ours).ok());
+  ASSERT_TRUE(runtime->stream_wait(callers, event).ok());
+  ASSERT_TRUE(comes(*runtime, event));
+
+  EXPECT_EQ(std::memcmp(host, written.data(), written.size()), 0);
+  runtime->event_destroy(event);
+  runtime->stream_destroy(ours);
+  runtime->host_free(0, host);
+  cl<int(void*)>("clReleaseMemObject")(buffer);
+  cl<int(void*)>("clFinish")(queue);
+  cl<int(void*)>("clReleaseCommandQueue")(queue);
+  cl<int(void*)>("clReleaseContext")(context);
+}
+
+}  // namespace hccomm::device
