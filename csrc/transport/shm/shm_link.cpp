@@ -23,7 +23,9 @@ ShmLink::ShmLink(Parts parts)
       writer_(parts_.mine.data(), parts_.my_area_bytes),
       reader_(parts_.theirs.data(), parts_.their_area_bytes) {}
 
-std::size_t ShmLink::eager_bytes() const noexcept { return parts_.pulls ? kEagerBytes : kEagerRingBytes; }
+std::size_t ShmLink::eager_bytes() const noexcept {
+  return parts_.pulls ? kEagerBytes : kEagerRingBytes;
+}
 
 std::size_t ShmLink::frame_bytes() const noexcept { return kFrameBytes; }
 
