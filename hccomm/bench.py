@@ -320,6 +320,11 @@ def _iterations(comm: Adapter, case: _Case, seconds: float) -> int:
     return max(1, min(20000, int(seconds / max(once, 1e-7))))
 
 
+def mean_over_ranks(comm: Adapter, value: float) -> float:
+    """Return the mean of ``value`` over the ranks of ``comm``. Collective."""
+    return _sum(comm, value) / comm.size
+
+
 def _sum(comm: Adapter, value: float) -> float:
     import numpy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `hccomm info | explain | bench | keygen`.
+"""The command line: `hccomm info | explain | bench | tune | keygen`.
 
 Only this file knows typer and rich. It prints what asking.py and bench.py answer; an hccomm.Error
 ends a command with its text and exit code 2.
@@ -21,6 +21,7 @@ from rich.table import Table
 import hccomm
 from hccomm import bench as benches
 from hccomm import launchers
+from hccomm import tune as tuning
 from hccomm.local import RanksFailed
 
 app = typer.Typer(
@@ -133,6 +134,43 @@ def bench(
 
 
 @app.command()
+def tune(
+    file: str = typer.Argument(help="Where to write the table; HCCOMM_TABLE names it then."),
+    ranks: str = typer.Option("", help="Local ranks, like 2,4,8; default: 2 to twice the cores."),
+    hosts: int = typer.Option(1, help="Emulated hosts to spread local ranks over."),
+    seconds: float = typer.Option(0.01, help="Time to spend on one algorithm and size."),
+) -> None:
+    """Measure which algorithm is quickest where, and write a table for HCCOMM_TABLE.
+
+    Under a launcher it measures the job's own ranks and rank 0 writes; else local ranks, under a
+    minute. All ranks of a job must use the same table: copy it to every host.
+    """
+    launched = launchers.detect()
+    if launched.launcher != "none":
+        with hccomm.init() as comm:
+            measured = [tuning.measure(comm, seconds=seconds)]
+            writes = comm.rank == 0
+    else:
+        if os.getloadavg()[0] > 0.7:
+            print("hccomm: tune: the machine is busy; the table will not be good", file=sys.stderr)
+        writes, measured = True, []
+        for count in _tune_ranks(ranks):
+            spread = min(hosts, count)
+            found = hccomm.run_local(_tune_rank, count, seconds, hosts=spread, timeout=600.0)
+            measured.append(found[0])
+            out.print(found[0][1][0], markup=False)
+    if not writes:
+        return
+    head = f"hccomm tune {hccomm.__version__}, {hccomm.info()['cores']} cores"
+    try:
+        with open(file, "w", encoding="utf-8") as stream:
+            stream.write(tuning.table(measured, head))
+    except OSError as error:
+        raise hccomm.System(f"tune: {file}: {error.strerror}; name another file") from error
+    print(f"wrote {file}; run every rank with HCCOMM_TABLE={os.path.abspath(file)}")
+
+
+@app.command()
 def keygen(
     file: str = typer.Argument(help="Where to write the key; must not exist."),
 ) -> None:
@@ -144,6 +182,25 @@ def keygen(
     with os.fdopen(handle, "w") as stream:
         stream.write(base64.b64encode(os.urandom(32)).decode() + "\n")
     print(f"wrote {file}; run every rank with HCCOMM_KEY_FILE={file} HCCOMM_AUTH=require")
+
+
+def _tune_rank(comm: hccomm.Communicator, seconds: float) -> tuple[list[tuning.Line], list[str]]:
+    return tuning.measure(comm, seconds=seconds)
+
+
+def _tune_ranks(asked: str) -> list[int]:
+    cores = int(hccomm.info()["cores"])
+    try:
+        counts = sorted(
+            {int(each) for each in asked.split(",")} if asked else {2, cores, 2 * cores}
+        )
+    except ValueError:
+        counts = [0]
+    if counts[0] < 2 and asked:
+        raise hccomm.InvalidArgument(
+            f"tune: --ranks {asked} is no list of numbers from 2 on; give one like 2,4,8"
+        )
+    return [count for count in counts if count >= 2]
 
 
 # ---- printing --------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_SPIN_US", "integer", "auto",
      "How long a waiter polls before it sleeps; auto is 60, or 0 when ranks outnumber cores."},
     {"HCCOMM_SUPA_LIB", "text", "", "Path of Biren's libsupart; empty searches for it."},
+    {"HCCOMM_TABLE", "text", "",
+     "File of measured choices of algorithms, from `hccomm tune`; the same on all ranks."},
     {"HCCOMM_TANG_LIB", "text", "", "Path of Sunrise's libtangrt_shared; empty searches for it."},
     {"HCCOMM_STAGING", "bytes", "256M",
      "Pinned host memory per device for device buffers on their way; at least 1M."},

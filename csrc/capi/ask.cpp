@@ -158,7 +158,8 @@ int64_t hccomm_explain(int32_t collective, int32_t dtype, int32_t op, uint64_t c
     hccomm::select::Facts facts;
     facts.cores = hccomm::available_cores();
     const auto rules = hccomm::select::Rules::parse(hccomm::config::raw("HCCOMM_ALGO"));
-    const hccomm::select::Choice choice = hccomm::select::choose(call, group, facts, rules);
+    const hccomm::select::Choice choice =
+        hccomm::select::choose(call, group, facts, rules, hccomm::select::table_of_environment());
     Json others = Json::array();
     for (const auto& each : hccomm::algorithm::algorithms()) {
       if (each.collective != call.collective || each.name == choice.algorithm->name) continue;

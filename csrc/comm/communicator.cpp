@@ -62,6 +62,7 @@ Communicator::Communicator(std::shared_ptr<Endpoint> endpoint, std::string name,
   group_.host_of = hosts_of(cards_, group_.hosts);
   facts_ = facts_of(cards_);
   rules_ = select::Rules::parse(config::raw("HCCOMM_ALGO"));
+  table_ = select::table_of_environment();
   context_.id = id;
   context_.name = std::move(name);
   context_.rank = rank;
@@ -210,7 +211,7 @@ Communicator::RecipePtr Communicator::recipe_for(const Request& request) {
 
 Communicator::RecipePtr Communicator::make_recipe(const Call& call) {
   auto recipe = std::make_shared<engine::Recipe>();
-  const select::Choice choice = select::choose(call, group_, facts_, rules_);
+  const select::Choice choice = select::choose(call, group_, facts_, rules_, table_);
   recipe->plan = choice.algorithm->make(call, group_, choice.tuning);
   recipe->element_bytes = dtype::size_of(call.type);
   if (dtype::defined(call.type, call.op)) {

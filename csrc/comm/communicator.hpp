@@ -94,6 +94,7 @@ class Communicator {
   plan::Group group_;
   select::Facts facts_;
   select::Rules rules_;
+  select::Table table_;
   std::vector<transport::Card> cards_;
   Seconds timeout_;
   bool closed_ = false;

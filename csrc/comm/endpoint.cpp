@@ -11,6 +11,7 @@
 #include "base/log.hpp"
 #include "base/machine.hpp"
 #include "collective/collective.hpp"
+#include "select/table.hpp"
 #include "transport/transports.hpp"
 #include "wire/crypto.hpp"
 
@@ -103,7 +104,8 @@ Endpoint::Endpoint(std::string job, std::string key) {
   card_.machine = machine_id();
   card_.pid = getpid();
   card_.cores = static_cast<std::uint32_t>(available_cores());
-  card_.choices = hash_of(config::raw("HCCOMM_ALGO") + '\n' + config::raw("HCCOMM_SEGMENT"));
+  card_.choices = hash_of(text(config::raw("HCCOMM_ALGO"), '\n', config::raw("HCCOMM_SEGMENT"),
+                               '\n', select::table_text()));
   for (const transport::Builtin* each : allowed_transports()) {
     auto opened = each->open(identity_, *this);
     if (!opened.ok()) {

@@ -67,7 +67,7 @@ const char* name(Place place) noexcept {
 }
 
 Choice choose(const plan::Call& call, const plan::Group& group, const Facts& facts,
-              const Rules& rules) {
+              const Rules& rules, const Table& table) {
   const Place place = place_of(group, facts);
   const std::uint64_t bytes = bytes_of(call, group);
   const std::uint64_t share =
@@ -81,6 +81,13 @@ Choice choose(const plan::Call& call, const plan::Group& group, const Facts& fac
                 text(collective::describe(call), ": HCCOMM_ALGO asks for ", rule->algorithm->name,
                      ", which does not serve it: ", rule->algorithm->refuses(call, group),
                      "; change the rule"));
+  }
+  for (const Table::Line* line : table.of(call.collective, place)) {
+    if (group.size > line->most_ranks || bytes > line->most_bytes) continue;
+    if (!serves(*line->algorithm, call, group)) continue;
+    return {line->algorithm, tuning,
+            text(name(place), ", ", group.size, " ranks, ", in_words(bytes),
+                 ": measured, HCCOMM_TABLE")};
   }
   for (const Default& line : defaults()) {
     if (line.collective != call.collective || line.place != place) continue;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which algorithm, cut how: the user's rules first (rules.hpp), then the table of defaults
-// (defaults.cpp). It looks at nothing that may differ between ranks, so all of them choose alike
-// without a word; and it says why, for `hccomm explain`.
+// Which algorithm, cut how: the user's rules first (rules.hpp), then a measured table (table.hpp),
+// then the table of defaults (defaults.cpp). It looks at nothing that may differ between ranks, so
+// all of them choose alike without a word; and it says why, for `hccomm explain`.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 
 #include "algorithm/algorithms.hpp"
 #include "select/rules.hpp"
+#include "select/table.hpp"
 
 namespace hccomm::select {
 
@@ -31,7 +32,7 @@ struct Choice {
 // Throws Error(InvalidArgument) when a rule names an algorithm that does not serve the call.
 // Requires: collective::check passed.
 Choice choose(const plan::Call& call, const plan::Group& group, const Facts& facts,
-              const Rules& rules = {});
+              const Rules& rules = {}, const Table& table = {});
 
 // Where the ranks of a group are, as far as algorithms care.
 enum class Place : std::uint8_t {

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 import hccomm
-from hccomm import requests
+from hccomm import requests, tune
 from hccomm.local import Ranks  # noqa: F401  # importing it here proves that ranks can
 
 TYPES: dict[str, Any] = {
@@ -557,3 +557,8 @@ def parts_without_offsets(comm: hccomm.Communicator) -> list[float]:
     comm._start(request, None).wait()
     found: list[float] = into.tolist()
     return found
+
+
+def tuned(comm: hccomm.Communicator, sizes: tuple[int, ...]) -> tuple[list[tune.Line], list[str]]:
+    """Measure a small table."""
+    return tune.measure(comm, sizes, seconds=0.001)

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
@@ -100,6 +101,49 @@ TEST(Select, ARuleOverridesTheTable) {
   EXPECT_STREQ(ruled.algorithm->name, "tree");
   EXPECT_EQ(ruled.why, "HCCOMM_ALGO for 64 bytes");
   EXPECT_STREQ(free.algorithm->name, "direct");
+}
+
+TEST(Select, AMeasuredTableComesBeforeTheDefaultsAndAfterRules) {
+  const Table table = Table::parse(
+      "# made for a test\n"
+      "allreduce shared 4 1K tree\n"
+      "\n"
+      "allreduce shared any any ring  # the rest\n",
+      "test");
+  const Facts facts{.cores = 8};
+  const Group group = group_of(4);
+  const auto chosen = [&](std::uint64_t count, const Group& of, const Rules& rules = {}) {
+    return std::string(
+        choose(call_of(Collective::AllReduce, count), of, facts, rules, table).algorithm->name);
+  };
+
+  EXPECT_EQ(chosen(256, group), "tree");
+  EXPECT_EQ(chosen(257, group), "ring");
+  EXPECT_EQ(chosen(16, group_of(5)), "ring");
+  EXPECT_EQ(chosen(16, group, Rules::parse("allreduce:direct")), "direct");
+  EXPECT_EQ(chosen(16, group_of(4, 2)), "two_level") << "no line for several hosts";
+}
+
+TEST(Select, AWrongTableIsRefusedWithItsLine) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"allreduce shared 4 1K", "line 1: it has not five words"},
+      {"\nallreduce shared 4 1K tree x", "line 2: it has not five words"},
+      {"reduceall shared 4 1K tree", "\"reduceall\" is no collective"},
+      {"allreduce here 4 1K tree", "\"here\" is no place"},
+      {"allreduce shared 0 1K tree", "\"0\" is no number of ranks"},
+      {"allreduce shared 4 1X tree", "most_bytes=\"1X\""},
+      {"allreduce shared 4 1K bruck", "\"bruck\" is no algorithm for allreduce"},
+  };
+  for (const auto& [wrong, why] : cases) {
+    try {
+      Table::parse(wrong, "/tmp/table");
+      FAIL() << wrong;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.status().code(), Code::InvalidArgument);
+      EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("/tmp/table"), std::string::npos);
+    }
+  }
 }
 
 TEST(Select, ARuleThatDoesNotServeIsRefusedWithTheReason) {
