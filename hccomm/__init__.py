@@ -14,6 +14,7 @@ rendezvous (init), communicator, operations, requests, buffers, work, errors, _n
 
 from __future__ import annotations
 
+from hccomm._torch_alias import install, uninstall
 from hccomm.asking import explain, info, settings, version
 from hccomm.communicator import Batch, Communicator
 from hccomm.errors import (
@@ -48,6 +49,8 @@ __all__ = [
     "settings",
     "explain",
     "version",
+    "install",
+    "uninstall",
     "Error",
     "InvalidArgument",
     "Mismatch",

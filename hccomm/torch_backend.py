@@ -10,13 +10,16 @@ that, is here; each patch says why.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from hccomm import _torch_glue
 
-_NAME = "hccomm"
+NAME = "hccomm"
+_profiled = threading.local()  # .name: what the profiler shall call the group being made
 
 
 def register() -> None:
@@ -27,10 +30,10 @@ def register() -> None:
     if not dist.is_available():
         return
     backend: Any = dist.Backend
-    if _NAME.upper() in backend._plugins:
+    if NAME.upper() in backend._plugins:
         return
     before = dict(backend.default_device_backend_map)
-    backend.register_backend(_NAME, _create, extended_api=True, devices=_Devices())
+    backend.register_backend(NAME, _create, extended_api=True, devices=_Devices())
     # A device that has no backend yet belongs to its vendor's, which may register after us.
     backend.default_device_backend_map.clear()
     backend.default_device_backend_map.update(before)
@@ -100,17 +103,31 @@ def _create(group: Any, options: Any) -> Any:
     import torch.distributed as dist
 
     _torch_glue.load()
-    seconds = _seconds(group.timeout)
+    timeout = group.timeout
     if options is not None:
-        seconds = _seconds(_timeout_of(options) or group.timeout)
+        timeout = _timeout_of(options) or group.timeout
     # torch wraps the group's store in a prefix of the device type, by which ranks of different
     # types would never meet.
     store = group.store.underlying_store
     carrier = dist.ProcessGroup(store, group.group_rank, group.group_size)
     torch.ops.hccomm.attach(
-        carrier.boxed(), list(group.global_ranks_in_group), str(group.group_id), seconds
+        carrier.boxed(),
+        list(group.global_ranks_in_group),
+        str(group.group_id),
+        getattr(_profiled, "name", NAME),
+        _seconds(timeout),
     )
     return carrier._get_backend(torch.device("cpu"))
+
+
+@contextmanager
+def profiled_as(name: str) -> Iterator[None]:
+    """Have the profiler call the groups that this thread makes meanwhile ``name``."""
+    _profiled.name = name
+    try:
+        yield
+    finally:
+        _profiled.name = NAME
 
 
 def _timeout_of(options: Any) -> timedelta | None:

@@ -40,10 +40,6 @@ void HccommBackend::setTimeout(std::chrono::milliseconds timeout) {
   if (hccomm_set_timeout(open("set_timeout"), seconds, &error) != HCCOMM_OK) raise(error, 0);
 }
 
-std::chrono::milliseconds HccommBackend::timeout_or(std::chrono::milliseconds given) const {
-  return given.count() > 0 ? given : options_->timeout;
-}
-
 c10::intrusive_ptr<c10d::Backend> HccommBackend::split(
     const c10::intrusive_ptr<c10d::Store>& /*store*/, const std::vector<int>& ranks,
     const c10::intrusive_ptr<Options>& options) {
@@ -115,7 +111,7 @@ Ticket HccommBackend::ticket(const Operation& operation, const char* title) cons
   const double seconds = operation.call.timeout > 0
                              ? operation.call.timeout
                              : static_cast<double>(options_->timeout.count()) / 1e3;
-  return {rank_, operation.type, title, sequence_, seconds, timed_};
+  return {rank_, operation.type, title, &operation.shown, sequence_, seconds, timed_};
 }
 
 void HccommBackend::run(Operation& operation) {
@@ -136,6 +132,13 @@ WorkPtr HccommBackend::launch(Operation& operation, const char* title) {
     return staging().submit(comm, operation, ticket(operation, title));
   }
   if (!operation.async && !batch_) {
+    if (title) {  // the profiler's event begins with the work
+      auto work = c10::make_intrusive<OperationWork>(ticket(operation, title),
+                                                     std::move(operation.keep), health_, nullptr);
+      run(operation);
+      work->settle(HCCOMM_OK, {});
+      return work;
+    }
     run(operation);
     copy_out(operation.keep);
     return c10::make_intrusive<OperationWork>(ticket(operation, title), std::move(operation.keep));
@@ -164,19 +167,20 @@ WorkPtr HccommBackend::issue_recorded(Operation& operation) {
   const int64_t in_count = operation.input.defined() ? operation.input.numel() : 0;
   const int64_t out_count = operation.output.defined() ? operation.output.numel() : 0;
   const at::Tensor& model = operation.model();
-  const Tensors inputs = operation.input.defined() ? Tensors{operation.input} : Tensors{};
+  operation.note_shown();
   const Tensors outputs = operation.output.defined() ? Tensors{operation.output} : Tensors{};
   RECORD_PARAM_COMMS_DATA(std::make_tuple(static_cast<int64_t>(sequence_ + 1), between_two),
-                          std::make_tuple(pg_uid_, pg_desc_), inputs, outputs, rank_,
+                          std::make_tuple(pg_uid_, pg_desc_), operation.shown, outputs, rank_,
                           operation.name, in_count, out_count,
                           model.defined() ? model.scalar_type() : at::kByte,
                           splits(operation.counts), splits(operation.recv_counts), -1, -1, size_);
-  const std::string title = std::string("hccomm:") + operation.name;
+  const std::string title = options_->backend + ':' + operation.name;
   return launch(operation, title.c_str());
 }
 
 WorkPtr HccommBackend::issue(Operation& operation) {
-  WorkPtr work = at::hasCallbacks() ? issue_recorded(operation) : launch(operation, nullptr);
+  const bool recorded = at::hasCallbacks() && !part_of_one_;
+  WorkPtr work = recorded ? issue_recorded(operation) : launch(operation, nullptr);
   if (batch_) batch_->push_back(work);
   return work;
 }
@@ -189,7 +193,7 @@ WorkPtr HccommBackend::endCoalescing() {
   TORCH_CHECK(batch_, "hccomm InvalidArgument: _end_coalescing: no batch is open");
   std::vector<WorkPtr> works = std::move(*batch_);
   batch_.reset();
-  const Ticket ticket{rank_, c10d::OpType::COALESCED, nullptr, sequence_, 0, false};
+  const Ticket ticket{rank_, c10d::OpType::COALESCED, nullptr, nullptr, sequence_, 0, false};
   return c10::make_intrusive<BatchWork>(ticket, std::move(works));
 }
 

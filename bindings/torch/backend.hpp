@@ -34,7 +34,7 @@ class HccommBackend final : public c10d::Backend {
   ~HccommBackend() override;
 
   // ---- life (backend.cpp)
-  const std::string getBackendName() const override { return "hccomm"; }
+  const std::string getBackendName() const override { return "hccomm"; }  // options_ has the alias
   c10::intrusive_ptr<Options> getBackendOptions() override { return options_; }
   bool supportsSplitting() const override { return true; }
   bool supportsCoalescing() const override { return true; }
@@ -107,9 +107,9 @@ class HccommBackend final : public c10d::Backend {
   Staging& staging();
   // One Work of several, none of which the batch of startCoalescing() counts by itself.
   template <typename Each>
-  WorkPtr together(c10d::OpType type, std::size_t parts, bool async, const Each& each);
+  WorkPtr together(c10d::OpType type, const char* name, const Tensors& shown, bool async,
+                   const Each& each);
   void note_failure(int code) const;
-  std::chrono::milliseconds timeout_or(std::chrono::milliseconds given) const;
 
   std::shared_ptr<Group> group_;
   const Health health_;
@@ -117,6 +117,7 @@ class HccommBackend final : public c10d::Backend {
   uint64_t sequence_ = 0;
   bool timed_ = false;
   std::optional<std::vector<WorkPtr>> batch_;  // between start- and endCoalescing()
+  bool part_of_one_ = false;                   // inside together(), which records the whole
   std::unique_ptr<Staging> staging_;
   // split() is asked once per device type: the last child and the name it was made under.
   std::string last_split_;

@@ -3,6 +3,8 @@
 // The collectives over lists of tensors. A list travels as one flat tensor, so that ranks with
 // lists and ranks with one big tensor meet in the same call. Several tensors per rank become
 // several operations behind one Work, unless they are small: then one flat tensor.
+#include <ATen/record_function.h>
+
 #include <algorithm>
 #include <functional>
 #include <optional>
@@ -155,26 +157,36 @@ WorkPtr HccommBackend::alltoall(Tensors& outputs, Tensors& inputs,
 // ---- several tensors per rank ------------------------------------------------------------------
 
 template <typename Each>
-WorkPtr HccommBackend::together(c10d::OpType type, std::size_t parts, bool async,
-                                const Each& each) {
-  // The parts start one after the other and are waited for as one, also by startCoalescing().
+WorkPtr HccommBackend::together(c10d::OpType type, const char* name, const Tensors& shown,
+                                bool async, const Each& each) {
+  // The parts start one after the other and are waited for as one, also by startCoalescing(); the
+  // profiler sees the whole.
+  std::string title;
+  if (at::hasCallbacks() && !part_of_one_) title = options_->backend + ':' + name;
+  const Ticket ticket{rank_, type, title.empty() ? nullptr : title.c_str(), &shown, sequence_ + 1,
+                      0,     false};
+  auto whole = c10::make_intrusive<BatchWork>(ticket);
   std::optional<std::vector<WorkPtr>> outer = std::exchange(batch_, std::vector<WorkPtr>());
+  const bool part_of_outer = std::exchange(part_of_one_, true);
   std::vector<WorkPtr> works;
-  try {
-    for (std::size_t part = 0; part < parts; ++part) works.push_back(each(part));
-  } catch (...) {
+  const auto leave = [&] {
     batch_ = std::move(outer);
+    part_of_one_ = part_of_outer;
+  };
+  try {
+    for (std::size_t part = 0; part < shown.size(); ++part) works.push_back(each(part));
+  } catch (...) {
+    leave();
     throw;
   }
-  batch_ = std::move(outer);
-  const Ticket ticket{rank_, type, nullptr, sequence_, 0, false};
-  WorkPtr work = c10::make_intrusive<BatchWork>(ticket, std::move(works));
+  leave();
+  whole->take(std::move(works));
   if (batch_) {
-    batch_->push_back(work);
+    batch_->push_back(whole);
   } else if (!async) {
-    work->wait();
+    whole->wait(kNoTimeout);
   }
-  return work;
+  return whole;
 }
 
 static int64_t bytes_of(at::TensorList tensors) {
@@ -195,8 +207,8 @@ WorkPtr HccommBackend::allreduce_coalesced(Tensors& tensors,
   if (tensors.empty()) invalid("all_reduce_coalesced", "requires non-empty tensor list");
   for (const at::Tensor& tensor : tensors) check_dense("all_reduce_coalesced", tensor);
   if (!same_kind(tensors) || bytes_of(tensors) > kPackedBytes) {
-    return together(c10d::OpType::ALLREDUCE_COALESCED, tensors.size(), options.asyncOp,
-                    [&](std::size_t part) {
+    return together(c10d::OpType::ALLREDUCE_COALESCED, "all_reduce_coalesced", tensors,
+                    options.asyncOp, [&](std::size_t part) {
                       Tensors one{tensors[part]};
                       return allreduce(one, options);
                     });
@@ -222,18 +234,19 @@ WorkPtr HccommBackend::allgather_into_tensor_coalesced(Tensors& outputs, Tensors
                                                        const c10d::AllgatherOptions& options) {
   check_pairs("all_gather_into_tensor_coalesced", outputs, inputs);
   if (outputs.size() == 1) return _allgather_base(outputs[0], inputs[0], options);
-  return together(
-      c10d::OpType::ALLGATHER_COALESCED, outputs.size(), options.asyncOp,
-      [&](std::size_t part) { return _allgather_base(outputs[part], inputs[part], options); });
+  return together(c10d::OpType::ALLGATHER_COALESCED, "all_gather_into_tensor_coalesced", inputs,
+                  options.asyncOp, [&](std::size_t part) {
+                    return _allgather_base(outputs[part], inputs[part], options);
+                  });
 }
 
 WorkPtr HccommBackend::reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                        const c10d::ReduceScatterOptions& options) {
   check_pairs("reduce_scatter_tensor_coalesced", outputs, inputs);
   if (outputs.size() == 1) return _reduce_scatter_base(outputs[0], inputs[0], options);
-  return together(c10d::OpType::COALESCED, outputs.size(), options.asyncOp, [&](std::size_t part) {
-    return _reduce_scatter_base(outputs[part], inputs[part], options);
-  });
+  return together(
+      c10d::OpType::COALESCED, "reduce_scatter_tensor_coalesced", inputs, options.asyncOp,
+      [&](std::size_t part) { return _reduce_scatter_base(outputs[part], inputs[part], options); });
 }
 
 WorkPtr HccommBackend::allgather_coalesced(TensorLists& outputs, Tensors& inputs,
@@ -250,7 +263,7 @@ WorkPtr HccommBackend::allgather_coalesced(TensorLists& outputs, Tensors& inputs
                               list.size(), ")"));
     }
   }
-  return together(c10d::OpType::ALLGATHER_COALESCED, inputs.size(), options.asyncOp,
+  return together(c10d::OpType::ALLGATHER_COALESCED, kName, inputs, options.asyncOp,
                   [&](std::size_t part) {
                     TensorLists column(1);
                     for (const Tensors& list : outputs) column[0].push_back(list[part]);

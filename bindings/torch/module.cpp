@@ -20,7 +20,8 @@ using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 // its store, which the backend's entry keeps alive.
 static c10::intrusive_ptr<HccommBackend> backend_of(const ProcessGroupPtr& group,
                                                     const std::vector<int64_t>& global_ranks,
-                                                    const std::string& name, double timeout) {
+                                                    const std::string& name,
+                                                    const std::string& alias, double timeout) {
   struct Entry {
     c10::weak_intrusive_ptr<HccommBackend> backend;
     c10::weak_intrusive_ptr<c10d::Store> store;
@@ -48,7 +49,7 @@ static c10::intrusive_ptr<HccommBackend> backend_of(const ProcessGroupPtr& group
     if (global_ranks.empty()) Group::set_world(own);
   }
   auto options = c10::make_intrusive<c10d::Backend::Options>(
-      "hccomm", std::chrono::milliseconds(static_cast<int64_t>(timeout * 1e3)));
+      alias, std::chrono::milliseconds(static_cast<int64_t>(timeout * 1e3)));
   options->group_name = name;
   options->global_ranks_in_group.assign(global_ranks.begin(), global_ranks.end());
   auto backend = c10::make_intrusive<HccommBackend>(std::move(own), options);
@@ -58,10 +59,10 @@ static c10::intrusive_ptr<HccommBackend> backend_of(const ProcessGroupPtr& group
 }
 
 static void attach(const ProcessGroupPtr& group, std::vector<int64_t> global_ranks,
-                   std::string name, double timeout) {
+                   std::string name, std::string alias, double timeout) {
   group->setBackend(
       c10::kCPU, c10d::ProcessGroup::BackendType::CUSTOM,
-      c10::intrusive_ptr<c10d::Backend>(backend_of(group, global_ranks, name, timeout)));
+      c10::intrusive_ptr<c10d::Backend>(backend_of(group, global_ranks, name, alias, timeout)));
 }
 
 static std::string describe(const ProcessGroupPtr& group) {
@@ -76,7 +77,7 @@ static std::string describe(const ProcessGroupPtr& group) {
 TORCH_LIBRARY(hccomm, library) {
   library.def(
       "attach(__torch__.torch.classes.c10d.ProcessGroup group, int[] global_ranks, str name, "
-      "float timeout) -> ()",
+      "str alias, float timeout) -> ()",
       hccomm::glue::attach);
   library.def("describe(__torch__.torch.classes.c10d.ProcessGroup group) -> str",
               hccomm::glue::describe);

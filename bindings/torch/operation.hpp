@@ -55,6 +55,11 @@ struct Operation {
       call.recv_offsets = recv_offsets_.data();
     }
   }
+  // Notes what the profiler shows as the inputs: the user's tensors where it is in place.
+  void note_shown() {
+    const bool in_place = !input.defined() || input.is_same(output);
+    shown = in_place ? keep.results : std::vector<at::Tensor>{input};
+  }
   // A tensor that tells where the call runs, or an undefined one.
   const at::Tensor& model() const { return input.defined() ? input : output; }
 
@@ -67,6 +72,7 @@ struct Operation {
   bool writes = true;        // whether this rank's output has one afterwards
   std::vector<uint64_t> counts, recv_counts;  // of unequal parts, which lie back to back
   Keep keep;
+  std::vector<at::Tensor> shown;  // to the profiler; empty when it does not listen
   bool async = true;
 
  private:

@@ -48,7 +48,7 @@ WorkPtr HccommBackend::recv(Tensors& tensors, int from, int tag) {
 }
 
 WorkPtr HccommBackend::recvAnysource(Tensors& tensors, int tag) {
-  Operation operation(HCCOMM_RECV, c10d::OpType::RECVANYSOURCE, "recv");
+  Operation operation(HCCOMM_RECV, c10d::OpType::RECVANYSOURCE, "recvAnySource");
   check_message(operation, tensors, HCCOMM_ANY_SOURCE, tag, size_);
   fill_message(operation, tensors[0], HCCOMM_ANY_SOURCE, tag);
   operation.output = output_of(tensors[0], operation.keep);
@@ -92,11 +92,13 @@ std::string failed_ranks(const std::vector<int>& ranks, Milliseconds limit) {
 // Rank 0 hears from everyone and then lets everyone go, so it knows who did not come.
 void HccommBackend::monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) {
   hccomm_comm* const comm = open("monitored_barrier");
-  const Milliseconds limit = timeout_or(options.timeout);
+  // Unlike elsewhere, no time at all is a limit: Gloo lets rank 0 look who has come already.
+  const Milliseconds limit =
+      options.timeout.count() < 0 ? options_->timeout : Milliseconds(options.timeout);
   const auto end = Clock::now() + limit;
   // Messages live a little longer than the barrier, so that a failure is reported by its end.
   const double patience = static_cast<double>(limit.count()) / 1e3 + 5.0;
-  const Ticket ticket{rank_, c10d::OpType::BARRIER, nullptr, ++sequence_, patience, false};
+  const Ticket ticket{rank_, c10d::OpType::BARRIER, nullptr, nullptr, ++sequence_, patience, false};
   const auto left = [&] {
     return std::max(std::chrono::duration_cast<Milliseconds>(end - Clock::now()), Milliseconds(1));
   };
@@ -122,6 +124,10 @@ void HccommBackend::monitoredBarrier(const c10d::BarrierOptions& options, bool w
   std::vector<int> passed, failed;
   std::string reason;
   for (int rank = 1; rank < size_; ++rank) {
+    TORCH_CHECK(wait_all_ranks || Clock::now() < end,
+                "hccomm Timeout: Rank 0 timed out in monitoredBarrier after ", limit.count(),
+                " ms. Successfully processed ranks: [", c10::Join(", ", passed),
+                "]; still to come: rank ", rank, " and later ones");
     try {
       arrivals[rank - 1]->wait(left());
       passed.push_back(rank);

@@ -13,6 +13,11 @@ namespace hccomm::glue {
 
 namespace {
 
+std::optional<std::vector<at::Tensor>> shown_by(const Ticket& ticket) {
+  if (!ticket.title || !ticket.shown) return std::nullopt;
+  return *ticket.shown;
+}
+
 // Completes the future of a work that somebody may still hold.
 class FutureErrand final : public Errand {
  public:
@@ -55,7 +60,7 @@ class OrphanErrand final : public Errand {
 }  // namespace
 
 OperationWork::OperationWork(const Ticket& ticket, Keep keep, Health health, hccomm_work* handle)
-    : Work(ticket.rank, ticket.type, ticket.title),
+    : Work(ticket.rank, ticket.type, ticket.title, shown_by(ticket)),
       ticket_(ticket),
       keep_(std::move(keep)),
       health_(std::move(health)),
@@ -66,7 +71,6 @@ OperationWork::OperationWork(const Ticket& ticket, Keep keep, Health health, hcc
 OperationWork::OperationWork(const Ticket& ticket, Keep keep)
     : Work(ticket.rank, ticket.type, ticket.title), ticket_(ticket), keep_(std::move(keep)) {
   state_.store(kSucceeded, std::memory_order_relaxed);
-  if (recordFunctionEndCallback_) recordFunctionEndCallback_();
 }
 
 OperationWork::~OperationWork() {
@@ -196,12 +200,21 @@ FuturePtr result_of(const FuturePtr& future) {
 }
 
 BatchWork::BatchWork(const Ticket& ticket, std::vector<WorkPtr> works)
-    : Work(ticket.rank, ticket.type, ticket.title), ticket_(ticket), works_(std::move(works)) {}
+    : Work(ticket.rank, ticket.type, ticket.title, shown_by(ticket)),
+      ticket_(ticket),
+      works_(std::move(works)) {}
+
+// The profiler's event ends when somebody first learns that all parts have.
+void BatchWork::end_record() {
+  const std::lock_guard lock(mutex_);
+  if (recordFunctionEndCallback_) std::exchange(recordFunctionEndCallback_, nullptr)();
+}
 
 bool BatchWork::isCompleted() {
   for (const WorkPtr& work : works_) {
     if (!work->isCompleted()) return false;
   }
+  end_record();
   return true;
 }
 
@@ -241,7 +254,7 @@ bool BatchWork::wait(std::chrono::milliseconds timeout) {
     }
     work->wait(left);
   }
-  if (recordFunctionEndCallback_) std::exchange(recordFunctionEndCallback_, nullptr)();
+  end_record();
   return true;
 }
 

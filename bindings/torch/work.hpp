@@ -25,6 +25,7 @@ struct Ticket {
   int rank = -1;
   c10d::OpType type = c10d::OpType::UNKNOWN;
   const char* title = nullptr;  // for the profiler, read at birth; nullptr: it does not listen
+  const std::vector<at::Tensor>* shown = nullptr;  // its inputs, likewise
   uint64_t sequence = 0;
   double timeout = 0;  // seconds, of the operation
   bool timed = false;  // whether getDuration() will be asked
@@ -39,7 +40,7 @@ struct Ticket {
 //         given to wait() is over; the operation then goes on.
 class OperationWork final : public c10d::Work {
  public:
-  // An operation in flight.
+  // An operation in flight; with handle nullptr, one that its maker runs and settles.
   OperationWork(const Ticket& ticket, Keep keep, Health health, hccomm_work* handle);
   // One that has already succeeded.
   OperationWork(const Ticket& ticket, Keep keep);
@@ -78,7 +79,9 @@ class OperationWork final : public c10d::Work {
 // Several works as one: what coalescing gives.
 class BatchWork final : public c10d::Work {
  public:
-  BatchWork(const Ticket& ticket, std::vector<WorkPtr> works);
+  BatchWork(const Ticket& ticket, std::vector<WorkPtr> works = {});
+  // Requires: nobody else has this work yet.
+  void take(std::vector<WorkPtr> works) { works_ = std::move(works); }
 
   bool isCompleted() override;
   bool isSuccess() const override;
@@ -91,9 +94,11 @@ class BatchWork final : public c10d::Work {
   uint64_t getSequencenumber() const override { return ticket_.sequence; }
 
  private:
+  void end_record();
+
   const Ticket ticket_;
-  const std::vector<WorkPtr> works_;
-  FuturePtr future_;  // guarded by mutex_
+  std::vector<WorkPtr> works_;  // constant once others have this work
+  FuturePtr future_;            // guarded by mutex_
 };
 
 // A future that tells with a c10d::WorkResult how `future` ended.

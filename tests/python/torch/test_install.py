@@ -175,3 +175,49 @@ def test_one_of_several_ranks_compiles_the_glue(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert log.read_text().split() == ["call"]
     assert len(list((tmp_path / "cache").glob("*.so"))) == 1
+
+
+UNDER_ANOTHER_NAME = """
+    import datetime, sys, torch, torch.distributed as dist
+    import hccomm, hccomm.torch
+    name = sys.argv[1]
+    hccomm.install(as_=name)
+    hccomm.install(as_=name)
+    backend = name if name == "nccl" else "cpu:gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=60))
+    assert dist.get_backend() == backend, dist.get_backend()
+    assert hccomm.torch.describe()["size"] == dist.get_world_size()
+    half = dist.new_group([0, 1], backend=name)
+    assert dist.get_backend(half) == name
+    net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 2), process_group=half)
+    net(torch.full((2, 4), 1.0 + dist.get_rank())).sum().backward()
+    assert torch.equal(net.module.weight.grad, torch.full((2, 4), 3.0))
+    if name == "gloo":
+        dist.monitored_barrier(half)
+    hccomm.uninstall()
+    hccomm.uninstall()
+    if name == "gloo":
+        real = dist.new_group(backend="gloo")
+        assert real._get_backend(torch.device("cpu")).name() == "gloo"
+    total = torch.ones(2)
+    dist.all_reduce(total, group=half)
+    assert total[0] == 2
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("name", ["gloo", "nccl"])
+def test_another_backends_name_gives_hccomm_when_asked(tmp_path: Path, name: str) -> None:
+    path = script(tmp_path, UNDER_ANOTHER_NAME)
+    arguments = ["--standalone", "--nproc-per-node", "2", path, name]
+
+    done = python("-m", "torch.distributed.run", *arguments)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_known_names_can_be_taken() -> None:
+    import hccomm
+
+    with pytest.raises(hccomm.InvalidArgument, match='"gloo" or "nccl", not \'tcp\''):
+        hccomm.install(as_="tcp")
