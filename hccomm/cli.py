@@ -213,8 +213,16 @@ def _print_info(found: dict[str, Any]) -> None:
             out.print(f"[bold]{key:>12}[/]  ", end="")
             out.print(str(value), markup=False)
     for key, rows in lists.items():
-        if rows:
+        if key == "devices":
+            _table(key, ("name", "summary", "available", "found"), [_found(row) for row in rows])
+        elif rows:
             _table(key, tuple(rows[0]), rows)
+
+
+def _found(row: dict[str, Any]) -> dict[str, Any]:
+    """Say in one cell what was found of a kind of device, or why nothing was."""
+    there = f"{row['count']} in {row['library']}: {row['devices']}"
+    return {**row, "found": there if row["available"] else row["reason"]}
 
 
 def _print_settings(rows: list[dict[str, Any]]) -> None:

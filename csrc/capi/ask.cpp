@@ -13,6 +13,7 @@
 #include "capi/hccomm.h"
 #include "collective/collective.hpp"
 #include "comm/endpoint.hpp"
+#include "device/registry.hpp"
 #include "dtype/reduce.hpp"
 #include "plan/print.hpp"
 #include "select/select.hpp"
@@ -89,6 +90,42 @@ static Json fabrics() {
   return all;
 }
 
+// What the probe of each kind of device found, or why it found nothing; each device by name.
+static Json devices_here() {
+  Json all = Json::array();
+  std::vector<std::string> failures;
+  for (const auto& each : hccomm::device::Registry::global().survey(&failures)) {
+    int count = 0;
+    std::string names;
+    if (each.runtime != nullptr) {
+      auto counted = each.runtime->count();
+      count = counted.ok() ? counted.value() : 0;
+      for (int index = 0; index < count; ++index) {
+        names += (index > 0 ? "; " : "") + each.runtime->describe(index);
+      }
+    }
+    all.push(Json::object()
+                 .add("name", each.name)
+                 .add("summary", each.summary)
+                 .add("available", each.runtime != nullptr)
+                 .add("reason", each.reason)
+                 .add("library", each.runtime != nullptr ? each.runtime->library() : "")
+                 .add("count", count)
+                 .add("devices", names));
+  }
+  for (const std::string& failure : failures) {
+    all.push(Json::object()
+                 .add("name", "plug-in")
+                 .add("summary", "named in HCCOMM_PLUGINS")
+                 .add("available", false)
+                 .add("reason", failure)
+                 .add("library", "")
+                 .add("count", 0)
+                 .add("devices", ""));
+  }
+  return all;
+}
+
 int64_t hccomm_info(char* out, size_t capacity) {
   return answered(out, capacity, [] {
     Nobody nobody;
@@ -118,6 +155,7 @@ int64_t hccomm_info(char* out, size_t capacity) {
         .add("cores", hccomm::available_cores())
         .add("simd", hccomm::dtype::simd_name())
         .add("transports", transports)
+        .add("devices", devices_here())
         .add("fabrics", fabrics())
         .add("algorithms", algorithms)
         .str();

@@ -251,7 +251,8 @@ HCCOMM_API void hccomm_release(hccomm_work* work);
 
 /* JSON: rank, size, hosts, and per peer: host, transport, why not better. */
 HCCOMM_API int64_t hccomm_describe(hccomm_comm* comm, char* out, size_t capacity);
-/* JSON: version, machine, transports, algorithms, each with why it is not available. */
+/* JSON: version, machine, transports, runtimes of devices, algorithms, each with why it is not
+ * available. Looks for every runtime, which loads what is there. */
 HCCOMM_API int64_t hccomm_info(char* out, size_t capacity);
 /* JSON: all HCCOMM_* settings: name, kind, default, meaning, value. */
 HCCOMM_API int64_t hccomm_settings(char* out, size_t capacity);

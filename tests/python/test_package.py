@@ -120,6 +120,15 @@ def test_info_lists_transports_and_their_reasons() -> None:
     assert "tcp" in _run("info")
 
 
+def test_info_says_of_every_device_runtime_what_it_found_or_why_nothing() -> None:
+    found = {row["name"]: row for row in json.loads(_run("info", "--json"))["devices"]}
+
+    assert {"cuda", "hip", "ascend", "cnrt", "level_zero", "opencl"} <= set(found)
+    for row in found.values():
+        assert (row["count"] > 0) == row["available"]
+        assert bool(row["reason"]) != row["available"]
+
+
 def test_info_config_is_the_table_of_all_settings() -> None:
     said = _run("info", "--config")
 

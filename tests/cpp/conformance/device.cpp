@@ -23,6 +23,7 @@ using test::comes;
 static Registry& registry() {
   static Registry* const all = [] {
     test::use_fakes();
+    setenv("HCCOMM_PLUGINS", HCCOMM_FAKES "/plugins/libexample_plugin.so", 0);
     return new Registry(builtins());
   }();
   return *all;
@@ -253,6 +254,7 @@ TEST_P(Device, KeepsTheHostOutOfItsMemory) {
 static std::vector<const char*> names() {
   std::vector<const char*> all;
   for (const Builtin& each : builtins()) all.push_back(each.name);
+  all.push_back("examplechip");  // examples/device_plugin.c
   return all;
 }
 

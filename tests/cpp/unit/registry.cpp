@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "device/plugin.hpp"
+#include "support/fakes.hpp"
 
 namespace hccomm::device {
 
@@ -69,6 +70,49 @@ TEST(Registry, RefusesATableOfAnotherVersionAndOneWithHoles) {
   EXPECT_NE(register_plugin(&table, "test", registry).status().text().find("has no probe"),
             std::string::npos);
   EXPECT_EQ(registry.survey().size(), 1u);
+}
+
+// What HCCOMM_PLUGINS names is set while the test runs.
+class Plugins {
+ public:
+  explicit Plugins(const std::string& paths) { setenv("HCCOMM_PLUGINS", paths.c_str(), 1); }
+  ~Plugins() { unsetenv("HCCOMM_PLUGINS"); }
+  Plugins(const Plugins&) = delete;
+  Plugins& operator=(const Plugins&) = delete;
+};
+
+TEST(Registry, LoadsAPluginWhenItsNameIsAskedFor) {
+  const Plugins named(HCCOMM_FAKES "/plugins/libexample_plugin.so");
+  Registry registry(kAbsent);
+  EXPECT_EQ(registry.kind("cuda").value(), Kind::Cuda);
+  EXPECT_EQ(registry.name(Kind::FirstPlugin), "device kind 64");
+
+  const Kind kind = std::move(registry.kind("examplechip")).take();
+  Runtime* runtime = std::move(registry.runtime(kind)).take();
+
+  EXPECT_EQ(kind, Kind::FirstPlugin);
+  EXPECT_EQ(runtime->count().value(), 2);
+  EXPECT_EQ(runtime->describe(1), "Example chip 1");
+  EXPECT_FALSE(runtime->lacks(Feature::Dmabuf).empty());
+  EXPECT_EQ(runtime->host_allocate(7, 64).status().text(),
+            "examplechip:7: host_allocate failed: no such device (2); see the messages of its "
+            "runtime");
+}
+
+TEST(Registry, GoesOnWithoutAPluginThatIsStaleOrMissing) {
+  const Plugins named(HCCOMM_FAKES "/plugins/libstale_plugin.so," HCCOMM_FAKES
+                                   "/plugins/libexample_plugin.so,/nowhere/libchip.so");
+  Registry registry(kAbsent);
+  std::vector<std::string> failures;
+
+  const auto answers = registry.survey(&failures);
+
+  ASSERT_EQ(answers.size(), 2u);  // cuda and examplechip
+  EXPECT_NE(answers[1].runtime, nullptr);
+  ASSERT_EQ(failures.size(), 2u);
+  EXPECT_NE(failures[0].find("version 99"), std::string::npos) << failures[0];
+  EXPECT_NE(failures[1].find("/nowhere/libchip.so cannot be loaded"), std::string::npos)
+      << failures[1];
 }
 
 }  // namespace hccomm::device

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real CUDA runtime through every rule of the device seam, and groups that mix GPU and CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import pytest
+from gpu_programs import SUITES, run_ranks
+
+import hccomm
+
+
+def test_the_adapter_keeps_every_rule_on_the_real_runtime() -> None:
+    """The conformance suite, on the libcudart that hccomm finds by itself."""
+    program = SUITES / "conformance_device"
+    if not program.exists():
+        pytest.skip(f"{program} is not built; run make test")
+    library = next(row for row in hccomm.info()["devices"] if row["name"] == "cuda")["library"]
+
+    done = subprocess.run(
+        [program, "--gtest_filter=*cuda*"],
+        env={**os.environ, "HCCOMM_CUDA_LIB": library},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert re.search(r"\[  PASSED  \] \d+ tests", done.stdout)
+
+
+def test_a_group_of_gpu_and_cpu_ranks_agrees() -> None:
+    """One GPU rank and one CPU rank."""
+    pytest.importorskip("torch")
+
+    assert run_ranks("torch_ranks.py", 2).count("all right") == 2
+
+
+def test_two_ranks_share_one_gpu() -> None:
+    """GPU, CPU, GPU, CPU, interleaved; both GPU ranks on cuda:0."""
+    pytest.importorskip("torch")
+
+    assert run_ranks("torch_ranks.py", 4).count("all right") == 4

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank of a mixed group: even ranks keep their tensors on the GPU, odd ones on the CPU.
+
+All GPU ranks share cuda:0, so two of them test that as well. Every value is exact in any order.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+
+def main() -> int:
+    """Check the collectives once each, at sizes around the staging segment."""
+    dist.init_process_group("hccomm")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda:0") if rank % 2 == 0 else torch.device("cpu")
+    total = size * (size + 1) // 2
+
+    for count in (1, 1000, 1 << 20, (8 << 20) + 3):
+        summed = torch.full((count,), float(rank + 1), device=device)
+        dist.all_reduce(summed)
+        assert torch.all(summed == total).item(), f"all_reduce of {count}"
+
+        parts = [torch.empty(count, device=device) for _ in range(size)]
+        dist.all_gather(parts, torch.full((count,), float(rank), device=device))
+        assert all(torch.all(part == who).item() for who, part in enumerate(parts)), "all_gather"
+
+        sent = torch.full((count,), 7.0 if rank == 1 else 0.0, device=device)
+        dist.broadcast(sent, src=1)
+        assert torch.all(sent == 7).item(), f"broadcast of {count}"
+
+    # The producer's kernels are still running when the collective starts: the stream keeps order.
+    busy = torch.zeros(1 << 20, device=device)
+    for _ in range(200):
+        busy += 1
+    dist.all_reduce(busy)
+    assert torch.all(busy == 200 * size).item(), "a collective behind running kernels"
+
+    dist.destroy_process_group()
+    print(f"rank {rank} on {device}: all right")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
