@@ -20,8 +20,9 @@ from hccomm import errors
 from hccomm._native import Library, library
 from hccomm.operations import Operations
 from hccomm.requests import COLLECTIVES, Request
-from hccomm.work import Work
+from hccomm.work import CHandle, Handle, Work
 
+_MANY_ORPHANS = 64  # then look which of them are done
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -42,7 +43,7 @@ class Communicator(Operations):
         self._rank = int(self._library.lib.hccomm_rank(handle))
         self._size = int(self._library.lib.hccomm_size(handle))
         self._ended = ""  # why it cannot be used any more
-        self._orphans: list[tuple[Any, Request]] = []
+        self._orphans: list[Handle] = []
         self._inside = 0  # threads inside a C call with this handle
         self._count = threading.Lock()
         self._state: Any = None
@@ -163,8 +164,8 @@ class Communicator(Operations):
             return  # a thread is still inside: leave it the memory
         error = self._library.error()
         code = int(self._library.lib.hccomm_close(handle, seconds, error))
-        for work, _ in self._orphans:
-            self._library.lib.hccomm_release(work)
+        for each in self._orphans:
+            each.release()
         self._orphans.clear()
         if code not in (0, errors.Timeout.code, errors.PeerLost.code, errors.Aborted.code):
             self._library.check(code, error)
@@ -198,39 +199,42 @@ class Communicator(Operations):
             code = library.lib.hccomm_start(handle, call, made, error)
         del keep
         library.check(code, error)
-        return Work(self, library, made[0], request)
+        return Work(self, CHandle(library, made[0], request), request.name, request.result)
 
-    def _usable(self, what: str) -> None:
-        """Raise when the communicator has ended. Requires: ``what`` names the call."""
+    def _usable(self, what: str, which: str = "") -> None:
+        """Raise when the communicator has ended. ``what`` (and ``which``) name the call."""
+        if not self._ended:
+            return
+        what = f"{what} {which}" if which else what
         if self._ended == "forked":
             raise errors.InvalidArgument(
                 f"{what}: this process was forked from rank {self._rank} of "
                 f"{self._name}, and a communicator does not cross a fork; make one in the child "
                 "with hccomm.init(), or start processes by spawn"
             )
-        if self._ended:
-            raise errors.Aborted(
-                f"{what}: the communicator {self._name} (rank {self._rank} of {self._size}) is "
-                f"{self._ended}; make a new one with hccomm.init() or group()"
-            )
+        raise errors.Aborted(
+            f"{what}: the communicator {self._name} (rank {self._rank} of {self._size}) is "
+            f"{self._ended}; make a new one with hccomm.init() or group()"
+        )
 
-    def _adopt(self, work: Any, request: Request) -> None:
+    def _adopt(self, handle: Handle) -> None:
         """Keep the buffers of a forgotten operation until it is done."""
         if self._ended == "forked":
             return
         if self._ended:
-            self._library.lib.hccomm_release(work)
+            handle.release()
         else:
-            self._orphans.append((work, request))
+            if len(self._orphans) >= _MANY_ORPHANS:
+                self._reap()
+            self._orphans.append(handle)
 
     def _reap(self) -> None:
         orphans, self._orphans = self._orphans, []
-        done, error = self._library.ffi.new("int*"), self._library.error()
-        for work, request in orphans:
-            if self._library.lib.hccomm_test(work, done, error) == 0 and not done[0]:
-                self._orphans.append((work, request))
+        for each in orphans:
+            if each.test() < 0:
+                self._orphans.append(each)
             else:
-                self._library.lib.hccomm_release(work)
+                each.release()
 
     def _attach_fast_path(self) -> None:
         fast = _fast_path(self._library)
@@ -238,7 +242,8 @@ class Communicator(Operations):
             pointer = int(self._library.ffi.cast("uintptr_t", self._handle))
             self._state = fast.Attached(pointer, self._rank, self._size)
             for name, collective in COLLECTIVES.items():
-                self.__dict__[name] = self._state.method(collective, getattr(self, name))
+                general = getattr(self, name)
+                self.__dict__[name] = self._state.method(collective, general, self, name, Work)
 
     def _detach(self, why: str) -> None:
         self._ended = why

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The fast path of small Python calls: hccomm/_fast. A blocking operation on objects with the
-// buffer protocol goes straight from Python's argument array to the C ABI, without cffi's objects.
-// What it does not take (other arrays, odd types, options, wrong calls) it hands to the method of
-// hccomm/operations.py with the same arguments.
+// The fast path of small Python calls: hccomm/_fast. An operation on objects with the buffer
+// protocol goes straight from Python's argument array to the C ABI, without cffi's objects; one
+// with async_op=True comes back as an hccomm.Work over a Started, the compiled twin of
+// work.CHandle. What it does not take (other arrays, odd types, options, wrong calls) it hands to
+// the method of hccomm/operations.py with the same arguments.
 //
 // The library is the one that the package has already loaded: its functions are looked up, never
 // linked, so that a process holds one copy.
@@ -28,6 +29,8 @@ struct Functions {
   decltype(&hccomm_wait) wait = nullptr;
   decltype(&hccomm_test) test = nullptr;
   decltype(&hccomm_release) release = nullptr;
+  decltype(&hccomm_source) source = nullptr;
+  decltype(&hccomm_sequence) sequence = nullptr;
 } functions;
 
 PyObject* make_error = nullptr;  // hccomm.errors.from_code(code, text, rank)
@@ -49,6 +52,9 @@ struct Method {
   std::shared_ptr<State> state;
   int collective = 0;
   PyObject* general = nullptr;  // the bound method of hccomm/operations.py
+  PyObject* owner = nullptr;    // the communicator
+  PyObject* name = nullptr;     // of the operation
+  PyObject* make = nullptr;     // hccomm.Work
 };
 
 // What a call says, as far as the fast path knows options.
@@ -59,14 +65,17 @@ struct Arguments {
   PyObject* root = nullptr;
   PyObject* out = Py_None;
   PyObject* timeout = Py_None;
+  bool async = false;
 };
 
 // Releases a Py_buffer, however the call ends.
 struct Held {
   Py_buffer view{};
   bool held = false;
-  ~Held() {
+  ~Held() { drop(); }
+  void drop() {
     if (held) PyBuffer_Release(&view);
+    held = false;
   }
   bool take(PyObject* object, bool writable) {
     const int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0);
@@ -157,6 +166,55 @@ int execute(State& state, hccomm_comm* comm, const hccomm_call& call, hccomm_err
   return code;
 }
 
+// An operation in flight: what work.Handle describes. It holds the exports of its buffers.
+//
+// Thread: any, one at a time, with the GIL.
+class Started {
+ public:
+  Started(std::shared_ptr<State> state, hccomm_work* work, Held& in, Held& out)
+      : state_(std::move(state)), work_(work) {
+    std::swap(in_.view, in.view);
+    std::swap(in_.held, in.held);
+    std::swap(out_.view, out.view);
+    std::swap(out_.held, out.held);
+  }
+  ~Started() { release(); }
+
+  int wait(double seconds) {
+    Inside inside(*state_);
+    const py::gil_scoped_release unlocked;
+    return functions.wait(work_, seconds, nullptr);
+  }
+  int test() {
+    int done = 0;
+    const int code = functions.test(work_, &done, nullptr);
+    return code != HCCOMM_OK || done != 0 ? code : -1;
+  }
+  py::tuple failure() {
+    hccomm_error error{};
+    functions.wait(work_, 1e-6, &error);
+    return py::make_tuple(std::string(error.text), error.rank);
+  }
+  int source() const { return functions.source(work_); }
+  std::uint64_t sequence() const { return functions.sequence(work_); }
+  void release() {
+    if (work_ != nullptr) functions.release(work_);
+    work_ = nullptr;
+    in_.drop();
+    out_.drop();
+  }
+
+ private:
+  struct Inside {
+    explicit Inside(State& state) : state(state) { state.inside.fetch_add(1); }
+    ~Inside() { state.inside.fetch_sub(1); }
+    State& state;
+  };
+  std::shared_ptr<State> state_;
+  hccomm_work* work_;
+  Held in_, out_;
+};
+
 // Sets the exception for `error`, made by hccomm.errors.
 PyObject* raise(int code, const hccomm_error& error) {
   PyObject* made = PyObject_CallFunction(make_error, "isi", code, error.text, error.rank);
@@ -193,8 +251,8 @@ bool sort(Arguments& found, PyObject* const* args, Py_ssize_t nargs, PyObject* n
       found.root = value;
     else if (is(name, "timeout"))
       found.timeout = value;
-    else if (is(name, "async_op") && value == Py_False)
-      continue;
+    else if (is(name, "async_op") && PyBool_Check(value))
+      found.async = value == Py_True;
     else if (value != Py_None)
       return false;  // counts, offsets, tag, factor
   }
@@ -270,6 +328,22 @@ PyObject* result(int collective, const hccomm_call& call, const Arguments& found
   return found.out;
 }
 
+// Starts `call` and returns its Work.
+PyObject* begin(const Method& method, hccomm_comm* comm, const hccomm_call& call,
+                const Arguments& found, Held& in, Held& out) {
+  hccomm_work* work = nullptr;
+  hccomm_error error;
+  method.state->inside.fetch_add(1, std::memory_order_relaxed);
+  int code = HCCOMM_OK;
+  Py_BEGIN_ALLOW_THREADS code = functions.start(comm, &call, &work, &error);
+  Py_END_ALLOW_THREADS method.state->inside.fetch_sub(1, std::memory_order_relaxed);
+  if (code != HCCOMM_OK) return raise(code, error);
+  py::object handle = py::cast(std::make_unique<Started>(method.state, work, in, out));
+  PyObject* answer = call.collective == HCCOMM_SEND ? Py_None : found.out;
+  PyObject* arguments[] = {method.owner, handle.ptr(), method.name, answer};
+  return PyObject_Vectorcall(method.make, arguments, 4, nullptr);
+}
+
 // The method itself: like the general one in every way but time.
 PyObject* invoke(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* names) {
   auto* method = static_cast<Method*>(PyCapsule_GetPointer(self, nullptr));
@@ -286,6 +360,7 @@ PyObject* invoke(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
       !describe(call, state.size, found.buffer, found.out, in, out)) {
     return PyObject_Vectorcall(method->general, args, static_cast<std::size_t>(nargs), names);
   }
+  if (found.async) return begin(*method, comm, call, found, in, out);
   hccomm_error error;
   const int code = execute(state, comm, call, &error);
   if (code == HCCOMM_OK) return result(call.collective, call, found);
@@ -300,7 +375,9 @@ PyMethodDef method_definition = {
 
 void destroy(PyObject* capsule) {
   auto* method = static_cast<Method*>(PyCapsule_GetPointer(capsule, nullptr));
-  Py_XDECREF(method->general);
+  for (PyObject* each : {method->general, method->owner, method->name, method->make}) {
+    Py_XDECREF(each);
+  }
   delete method;
 }
 
@@ -313,11 +390,16 @@ class Attached {
     state_->size = size;
   }
 
-  py::object method(int collective, const py::object& general) const {
-    auto made = std::make_unique<Method>(Method{state_, collective, nullptr});
+  py::object method(int collective, const py::object& general, const py::object& owner,
+                    const py::object& name, const py::object& make) const {
+    auto made = std::make_unique<Method>(Method{state_, collective});
     auto capsule = py::reinterpret_steal<py::object>(PyCapsule_New(made.get(), nullptr, destroy));
     if (!capsule) throw py::error_already_set();
-    made.release()->general = general.inc_ref().ptr();
+    Method* held = made.release();
+    held->general = general.inc_ref().ptr();
+    held->owner = owner.inc_ref().ptr();
+    held->name = name.inc_ref().ptr();
+    held->make = make.inc_ref().ptr();
     return py::reinterpret_steal<py::object>(PyCFunction_New(&method_definition, capsule.ptr()));
   }
   int inside() const { return state_->inside.load(); }
@@ -342,6 +424,8 @@ void bind(const std::string& path, const py::object& from_code) {
   look_up(library, "hccomm_wait", found.wait);
   look_up(library, "hccomm_test", found.test);
   look_up(library, "hccomm_release", found.release);
+  look_up(library, "hccomm_source", found.source);
+  look_up(library, "hccomm_sequence", found.sequence);
   if (found.abi_version() != HCCOMM_ABI_VERSION) {
     throw py::import_error("hccomm._fast was built for another version of the C ABI");
   }
@@ -352,8 +436,15 @@ void bind(const std::string& path, const py::object& from_code) {
 }  // namespace
 
 PYBIND11_MODULE(_fast, module) {
-  module.doc() = "The compiled fast path of small blocking calls; see bindings/fast/fast.cpp.";
+  module.doc() = "The compiled fast path of small calls; see bindings/fast/fast.cpp.";
   module.def("bind", &bind, "Look the library's functions up in the copy that is loaded.");
+  py::class_<Started>(module, "Started")
+      .def("wait", &Started::wait)
+      .def("test", &Started::test)
+      .def("failure", &Started::failure)
+      .def("source", &Started::source)
+      .def("sequence", &Started::sequence)
+      .def("release", &Started::release);
   py::class_<Attached>(module, "Attached")
       .def(py::init<std::uintptr_t, int, int>())
       .def("method", &Attached::method, "A fast method, in front of the general one.")
