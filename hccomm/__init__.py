@@ -30,6 +30,7 @@ from hccomm.errors import (
     Unavailable,
 )
 from hccomm.local import run_local
+from hccomm.memory import empty
 from hccomm.rendezvous import Store, init
 from hccomm.requests import ANY_SOURCE, OPS
 from hccomm.work import Work
@@ -42,6 +43,7 @@ __all__ = [
     "Communicator",
     "Batch",
     "Work",
+    "empty",
     "Store",
     "ANY_SOURCE",
     "OPS",
