@@ -12,7 +12,6 @@ Groups that exist already stay what they are.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +54,8 @@ def uninstall() -> None:
 
 
 def _wrapped(helper: Callable[..., Any]) -> Callable[..., Any]:
+    import inspect  # slow to load, and seldom needed
+
     from torch.distributed import distributed_c10d
 
     from hccomm import torch_backend

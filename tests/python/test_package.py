@@ -22,7 +22,7 @@ def test_importing_loads_no_torch_no_numpy_and_no_library() -> None:
     code = (
         "import sys, hccomm\n"
         "print([m for m in ('torch', 'numpy', '_cffi_backend', 'ctypes', 'typer', 'mpi4py',"
-        " 'multiprocessing') if m in sys.modules])\n"
+        " 'multiprocessing', 'inspect') if m in sys.modules])\n"
         "print(any('libhccomm' in line for line in open('/proc/self/maps')))"
     )
 
