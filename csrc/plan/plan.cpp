@@ -18,4 +18,13 @@ const char* name(Collective collective) noexcept {
   return "unknown collective";
 }
 
+bool means(std::string_view word, Collective collective) noexcept {
+  const char* at = name(collective);
+  for (const char each : word) {
+    if (each == '_') continue;
+    if (*at == '\0' || *at++ != each) return false;
+  }
+  return *at == '\0';
+}
+
 }  // namespace hccomm::plan

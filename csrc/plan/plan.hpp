@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dtype/dtype.hpp"
@@ -112,5 +113,7 @@ struct Plan {
 };
 
 const char* name(Collective collective) noexcept;  // "allreduce"
+// Whether the word means the collective: its name, with or without underscores ("all_reduce").
+bool means(std::string_view word, Collective collective) noexcept;
 
 }  // namespace hccomm::plan

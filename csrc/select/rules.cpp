@@ -45,7 +45,7 @@ plan::Collective collective_of(const Word& word) {
   std::string names;
   for (int id = 1; id <= plan::kCollectives; ++id) {
     const auto collective = static_cast<plan::Collective>(id);
-    if (word.text() == plan::name(collective)) return collective;
+    if (plan::means(word.text(), collective)) return collective;
     names += text(id == 1 ? "" : ", ", plan::name(collective));
   }
   refuse(word, text("\"", word.text(), "\" is no collective; give one of ", names));

@@ -29,7 +29,7 @@ constexpr const char* kPlaces[] = {"shared", "crowded", "hosts", "network"};  //
 plan::Collective collective_of(const std::string& word, const std::string& where, int line) {
   for (int id = 1; id <= plan::kCollectives; ++id) {
     const auto collective = static_cast<plan::Collective>(id);
-    if (word == plan::name(collective)) return collective;
+    if (plan::means(word, collective)) return collective;
   }
   refuse(where, line, text("\"", word, "\" is no collective"));
 }

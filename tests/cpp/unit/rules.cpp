@@ -48,6 +48,15 @@ TEST(Rules, NoRangeMeansAllSizesAndBlanksDoNotMatter) {
   EXPECT_EQ(found(rules, Collective::AllGather, 2 << 20), "none");
 }
 
+TEST(Rules, PythonsNamesOfCollectivesAreUnderstood) {
+  const Rules rules = Rules::parse("all_reduce:ring;all_to_all:direct");
+
+  EXPECT_EQ(found(rules, Collective::AllReduce, 10), "ring");
+  EXPECT_EQ(found(rules, Collective::AllToAll, 10), "direct");
+  EXPECT_THROW(Rules::parse("all_reduc:ring"), Error);
+  EXPECT_THROW(Rules::parse("all_reducer:ring"), Error);
+}
+
 TEST(Rules, TheFirstRangeThatHoldsWins) {
   const Rules rules = Rules::parse("allreduce:0-4K direct,ring");
 
