@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read a DLPack capsule: the way into torch tensors and others without importing their library.
 
-buffers.view() calls inspect() for host arrays that offer ``__dlpack__`` and no array interface.
+buffers.view() calls inspect() for arrays that offer ``__dlpack__`` and no array interface.
 The capsule stays unconsumed and is kept by the view, so its deleter runs when the view goes.
 """
 
@@ -40,7 +40,8 @@ class _Versioned(ctypes.Structure):
 class Found(NamedTuple):
     """What a capsule says; ``owner`` keeps it valid."""
 
-    address: int
+    address: int  # on some devices a handle
+    offset: int  # bytes from there
     shape: tuple[int, ...]
     contiguous: bool
     code: int
@@ -58,12 +59,16 @@ _is_valid.restype = ctypes.c_int
 _is_valid.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 
-def inspect(array: Any) -> Found:
-    """Return where the host array ``array`` lies. Raises what its ``__dlpack__`` raises."""
+def inspect(array: Any, stream: int | None = None) -> Found:
+    """Return where ``array`` lies. Raises what its ``__dlpack__`` raises.
+
+    ``stream`` is the device's in which the data shall be ready; None on the host.
+    """
+    options = {} if stream is None else {"stream": stream}
     try:
-        capsule = array.__dlpack__(max_version=(1, 1))
+        capsule = array.__dlpack__(max_version=(1, 1), **options)
     except TypeError:  # from before DLPack 1.0
-        capsule = array.__dlpack__()
+        capsule = array.__dlpack__(**options)
     readonly = False
     if _is_valid(capsule, b"dltensor_versioned"):
         versioned = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
@@ -77,7 +82,8 @@ def inspect(array: Any) -> Found:
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
     return Found(
-        address=(tensor.data or 0) + tensor.byte_offset,
+        address=tensor.data or 0,
+        offset=tensor.byte_offset,
         shape=shape,
         contiguous=strides is None or _is_c_contiguous(shape, strides),
         code=tensor.code,

@@ -3,7 +3,8 @@
 
 ``view()`` takes whatever has the array interface (NumPy and its relatives, ml_dtypes included), the
 buffer protocol (bytearray, memoryview, array.array), ``__dlpack__`` (torch and others, without
-importing them) or ``__cuda_array_interface__``. operations.py calls it for each argument.
+importing them) or ``__cuda_array_interface__``; the last two also on devices (_devices.py).
+operations.py calls it for each argument.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from hccomm.errors import InvalidArgument, Unavailable
+from hccomm import _devices
+from hccomm._devices import CUDA_TYPES, HOST, HOST_TYPES, Place
+from hccomm.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from array import array
@@ -62,10 +65,6 @@ _BY_DLPACK = {
     (2, 16): 9, (4, 16): 10, (10, 8): 11, (12, 8): 12,
     (2, 32): 13, (2, 64): 14, (5, 64): 15, (5, 128): 16,
 }  # fmt: skip
-_DEVICES = {
-    2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 12: "privateuse1", 14: "oneapi",
-}  # fmt: skip
-_HOST_DEVICES = (1, 3, 11)  # host memory, also pinned for CUDA and ROCm
 
 
 class View:
@@ -74,7 +73,7 @@ class View:
     ``owner`` keeps the memory alive; whoever starts an operation holds the view until it is done.
     """
 
-    __slots__ = ("address", "count", "dtype", "owner", "readonly", "shape")
+    __slots__ = ("address", "count", "dtype", "offset", "owner", "place", "readonly", "shape")
 
     def __init__(
         self,
@@ -84,8 +83,12 @@ class View:
         shape: tuple[int, ...],
         readonly: bool,
         owner: Any,
+        place: Place = HOST,
+        offset: int = 0,
     ) -> None:
-        self.address = address
+        self.address = address  # on some devices a handle, and `offset` bytes from its beginning
+        self.offset = offset
+        self.place = place
         self.count = count  # elements
         self.dtype = dtype  # HCCOMM_BOOL ... HCCOMM_C128
         self.shape = shape
@@ -96,16 +99,17 @@ class View:
 def view(array: Any, what: str) -> View:
     """Return where the elements of ``array`` lie; ``what`` names it in errors: "send: buffer".
 
-    Raises InvalidArgument when it is no array, not C-contiguous or of a type hccomm has not, and
-    Unavailable when it lies on a device.
+    Raises InvalidArgument when it is no array, not C-contiguous, of a type hccomm has not, or on a
+    device of a kind hccomm has not.
     """
     interface = getattr(array, "__array_interface__", None)
     if isinstance(interface, dict):
         return _from_array_interface(array, interface, what)
     if hasattr(array, "__dlpack_device__"):
         return _from_dlpack(array, what)
-    if hasattr(array, "__cuda_array_interface__"):
-        raise _on_device(what, "cuda")
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if isinstance(interface, dict):
+        return _from_cuda_interface(array, interface, what)
     try:
         memory = memoryview(array)
     except TypeError:
@@ -124,11 +128,20 @@ def name_of(dtype: int) -> str:
 def allocate(like: Any, shape: tuple[int, ...], dtype: int) -> Any:
     """Return a new array of ``shape`` of the kind and type of ``like``.
 
-    NumPy arrays give NumPy arrays, torch tensors give torch tensors. Others give a NumPy array
-    where NumPy is installed and knows the type, else a bytearray.
+    NumPy arrays give NumPy arrays, torch tensors give torch tensors, and device arrays of the
+    array API one of their own. Other host arrays give a NumPy array where NumPy is installed and
+    knows the type, else a bytearray. Raises InvalidArgument for a device array that can make none.
     """
     if hasattr(like, "new_empty"):  # torch and its relatives
         return like.new_empty(shape)
+    if _off_host(like):
+        if not hasattr(like, "__array_namespace__"):
+            raise InvalidArgument(
+                f"the result lies on a device where {type(like).__name__} makes no new arrays; "
+                "pass out="
+            )
+        empty: Any = like.__array_namespace__().empty
+        return empty(shape, dtype=like.dtype, device=getattr(like, "device", None))
     try:
         import numpy
     except ImportError:
@@ -202,11 +215,15 @@ def _dtype_of_format(text: str, itemsize: int) -> int | None:
 def _from_dlpack(array: Any, what: str) -> View:
     from hccomm import _dlpack
 
-    kind, index = array.__dlpack_device__()
-    if int(kind) not in _HOST_DEVICES:
-        raise _on_device(what, f"{_DEVICES.get(int(kind), f'device type {int(kind)}')}:{index}")
+    kind, index = (int(each) for each in array.__dlpack_device__())
+    if kind in CUDA_TYPES:  # from version 3 on this interface tells the stream
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if isinstance(interface, dict) and int(interface.get("version", 0)) >= 3:
+            return _from_cuda_interface(array, interface, what)
+    on_host = kind in HOST_TYPES
+    place = HOST if on_host else _devices.of_dlpack(array, kind, index, what)
     try:
-        found = _dlpack.inspect(array)
+        found = _dlpack.inspect(array, None if on_host else _devices.dlpack_stream(kind))
     except (BufferError, RuntimeError, TypeError) as error:
         raise InvalidArgument(f"{what}: {error}") from error
     if not found.contiguous:
@@ -215,7 +232,44 @@ def _from_dlpack(array: Any, what: str) -> View:
     if dtype is None:
         raise _no_type(what, str(getattr(array, "dtype", f"DLPack type {found.code}")))
     count = math.prod(found.shape)
-    return View(found.address, count, dtype, found.shape, found.readonly, found.owner)
+    return View(
+        found.address, count, dtype, found.shape, found.readonly, found.owner, place, found.offset
+    )
+
+
+def _from_cuda_interface(array: Any, interface: dict[str, Any], what: str) -> View:
+    try:
+        shape = tuple(int(each) for each in interface["shape"])
+        typestr, (address, readonly) = str(interface["typestr"]), interface["data"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"{what}: __cuda_array_interface__ is incomplete: {error}") from error
+    dtype = _dtype_of_typestr(getattr(array, "dtype", None), typestr, what)
+    strides = interface.get("strides")
+    if strides is not None and not _back_to_back(shape, tuple(strides), SIZES[dtype]):
+        raise _not_contiguous(what)
+    if interface.get("mask") is not None:
+        raise InvalidArgument(f"{what}: masked arrays are not supported; pass the data themselves")
+    place = _devices.of_cuda_interface(array, interface, what)
+    return View(int(address), math.prod(shape), dtype, shape, bool(readonly), array, place)
+
+
+def _back_to_back(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    if 0 in shape:
+        return True
+    expected = itemsize
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
+
+
+def _off_host(array: Any) -> bool:
+    if isinstance(getattr(array, "__array_interface__", None), dict):
+        return False
+    if hasattr(array, "__dlpack_device__"):
+        return int(array.__dlpack_device__()[0]) not in HOST_TYPES
+    return hasattr(array, "__cuda_array_interface__")
 
 
 def _not_contiguous(what: str) -> InvalidArgument:
@@ -228,11 +282,4 @@ def _not_contiguous(what: str) -> InvalidArgument:
 def _no_type(what: str, name: str) -> InvalidArgument:
     return InvalidArgument(
         f"{what}: {name} is no element type of hccomm; use one of {', '.join(DTYPES)}"
-    )
-
-
-def _on_device(what: str, device: str) -> Unavailable:
-    return Unavailable(
-        f"{what}: the array lies on {device}, and this build reaches host memory only; pass a host "
-        "copy (array.cpu(), cupy.asnumpy(array))"
     )

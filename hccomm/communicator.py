@@ -358,6 +358,10 @@ def _call(library: Library, request: Request, timeout: float) -> tuple[Any, list
         if found is not None:
             place.data = ffi.cast("void*", found.address)
             place.count = found.count
+            place.offset = found.offset
+            place.device_kind, place.device_index = found.place.kind, found.place.number
+            if found.place.stream:
+                place.stream = ffi.cast("void*", found.place.stream)
     for field in ("counts", "offsets", "recv_counts", "recv_offsets"):
         values = getattr(request, field)
         if values is not None:

@@ -273,9 +273,8 @@ def _give_output(
         out = allocate(buffer, shape, source.dtype)
         request.output = view(out, f"{request.name}: result")
         if request.output.dtype != source.dtype:  # a bytearray stands in for a type unknown here
-            request.output = View(
-                request.output.address, request.output.count, source.dtype, shape, False, out
-            )
+            made = request.output
+            request.output = View(made.address, made.count, source.dtype, shape, False, out)
     else:
         request.output = _output(out, source, request.name)
     request.result = out

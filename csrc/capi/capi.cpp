@@ -162,13 +162,6 @@ static void check_call(const hccomm_comm* comm, const hccomm_call* call) {
   require(comm != nullptr && call != nullptr, "start: comm or call is null");
   require(call->struct_size == sizeof *call,
           "start: call.struct_size is not sizeof(hccomm_call); set it");
-  for (const hccomm_buffer* buffer : {&call->input, &call->output}) {
-    if (buffer->device_kind != HCCOMM_DEVICE_HOST) {
-      throw Error(Code::Unavailable,
-                  text("start: device kind ", buffer->device_kind,
-                       " has no adapter in this build; copy to host memory first"));
-    }
-  }
   if (call->dtype < 0 || call->dtype >= hccomm::dtype::kDTypes) {
     throw Error(Code::InvalidArgument,
                 text("start: dtype=", call->dtype, " is outside 0..", hccomm::dtype::kDTypes - 1));
@@ -177,6 +170,14 @@ static void check_call(const hccomm_comm* comm, const hccomm_call* call) {
 
 static Follow follow_of(const hccomm_call& call) {
   return (call.flags & HCCOMM_BACKGROUND) != 0 ? Follow::Background : Follow::Soon;
+}
+
+static hccomm::comm::DeviceBuffer device_of(const hccomm_buffer& buffer) {
+  return {buffer.device_kind, buffer.device_index, buffer.data, buffer.offset, buffer.stream};
+}
+
+static hccomm::comm::Memory memory_of(const hccomm_buffer& buffer) {
+  return {static_cast<std::byte*>(buffer.data) + buffer.offset, buffer.count, device_of(buffer)};
 }
 
 static hccomm::comm::Message message_of(const hccomm_call& call) {
@@ -194,7 +195,8 @@ static hccomm::comm::Message message_of(const hccomm_call& call) {
           call.count * element,
           static_cast<std::uint8_t>(call.dtype + 1),
           Seconds(call.timeout),
-          follow_of(call)};
+          follow_of(call),
+          device_of(buffer)};
 }
 
 // Parts without offsets lie back to back.
@@ -228,9 +230,12 @@ static hccomm::comm::Request request_of(const hccomm_call& call, int size) {
   fill_parts(call.counts, call.offsets, size, request.call.counts, request.call.offsets);
   fill_parts(call.recv_counts, call.recv_offsets, size, request.call.recv_counts,
              request.call.recv_offsets);
-  request.input = {static_cast<std::byte*>(call.input.data) + call.input.offset, call.input.count};
-  request.output = {static_cast<std::byte*>(call.output.data) + call.output.offset,
-                    call.output.count};
+  request.input = memory_of(call.input);
+  request.output = memory_of(call.output);
+  if (call.input.device_kind != HCCOMM_DEVICE_HOST ||
+      call.output.device_kind != HCCOMM_DEVICE_HOST) {
+    hccomm::comm::make_comparable(request.input, request.output);
+  }
   request.factor = call.factor;
   request.timeout = Seconds(call.timeout);
   request.follow = follow_of(call);

@@ -226,18 +226,50 @@ Communicator::RecipePtr Communicator::make_recipe(const Call& call) {
   return recipe;
 }
 
+// A runtime that is not here fails the group: the other ranks would wait for this one.
+engine::Where Communicator::where_of(const char* what, const DeviceBuffer& buffer) {
+  Result<engine::Where> where = locate(what, buffer);
+  if (where.ok()) return where.value();
+  const Status& why = where.status();
+  if (why.code() == Code::InvalidArgument) throw Error(why);
+  engine().poison(context_,
+                  Status(why.code(), text(context_.who[rank()], ": ", why.text()), rank()), true);
+  return {};
+}
+
+// Where the buffers lie that the call uses, or nullptr when all of them are the host's.
+const engine::Buffers* Communicator::on_devices(const Request& request,
+                                                const engine::Recipe& recipe,
+                                                engine::Buffers& buffers) {
+  const DeviceBuffer& output = request.output.device;
+  const DeviceBuffer& input = request.input.device;
+  if (output.kind == 0 && input.kind == 0) [[likely]]
+    return nullptr;
+  const char* what = plan::name(request.call.collective);
+  const DeviceBuffer* const both[] = {&output, &input};
+  for (const int space : {0, 1}) {  // of plan::Space
+    if (both[space]->kind == 0 || recipe.extent[space] == 0) continue;
+    buffers.where[space] = where_of(what, *both[space]);
+  }
+  return &buffers;
+}
+
 engine::Operation* Communicator::start(const Request& request) {
   check_usable(plan::name(request.call.collective));
-  return engine().start(context_,
-                        {recipe_for(request), request.input.data, request.output.data,
-                         request.factor, timeout_of(request.timeout)},
-                        request.follow);
+  engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
+                  timeout_of(request.timeout)};
+  engine::Buffers buffers;
+  job.device = on_devices(request, *job.recipe, buffers);
+  return engine().start(context_, std::move(job), request.follow);
 }
 
 Status Communicator::run(const Request& request) {
   check_usable(plan::name(request.call.collective));
-  return engine().run(context_, {recipe_for(request), request.input.data, request.output.data,
-                                 request.factor, timeout_of(request.timeout)});
+  engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
+                  timeout_of(request.timeout)};
+  engine::Buffers buffers;
+  job.device = on_devices(request, *job.recipe, buffers);
+  return engine().run(context_, std::move(job));
 }
 
 void Communicator::check_message(const char* what, const Message& message) const {
@@ -253,20 +285,27 @@ void Communicator::check_message(const char* what, const Message& message) const
   }
 }
 
-engine::Parcel Communicator::parcel_of(const Message& message) const {
-  return {message.peer,  message.tag,  message.data,
-          message.bytes, message.kind, timeout_of(message.timeout),
-          message.follow};
+engine::Parcel Communicator::parcel_of(const char* what, const Message& message,
+                                       engine::Where& where) {
+  check_message(what, message);
+  engine::Parcel parcel{message.peer,  message.tag,  message.data,
+                        message.bytes, message.kind, timeout_of(message.timeout),
+                        message.follow};
+  if (message.device.kind != 0 && message.bytes != 0) {
+    where = where_of(what, message.device);
+    parcel.where = &where;
+  }
+  return parcel;
 }
 
 engine::Operation* Communicator::send(const Message& message) {
-  check_message("send", message);
-  return engine().start_send(context_, parcel_of(message));
+  engine::Where where;
+  return engine().start_send(context_, parcel_of("send", message, where));
 }
 
 engine::Operation* Communicator::recv(const Message& message) {
-  check_message("recv", message);
-  return engine().start_recv(context_, parcel_of(message));
+  engine::Where where;
+  return engine().start_recv(context_, parcel_of("recv", message, where));
 }
 
 std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks, std::string name,
@@ -360,6 +399,14 @@ std::string Communicator::describe() {
                    .add("link", engine().describe(cards_[each].uuid))
                    .add("refused", refusals));
   }
+  Json devices = Json::array();
+  for (const engine::Staging::Report& each : engine().devices()) {
+    devices.push(Json::object()
+                     .add("device", each.device)
+                     .add("how", text("staged by ", each.device.substr(0, each.device.find(':')),
+                                      " (", each.library, ")"))
+                     .add("figures", each.text));
+  }
   return Json::object()
       .add("name", context_.name)
       .add("rank", rank())
@@ -368,6 +415,7 @@ std::string Communicator::describe() {
       .add("host", endpoint_->card().host)
       .add("authenticated", endpoint_->authenticated())
       .add("timeout", timeout_.count())
+      .add("devices", devices)
       .add("peers", peers)
       .str();
 }

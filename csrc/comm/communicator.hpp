@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/clock.hpp"
+#include "comm/devices.hpp"
 #include "comm/endpoint.hpp"
 #include "engine/engine.hpp"
 #include "plan/plan.hpp"
@@ -24,6 +25,7 @@ namespace hccomm::comm {
 struct Memory {
   std::byte* data = nullptr;
   std::uint64_t count = 0;  // elements it holds
+  DeviceBuffer device;      // where it is none of the host's; `data` then serves comparisons
 };
 
 // One collective as the caller asked for it.
@@ -44,6 +46,7 @@ struct Message {
   std::uint8_t kind = 0;  // the element type plus one; 0: goes with everything
   Seconds timeout{0};
   engine::Follow follow = engine::Follow::Soon;
+  DeviceBuffer device;  // where the buffer is none of the host's
 };
 
 // Owns:   its context in the engine and its plan cache; shares the endpoint.
@@ -85,7 +88,10 @@ class Communicator {
   bool repeats_last(const Request& request) const;
   RecipePtr make_recipe(const plan::Call& call);
   void check_usable(const char* what) const;
-  engine::Parcel parcel_of(const Message& message) const;
+  engine::Parcel parcel_of(const char* what, const Message& message, engine::Where& where);
+  const engine::Buffers* on_devices(const Request& request, const engine::Recipe& recipe,
+                                    engine::Buffers& buffers);
+  engine::Where where_of(const char* what, const DeviceBuffer& buffer);
   void check_message(const char* what, const Message& message) const;
   Seconds timeout_of(Seconds asked) const { return asked.count() > 0 ? asked : timeout_; }
 

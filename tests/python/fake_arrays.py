@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays on fake vendors' devices, as CuPy and others would bring them: what the device tests use.
+
+``library(kind)`` compiles tests/fakes for a vendor once; ``FakeArray`` is memory of that device
+with DLPack's protocol, and ``CudaArray`` one with ``__cuda_array_interface__`` as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FAKES = Path(__file__).parents[1] / "fakes"
+VENDORS = {  # kind: (file, the prefix of its functions, its name in settings, DLPack's type)
+    "cuda": ("libcudart.so.12", "cuda", "CUDA", 2),
+    "musa": ("libmusart.so", "musa", "MUSA", 12),
+}
+
+
+def library(kind: str, folder: Path) -> Path:
+    """Compile the fake runtime of that kind below ``folder``, unless it is there."""
+    file, prefix, name, _ = VENDORS[kind]
+    path = folder / kind / file
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler for tests/fakes")
+    driver = {"cuda": "cu", "musa": "mu"}[kind]
+    sources = [str(FAKES / each) for each in ("cuda_shaped.c", "fake.c", "fake_stream.c")]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / file
+        subprocess.run(
+            [
+                *(compiler, "-std=gnu11", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"),
+                *(f"-DFAKE_PREFIX={prefix}", f'-DFAKE_NAME="{name}"', f"-DFAKE_DRIVER={driver}"),
+                *(f"-I{FAKES}", *sources, "-o", str(made), "-lpthread", "-ldl"),
+            ],
+            check=True,
+            timeout=120,
+        )
+        os.replace(made, path)
+    return path
+
+
+class FakeArray:
+    """An array on a fake vendor's device, which the host cannot touch."""
+
+    def __init__(self, kind: str, values: Any, index: int = 0) -> None:
+        values = np.ascontiguousarray(values)
+        self.kind, self.index = kind, index
+        self.shape, self.dtype = values.shape, values.dtype
+        self.nbytes = max(values.nbytes, 1)
+        self._runtime = ctypes.CDLL(os.environ[f"HCCOMM_{kind.upper()}_LIB"])
+        self._prefix = VENDORS[kind][1]
+        address = ctypes.c_void_p()
+        self._call("SetDevice", ctypes.c_int(index))
+        self._call("Malloc", ctypes.byref(address), ctypes.c_size_t(self.nbytes))
+        self.address = int(address.value or 0)
+        ctypes.memmove(self._view(), values.ctypes.data, values.nbytes)
+
+    def __del__(self) -> None:
+        self._call("Free", ctypes.c_void_p(self.address))
+
+    def numpy(self) -> Any:
+        """Return a copy on the host."""
+        values = np.empty(self.shape, self.dtype)
+        ctypes.memmove(values.ctypes.data, self._view(), values.nbytes)
+        return values
+
+    def count(self, name: str) -> int:
+        """Return a counter of the fake runtime (tests/fakes/fake.h)."""
+        function = self._runtime.fake_count
+        function.restype = ctypes.c_int64
+        return int(function(name.encode()))
+
+    def _view(self) -> int:
+        """Return where the host sees the memory: the test's way behind the device's back."""
+        function = self._runtime.fake_host_view
+        function.restype = ctypes.c_void_p
+        return int(function(ctypes.c_void_p(self.address), ctypes.c_size_t(self.nbytes)))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._runtime, self._prefix + name)(*arguments)
+        if code != 0:
+            raise RuntimeError(f"{self._prefix}{name} gives {code}")
+
+    # ---- DLPack, as of version 0.8 ----
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return VENDORS[self.kind][3], self.index
+
+    @property
+    def __hccomm_device__(self) -> str:
+        return self.kind
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        assert stream == (1 if self.kind == "cuda" else None)
+        return capsule(self)
+
+
+class CudaArray(FakeArray):
+    """One that tells its stream: 1, the default one."""
+
+    def __init__(self, values: Any, index: int = 0) -> None:
+        super().__init__("cuda", values, index)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "stream": 1,
+        }
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
+
+
+def capsule(array: Any) -> Any:
+    """Return the array as an unversioned capsule; array keeps what it points at."""
+    shape = (ctypes.c_int64 * len(array.shape))(*array.shape)
+    code = {"i": 0, "u": 1, "f": 2}[array.dtype.kind]
+    device_type, index = array.__dlpack_device__()
+    managed = _Managed(
+        *(array.address, device_type, index, len(array.shape), code, array.dtype.itemsize * 8, 1),
+        *(shape, None, 0, None, None),
+    )
+    array._kept = (shape, managed)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return new(ctypes.addressof(managed), b"dltensor", None)
