@@ -11,7 +11,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 #   make demo HCCOMM_PY_TORCH_SPEC="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 # spares the download of the CUDA libraries. A torch that is already in .venv is kept.
 HCCOMM_PY_TORCH_SPEC ?= torch==2.13.0
-PYTEST_ARGS ?= tests/python tests/mpi
+PYTEST_ARGS ?=
 CTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?= --ranks 4 --hosts 2 --max 16M
