@@ -52,7 +52,7 @@ static constexpr Setting kSettings[] = {
      "Where ranks meet: `tcp://host:port`, `file:///path` or `mpi`; empty asks the launcher."},
     {"HCCOMM_SEGMENT", "bytes", "auto",
      "Segment size of pipelined algorithms; auto lets select/ choose."},
-    {"HCCOMM_SHM_BYTES", "bytes", "1M", "Ring size per direction between two local ranks."},
+    {"HCCOMM_SHM_BYTES", "bytes", "512K", "Ring size per direction between two local ranks."},
     {"HCCOMM_SILENCE", "seconds", "3",
      "A peer whose process says nothing for so long is lost while an operation waits for it."},
     {"HCCOMM_SOCKET_IFNAME", "text", "",
