@@ -30,6 +30,8 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_HIP_LIB", "text", "", "Path of AMD's libamdhip64; empty searches for it."},
     {"HCCOMM_HOST", "text", "",
      "Overrides this rank's host identity, so one machine can stand for several hosts."},
+    {"HCCOMM_INTEGRITY", "off|crc32c", "off",
+     "`crc32c` checks every frame from end to end; damage is an Integrity error naming the hop."},
     {"HCCOMM_KEY", "text", "",
      "The job key, base64 of 32 bytes; removed from the environment after reading."},
     {"HCCOMM_KEY_FILE", "text", "", "File (0600, owned by the user) that holds the job key."},

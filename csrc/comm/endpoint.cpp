@@ -104,8 +104,9 @@ Endpoint::Endpoint(std::string job, std::string key) {
   card_.machine = machine_id();
   card_.pid = getpid();
   card_.cores = static_cast<std::uint32_t>(available_cores());
+  checks_ = config::raw("HCCOMM_INTEGRITY") == "crc32c";
   card_.choices = hash_of(text(config::raw("HCCOMM_ALGO"), '\n', config::raw("HCCOMM_SEGMENT"),
-                               '\n', select::table_text()));
+                               '\n', select::table_text(), checks_ ? "\ncrc32c" : ""));
   for (const transport::Builtin* each : allowed_transports()) {
     auto opened = each->open(identity_, *this);
     if (!opened.ok()) {
@@ -151,6 +152,10 @@ void Endpoint::dial(const transport::Card& peer) {
   });
 }
 
+std::unique_ptr<transport::Link> Endpoint::finished(std::unique_ptr<transport::Link> link) const {
+  return checks_ ? transport::sealed(std::move(link)) : std::move(link);
+}
+
 Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card& peer) {
   std::string reasons;
   for (const auto& transport : transports_) {
@@ -165,7 +170,8 @@ Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card
         std::this_thread::sleep_for(kBusyPause);
         link = transport->connect(peer, deadline);
       }
-      if (link.ok() || link.status().code() == Code::Aborted) return link;
+      if (link.ok()) return finished(std::move(link).value());
+      if (link.status().code() == Code::Aborted) return link;
       why = link.status().text();
       HCCOMM_LOG(Info, "cannot reach pid ", peer.pid, " by ", transport->name(), ": ", why);
     }

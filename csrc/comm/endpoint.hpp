@@ -54,13 +54,15 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
   void dial(const transport::Card& peer) override;
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
-    engine_->accepted(peer.uuid, std::move(peer.link));
+    engine_->accepted(peer.uuid, finished(std::move(peer.link)));
   }
   void abandoned(const std::string& uuid) override { engine_->abandoned(uuid); }
   Result<std::unique_ptr<transport::Link>> connect(const transport::Card& peer);
+  std::unique_ptr<transport::Link> finished(std::unique_ptr<transport::Link> link) const;
 
   transport::Identity identity_;
   transport::Card card_;
+  bool checks_ = false;  // HCCOMM_INTEGRITY
   std::unique_ptr<engine::Engine> engine_;
   std::vector<std::unique_ptr<transport::Transport>> transports_;  // best first
   std::vector<Refusal> closed_;

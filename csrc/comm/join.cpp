@@ -93,8 +93,8 @@ static void check_choices(const std::vector<transport::Card>& cards) {
     if (cards[rank].choices == cards[0].choices) continue;
     throw Error(Code::Mismatch,
                 text("init: rank ", rank, " (host ", cards[rank].host, ", pid ", cards[rank].pid,
-                     ") has another HCCOMM_ALGO, HCCOMM_SEGMENT or HCCOMM_TABLE (its content) than "
-                     "rank 0; set them alike on all ranks"),
+                     ") has another HCCOMM_ALGO, HCCOMM_SEGMENT, HCCOMM_INTEGRITY or HCCOMM_TABLE "
+                     "(its content) than rank 0; set them alike on all ranks"),
                 static_cast<int>(rank));
   }
 }

@@ -57,7 +57,7 @@ class Engine final : private StagingClient {
   bool reserve(const std::string& uuid);
   void accepted(const std::string& uuid, std::unique_ptr<transport::Link> link);
   void abandoned(const std::string& uuid);
-  // The outcome of a dial. A refusal as duplicate (Code::Aborted) means: theirs is on its way.
+  // The outcome of a dial. Code::Aborted (a duplicate): theirs is on its way.
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
   // How the peer is reached: "shm (single copy)", or "not connected yet".
   std::string describe(const std::string& uuid);
@@ -66,7 +66,6 @@ class Engine final : private StagingClient {
   void share_machine(int ranks, int cores);
   // Async-signal-safe: every operation fails with Aborted at the next look.
   void abort_from_signal() noexcept { abort_word_.store(1, std::memory_order_release); }
-
  private:
   friend class Channel;
   class Guard;
@@ -129,6 +128,7 @@ class Engine final : private StagingClient {
   void tell(Context& context, int rank);
   void fail(Operation& op, const Status& why);
   void channel_broken(Channel& channel, const Status& why);
+  void tell_damage(Channel& channel, const Status& why);
   void fell_silent(Channel& channel);
   void epoll_forget(int fd);
   void lost(Context& context, int rank);

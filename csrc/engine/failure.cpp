@@ -61,6 +61,7 @@ void Engine::poison(Context& context, Status why, bool tell) {
 
 void Engine::channel_broken(Channel& channel, const Status& reason) {
   const Status why = reason;  // it may be the link's own
+  if (why.code() == Code::Integrity && channel.up()) tell_damage(channel, why);
   if (channel.up() && channel.link()->fd() >= 0) epoll_forget(channel.link()->fd());
   channel.set_broken(why);
   std::erase(up_, &channel);
@@ -75,6 +76,20 @@ void Engine::channel_broken(Channel& channel, const Status& reason) {
     lost(context, binding.rank);
   }
   drop_unused(channel);
+}
+
+// The connection cannot be trusted any more, but what we say still reaches the peer.
+void Engine::tell_damage(Channel& channel, const Status& why) {
+  const auto bindings = channel.bindings();
+  for (const auto& [id, binding] : bindings) {
+    Context& context = *binding.context;
+    poison_locked(context,
+                  Status(Code::Integrity,
+                         text("from ", context.who[binding.rank], " to ", context.who[context.rank],
+                              ": ", why.text()),
+                         binding.rank),
+                  true);
+  }
 }
 
 // Nothing has come from the process for too long: no communicator waits for it any more. The

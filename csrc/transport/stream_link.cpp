@@ -35,7 +35,8 @@ std::size_t StreamLink::eager_bytes() const noexcept { return kEagerBytes; }
 std::size_t StreamLink::frame_bytes() const noexcept { return kFrameBytes; }
 
 Progress StreamLink::send(Outgoing& frame) noexcept {
-  if (cut_ || ended_) return Progress::Broken;
+  const bool may_tell = status_.code() == Code::Integrity;  // its other direction is sound
+  if (cut_ || (ended_ && !may_tell)) return Progress::Broken;
   constexpr std::size_t kHead = sizeof frame.header;
   const std::size_t total = kHead + frame.header.length;
   iovec parts[2];

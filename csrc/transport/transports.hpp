@@ -5,6 +5,8 @@
 
 #include <span>
 
+#include <memory>
+
 #include "transport/transport.hpp"
 
 namespace hccomm::transport {
@@ -15,5 +17,10 @@ std::span<const Builtin> transports();
 #define HCCOMM_TRANSPORT(name) Builtin name##_transport();
 #include "transport/builtins.inc"
 #undef HCCOMM_TRANSPORT
+
+// HCCOMM_INTEGRITY: the link with every frame checked from end to end, damage to payload or order
+// being Code::Integrity. Both ends must do so. It does not pull: what is not in a frame is not
+// seen.
+std::unique_ptr<Link> sealed(std::unique_ptr<Link> link);
 
 }  // namespace hccomm::transport

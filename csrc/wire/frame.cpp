@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/crc32c.hpp"
+
 namespace hccomm::wire {
 
 static constexpr std::size_t kMaxStatusText = 1024;
@@ -37,6 +39,35 @@ const char* name(Type type) noexcept {
   return "?";
 }
 
+// Odd, so that it maps numbers one to one.
+static constexpr std::uint32_t kNumberFactor = 0x9E3779B1;
+
+static std::uint32_t mark_of(std::uint64_t number) {
+  return static_cast<std::uint32_t>(number) * kNumberFactor;
+}
+
+// 16 bits over everything else in the header.
+static std::uint16_t check_of(Header header) {
+  header.source = 0;
+  const std::uint32_t crc = crc32c(0, &header, sizeof header);
+  return static_cast<std::uint16_t>(crc ^ (crc >> 16));
+}
+
+void seal(Header& header, std::uint32_t payload_crc, std::uint64_t number) noexcept {
+  header.flags |= kSealed;
+  header.check = payload_crc ^ mark_of(number);
+  header.source = check_of(header);
+}
+
+std::uint32_t expected_crc(const Header& header, std::uint64_t number) noexcept {
+  return header.check ^ mark_of(number);
+}
+
+bool seal_holds(const Header& header) noexcept {
+  if ((header.flags & kSealed) == 0) return header.source == 0 && header.check == 0;
+  return header.source == check_of(header);
+}
+
 static bool carries_user_data(Type type) {
   return type == Type::Data || type == Type::Tagged || type == Type::TaggedData;
 }
@@ -46,9 +77,10 @@ Status check(const Header& header, std::uint64_t max_length) {
   if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::Absent)) {
     return {Code::Integrity, text("frame: unknown type ", type)};
   }
-  if (header.source != 0) {
-    return {Code::Integrity,
-            text("frame: ", name(header.type), " with reserved field ", header.source, ", not 0")};
+  if (!seal_holds(header)) {
+    return {Code::Integrity, text("frame: the header of a ", name(header.type),
+                                  " does not have the check that it carries (", header.source,
+                                  "): it was damaged on its way")};
   }
   const std::uint64_t limit =
       carries_user_data(header.type) ? max_length : std::min(max_length, kMaxControl);

@@ -15,7 +15,7 @@
 namespace hccomm::wire {
 
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
-inline constexpr std::uint16_t kVersionMinor = 0;
+inline constexpr std::uint16_t kVersionMinor = 1;  // 1.1: frames may be sealed
 
 enum class Type : std::uint8_t {
   Data = 1,     // a message of a collective: whole (eager), or a part of an opened one
@@ -39,11 +39,12 @@ enum class Type : std::uint8_t {
 struct Header {
   Type type = Type::Beat;
   std::uint8_t flags = 0;
-  std::uint16_t source = 0;    // reserved, 0
+  std::uint16_t source = 0;    // the seal of this header (see seal()), else 0
   std::uint32_t index = 0;     // the how-manieth message from sender to receiver in this operation
   std::uint64_t context = 0;   // the group: same 64-bit id on all its ranks
   std::uint64_t sequence = 0;  // the operation within the group; the tag for Tagged*
-  std::uint64_t length = 0;    // payload bytes that follow in this frame
+  std::uint32_t length = 0;    // payload bytes that follow in this frame
+  std::uint32_t check = 0;     // sealed: of the payload and of the frame's number on the link
   std::uint64_t fingerprint = 0;  // what the sender called (collectives), or total bytes (Tagged*)
   std::uint64_t address = 0;      // Ready: sender's address; Data: byte offset of this part
 };
@@ -52,9 +53,20 @@ static_assert(sizeof(Header) == 48 && std::is_trivially_copyable_v<Header>);
 inline constexpr std::uint64_t kMaxFrame = std::uint64_t{1} << 30;  // payload bytes of one frame
 inline constexpr std::uint64_t kMaxControl = 64 * 1024;  // of one that is not Data or Tagged*
 
+inline constexpr std::uint8_t kSealed = 0x80;  // of Header::flags
+
+// HCCOMM_INTEGRITY: marks the header and lets it vouch for itself and for what follows.
+// `payload_crc` is the CRC-32C of the payload, `number` how many frames have gone before on this
+// link: so a frame that is lost, repeated or overtaken is noticed at the next one. Thread: any.
+void seal(Header& header, std::uint32_t payload_crc, std::uint64_t number) noexcept;
+// The CRC that the payload of a sealed frame must have, if it is frame `number` of its link.
+std::uint32_t expected_crc(const Header& header, std::uint64_t number) noexcept;
+// Whether the header is as seal() left it; true for one that is not sealed and says so.
+bool seal_holds(const Header& header) noexcept;
+
 const char* name(Type type) noexcept;  // "Data"; "?" for what is none
 
-// Whether a received header may be acted on: a known type, reserved fields zero, a payload of at
+// Whether a received header may be acted on: a known type, its seal whole, a payload of at
 // most `max_length` (kMaxControl for types that carry no user data). Code::Integrity names what is
 // wrong. Requires: called before any field of a header from outside is used.
 Status check(const Header& header, std::uint64_t max_length = kMaxFrame);

@@ -35,7 +35,10 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     std::memcpy(uuid.data(), &number, sizeof number);
     identity_ = {std::string(16, 'j'), "", uuid};
     engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), uuid, settings);
-    transport_ = open_transport(transport, identity_, *this, mischief_).take();
+    std::string name = transport;  // "tcp", "faulty-tcp", "sealed-tcp" or "sealed-faulty-tcp"
+    sealed_ = name.starts_with("sealed-");
+    if (sealed_) name = name.substr(7);
+    transport_ = open_transport(name, identity_, *this, mischief_).take();
     card_ = {uuid, host_id(), machine_id(), getpid(), 1, 0, {}};
     card_.addresses = {{transport_->name(), transport_->address()}};
   }
@@ -68,16 +71,20 @@ class Node final : private engine::Dialer, private transport::Acceptor {
   void dial(const transport::Card& peer) override {
     const std::lock_guard lock(mutex_);
     dials_.emplace_back([this, peer] {
-      engine_->dialed(peer.uuid, transport_->connect(peer, Deadline::after(Seconds(10))));
+      auto link = transport_->connect(peer, Deadline::after(Seconds(10)));
+      if (link.ok() && sealed_) link = transport::sealed(std::move(link).value());
+      engine_->dialed(peer.uuid, std::move(link));
     });
   }
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
+    if (sealed_) peer.link = transport::sealed(std::move(peer.link));
     engine_->accepted(peer.uuid, std::move(peer.link));
   }
   void abandoned(const std::string& uuid) override { engine_->abandoned(uuid); }
 
   int rank_, size_;
+  bool sealed_ = false;
   transport::Identity identity_;
   transport::Card card_;
   std::shared_ptr<Mischief> mischief_ = std::make_shared<Mischief>();

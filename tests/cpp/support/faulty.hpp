@@ -117,7 +117,7 @@ class FaultyLink final : public transport::Link {
   struct Copy {
     transport::Outgoing frame;
     std::vector<std::byte> payload;
-    int delay = 0;  // how many looks at the link it waits
+    Clock::time_point due{};  // when it may leave
   };
 
   static void flip(void* data, std::size_t at) { static_cast<unsigned char*>(data)[at] ^= 0x10; }
@@ -129,7 +129,7 @@ class FaultyLink final : public transport::Link {
       flip(copy.payload.data(), copy.payload.size() / 2);
     }
     if (deed == Deed::FlipHeader) flip(&copy.frame.header, offsetof(wire::Header, context));
-    if (deed == Deed::Delay) copy.delay = 200;
+    if (deed == Deed::Delay) copy.due = Clock::now() + std::chrono::milliseconds(5);
     if (deed == Deed::Repeat) own_.push_back(copy);
     if (deed == Deed::Swap) {
       swapped_.push_back(std::move(copy));
@@ -144,10 +144,7 @@ class FaultyLink final : public transport::Link {
   void pump() {
     while (!own_.empty()) {
       Copy& first = own_.front();
-      if (first.delay > 0) {
-        --first.delay;
-        return;
-      }
+      if (first.due != Clock::time_point{} && Clock::now() < first.due) return;
       first.frame.payload = first.payload.data();
       if (link_->send(first.frame) != transport::Progress::Done) return;
       own_.pop_front();

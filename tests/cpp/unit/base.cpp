@@ -13,6 +13,7 @@
 
 #include "base/clock.hpp"
 #include "base/config.hpp"
+#include "base/crc32c.hpp"
 #include "base/dynlib.hpp"
 #include "base/error.hpp"
 #include "base/json.hpp"
@@ -336,6 +337,31 @@ TEST(UniqueFd, LeavesANumberAloneThatTheChildHasGivenToAnother) {
     owner.reset();
     return again == raw && is_open(again);
   }));
+}
+
+// ---- checks
+
+TEST(Crc32c, GivesThePublishedValues) {
+  const std::string zeros(32, '\0'), ones(32, '\xff');  // RFC 3720, appendix B.4
+
+  EXPECT_EQ(crc32c(0, "123456789", 9), 0xe3069283u);
+  EXPECT_EQ(crc32c(0, zeros.data(), zeros.size()), 0x8a9136aau);
+  EXPECT_EQ(crc32c(0, ones.data(), ones.size()), 0x62a8ab43u);
+}
+
+TEST(Crc32c, IsTheSameByInstructionByTablesAndInPieces) {
+  std::string bytes;
+  for (int i = 0; i < 40'000; ++i) bytes.push_back(static_cast<char>(i * 7 + (i >> 7)));
+
+  for (std::size_t length = 0; length < bytes.size(); length += 97) {
+    const std::size_t cut = length / 3;
+    const std::uint32_t whole = crc32c(0, bytes.data() + 1, length - (length > 0));
+    const std::uint32_t tables =
+        detail::crc32c_by_tables(0, bytes.data() + 1, length - (length > 0));
+    ASSERT_EQ(whole, tables) << length;
+    ASSERT_EQ(crc32c(crc32c(0, bytes.data(), cut), bytes.data() + cut, length - cut),
+              crc32c(0, bytes.data(), length));
+  }
 }
 
 // ---- libraries that may be absent

@@ -260,7 +260,13 @@ TEST_P(EngineOver, AnAbortUnblocksAWaiter) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, EngineOver, testing::Values("inproc", "tcp", "shm"),
-                         [](const auto& each) { return std::string(each.param); });
+INSTANTIATE_TEST_SUITE_P(Transports, EngineOver,
+                         testing::Values("inproc", "tcp", "shm", "sealed-inproc", "sealed-tcp",
+                                         "sealed-shm"),
+                         [](const auto& each) {
+                           std::string name = each.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 }  // namespace hccomm::test

@@ -80,6 +80,59 @@ TEST_P(LinksOver, ManyGroupsOneAfterTheOtherKeepTheirLink) {
   cluster.run(expect_sum_of_ones);
 }
 
+// ---- HCCOMM_INTEGRITY: no harm to a frame becomes a wrong result ------------------------------
+
+class SealedOver : public testing::TestWithParam<const char*> {
+ protected:
+  // Sums `count` ones on three ranks until somebody fails; nobody may be given a wrong sum.
+  static void expect_integrity(Deed deed, std::uint64_t count, int frame) {
+    Cluster cluster(GetParam(), 3);
+    cluster.run(expect_sum_of_ones);
+    cluster[1].mischief().once(deed, frame, is_data);
+
+    cluster.run([&](Node& node) {
+      plan::Call call = one_number();
+      call.count = count;
+      const auto recipe = recipe_of(call, node, "ring", 256 << 10);
+      Status status;
+      for (int round = 0; round < 50 && status.ok(); ++round) {
+        std::vector<std::int64_t> data(count, 1);
+        auto* at = reinterpret_cast<std::byte*>(data.data());
+        status = node.engine().run(node.context(), {recipe, at, at, 1.0, Seconds(20)});
+        if (status.ok()) {
+          ASSERT_EQ(data, std::vector<std::int64_t>(count, 3));
+        }
+      }
+      EXPECT_EQ(status.code(), Code::Integrity) << status.text();
+      EXPECT_NE(status.text().find("rank 1"), std::string::npos) << status.text();
+    });
+  }
+};
+
+TEST_P(SealedOver, AFlippedBitOfASmallMessageIsNamed) { expect_integrity(Deed::FlipPayload, 3, 2); }
+TEST_P(SealedOver, AFlippedBitOfALargeMessageIsNamed) {
+  expect_integrity(Deed::FlipPayload, 300'000, 3);
+}
+TEST_P(SealedOver, AFlippedBitOfAHeaderIsNamed) { expect_integrity(Deed::FlipHeader, 1000, 1); }
+TEST_P(SealedOver, ALostFrameIsNamed) { expect_integrity(Deed::Drop, 1000, 1); }
+TEST_P(SealedOver, ARepeatedFrameIsNamed) { expect_integrity(Deed::Repeat, 1000, 1); }
+TEST_P(SealedOver, AnOvertakenFrameIsNamed) { expect_integrity(Deed::Swap, 1000, 1); }
+
+TEST_P(SealedOver, LateFramesAreNoHarm) {
+  Cluster cluster(GetParam(), 3);
+  for (int rank = 0; rank < 3; ++rank) {
+    cluster[rank].mischief().on_send([n = rank](const wire::Header&) mutable {
+      return ++n % 3 == 0 ? Deed::Delay : Deed::Pass;
+    });
+  }
+  for (int round = 0; round < 4; ++round) cluster.run(expect_sum_of_ones);
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, SealedOver,
+                         testing::Values("sealed-faulty-inproc", "sealed-faulty-tcp",
+                                         "sealed-faulty-shm"),
+                         [](const auto& each) { return std::string(each.param).substr(14); });
+
 INSTANTIATE_TEST_SUITE_P(Transports, LinksOver,
                          testing::Values("faulty-inproc", "faulty-tcp", "faulty-shm"),
                          [](const auto& each) { return std::string(each.param).substr(7); });

@@ -40,7 +40,7 @@ TEST(Frame, LengthsAreBoundByTypeAndLink) {
   header.length = 4096;
   EXPECT_EQ(check(header, 4096), Status());
   EXPECT_EQ(check(header, 4095).code(), Code::Integrity);
-  header.length = ~std::uint64_t{0};
+  header.length = ~std::uint32_t{0};
   EXPECT_EQ(check(header).code(), Code::Integrity);
   header.type = Type::Status;
   header.length = kMaxControl + 1;
@@ -82,6 +82,34 @@ TEST(StatusPayload, ControlCharactersDoNotReachTheLog) {
   const std::string encoded = encode_status(Status(Code::System, "a\x1b[2J\nb"));
 
   EXPECT_EQ(decode_status(bytes(encoded), encoded.size()).text(), "a [2J b");
+}
+
+TEST(Seal, ComesBackAndHoldsForItsNumberOnly) {
+  Header header;
+  header.type = Type::Data;
+  header.length = 100;
+
+  seal(header, 0x1234abcd, 7);
+
+  EXPECT_EQ(check(header), Status());
+  EXPECT_EQ(expected_crc(header, 7), 0x1234abcdu);
+  EXPECT_NE(expected_crc(header, 8), 0x1234abcdu);
+}
+
+TEST(Seal, NoticesEveryFlippedBitOfTheHeader) {
+  Header header;
+  header.type = Type::Tagged;
+  header.flags = 14;
+  header.index = 3;
+  header.context = 0x0123456789abcdef;
+  header.length = 4096;
+  seal(header, 0xfeedbeef, 12);
+
+  for (std::size_t bit = 0; bit < 8 * sizeof header; ++bit) {
+    Header bad = header;
+    reinterpret_cast<unsigned char*>(&bad)[bit / 8] ^= static_cast<unsigned char>(1 << bit % 8);
+    EXPECT_FALSE(seal_holds(bad)) << "bit " << bit;
+  }
 }
 
 }  // namespace

@@ -195,7 +195,7 @@ TEST_F(ShmRingDamaged, BlockTooShortForOne) {
 
 TEST_F(ShmRingDamaged, HugeLengthIsOnlyACountOfParts) {
   carry(ring, pattern(1000, 0), inbox);
-  put(kLengthAt, ~std::uint64_t{0});
+  put(kLengthAt, ~std::uint32_t{0});
 
   EXPECT_EQ(poll(), RingReader::Taken::Some);
   EXPECT_TRUE(ring.reader.inside_frame());

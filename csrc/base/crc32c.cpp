@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The instruction has a latency of three cycles and takes one a cycle, so three parts of a block
+// are computed side by side and joined: the crc of A followed by B is shift(crc(A), |B|) ^ crc(B).
+// shift() is linear over GF(2): a table for each byte of its argument.
+#include "base/crc32c.hpp"
+
+#include <array>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
+#include <arm_acle.h>
+#endif
+
+namespace hccomm {
+
+static constexpr std::uint32_t kPolynomial = 0x82F63B78;  // reflected
+static constexpr std::size_t kPart = 4096;                // bytes of one of three parts
+
+using Table = std::array<std::uint32_t, 256>;
+
+static constexpr std::uint32_t shift_one_bit(std::uint32_t crc) {
+  return (crc >> 1) ^ (kPolynomial & (0u - (crc & 1u)));
+}
+
+// tables[k][b]: what byte b contributes once k more zero bytes have passed.
+static constexpr std::array<Table, 8> make_tables() {
+  std::array<Table, 8> tables{};
+  for (std::uint32_t byte = 0; byte < 256; ++byte) {
+    std::uint32_t crc = byte;
+    for (int bit = 0; bit < 8; ++bit) crc = shift_one_bit(crc);
+    tables[0][byte] = crc;
+  }
+  for (std::size_t k = 1; k < 8; ++k) {
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+      const std::uint32_t before = tables[k - 1][byte];
+      tables[k][byte] = (before >> 8) ^ tables[0][before & 0xff];
+    }
+  }
+  return tables;
+}
+static constexpr std::array<Table, 8> kTables = make_tables();
+
+std::uint32_t detail::crc32c_by_tables(std::uint32_t crc, const void* data,
+                                       std::size_t bytes) noexcept {
+  const auto* at = static_cast<const unsigned char*>(data);
+  std::uint32_t state = ~crc;
+  for (; bytes >= 8; bytes -= 8, at += 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, at, sizeof word);
+    word ^= state;
+    state = 0;
+    for (std::size_t k = 0; k < 8; ++k) state ^= kTables[7 - k][(word >> (8 * k)) & 0xff];
+  }
+  for (; bytes > 0; --bytes, ++at) state = (state >> 8) ^ kTables[0][(state ^ *at) & 0xff];
+  return ~state;
+}
+
+#if defined(__x86_64__) || (defined(__aarch64__) && defined(__ARM_FEATURE_CRC32))
+
+#if defined(__x86_64__)
+#define HCCOMM_CRC_TARGET __attribute__((target("sse4.2")))
+HCCOMM_CRC_TARGET static inline std::uint64_t step(std::uint64_t state, std::uint64_t word) {
+  return _mm_crc32_u64(state, word);
+}
+HCCOMM_CRC_TARGET static inline std::uint64_t step(std::uint64_t state, unsigned char byte) {
+  return _mm_crc32_u8(static_cast<std::uint32_t>(state), byte);
+}
+#else
+#define HCCOMM_CRC_TARGET
+static inline std::uint64_t step(std::uint64_t state, std::uint64_t word) {
+  return __crc32cd(static_cast<std::uint32_t>(state), word);
+}
+static inline std::uint64_t step(std::uint64_t state, unsigned char byte) {
+  return __crc32cb(static_cast<std::uint32_t>(state), byte);
+}
+#endif
+
+static constexpr std::uint32_t shift_zeros(std::uint32_t crc, std::size_t bytes) {
+  for (std::size_t k = 0; k < bytes; ++k) crc = (crc >> 8) ^ kTables[0][crc & 0xff];
+  return crc;
+}
+
+// The 32 columns of shift by kPart bytes, spread over one table for each byte of the argument.
+static std::array<Table, 4> make_shift() {
+  std::array<Table, 4> tables{};
+  std::array<std::uint32_t, 32> column{};
+  for (std::size_t bit = 0; bit < 32; ++bit) column[bit] = shift_zeros(1u << bit, kPart);
+  for (std::size_t k = 0; k < 4; ++k) {
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+      for (std::size_t bit = 0; bit < 8; ++bit) {
+        if ((byte >> bit & 1) != 0) tables[k][byte] ^= column[8 * k + bit];
+      }
+    }
+  }
+  return tables;
+}
+
+static std::uint64_t shift_part(std::uint64_t state) {
+  static const std::array<Table, 4> tables = make_shift();
+  return tables[0][state & 0xff] ^ tables[1][state >> 8 & 0xff] ^ tables[2][state >> 16 & 0xff] ^
+         tables[3][state >> 24 & 0xff];
+}
+
+HCCOMM_CRC_TARGET static std::uint64_t three_parts(std::uint64_t first, const unsigned char* at) {
+  std::uint64_t second = 0, third = 0;
+  for (std::size_t k = 0; k < kPart; k += 8) {
+    std::uint64_t a, b, c;
+    std::memcpy(&a, at + k, sizeof a);
+    std::memcpy(&b, at + kPart + k, sizeof b);
+    std::memcpy(&c, at + 2 * kPart + k, sizeof c);
+    first = step(first, a);
+    second = step(second, b);
+    third = step(third, c);
+  }
+  return shift_part(shift_part(first) ^ second) ^ third;
+}
+
+HCCOMM_CRC_TARGET static std::uint32_t by_instruction(std::uint32_t crc, const void* data,
+                                                      std::size_t bytes) noexcept {
+  const auto* at = static_cast<const unsigned char*>(data);
+  std::uint64_t state = ~crc;
+  for (; bytes >= 3 * kPart; bytes -= 3 * kPart, at += 3 * kPart) state = three_parts(state, at);
+  for (; bytes >= 8; bytes -= 8, at += 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, at, sizeof word);
+    state = step(state, word);
+  }
+  for (; bytes > 0; --bytes, ++at) state = step(state, *at);
+  return ~static_cast<std::uint32_t>(state);
+}
+
+static bool has_instruction() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("sse4.2");
+#else
+  return true;
+#endif
+}
+
+#else
+
+static bool has_instruction() { return false; }
+static std::uint32_t by_instruction(std::uint32_t crc, const void* data,
+                                    std::size_t bytes) noexcept {
+  return detail::crc32c_by_tables(crc, data, bytes);
+}
+
+#endif
+
+std::uint32_t crc32c(std::uint32_t crc, const void* data, std::size_t bytes) noexcept {
+  static const auto way = has_instruction() ? by_instruction : detail::crc32c_by_tables;
+  return way(crc, data, bytes);
+}
+
+const char* crc32c_kind() noexcept {
+  if (!has_instruction()) return "tables";
+#if defined(__x86_64__)
+  return "sse4.2";
+#else
+  return "armv8";
+#endif
+}
+
+}  // namespace hccomm
