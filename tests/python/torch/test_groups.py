@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import torch
@@ -74,6 +75,42 @@ def many_groups() -> None:
 
 def test_a_hundred_groups(two: Ranks) -> None:
     two.run(many_groups)
+
+
+def megatron_groups() -> float:
+    """Make 200 groups as Megatron and FlagScale do; say how many seconds that took."""
+    began = time.monotonic()
+    rank, groups = dist.get_rank(), []
+    # ranks = (pipeline, expert, tensor), each of two; every rank calls new_group for every group
+    grid = torch.arange(8).view(2, 2, 2)
+    shapes = [
+        grid.permute(1, 2, 0).reshape(-1, 2),  # pipeline
+        grid.permute(0, 1, 2).reshape(-1, 2),  # tensor
+        grid.permute(0, 2, 1).reshape(-1, 2),  # expert
+        grid.permute(1, 0, 2).reshape(-1, 4),  # tensor-pipeline
+        grid.permute(2, 0, 1).reshape(-1, 4),  # expert-pipeline
+        grid.reshape(1, 8),  # tensor-expert-pipeline: everyone
+    ]
+    while len(groups) < 200:
+        for shape in shapes:
+            for members in shape.tolist():
+                group = dist.new_group(members)
+                if rank in members:
+                    groups.append((group, members))
+                else:
+                    groups.append((None, members))
+    groups = groups[:200]
+    seconds = time.monotonic() - began
+    for group, members in groups[::7]:
+        if group is not None:
+            assert total(group, rank) == sum(members)
+    return seconds
+
+
+def test_two_hundred_groups_of_a_megatron_job(ranks_of: object) -> None:
+    seconds = ranks_of(8).run(megatron_groups)  # type: ignore[operator]
+
+    print(f"200 groups over 8 ranks: {max(seconds):.2f} s")
 
 
 def mesh() -> None:
