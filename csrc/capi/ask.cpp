@@ -15,6 +15,7 @@
 #include "comm/endpoint.hpp"
 #include "device/registry.hpp"
 #include "dtype/reduce.hpp"
+#include "native/ccl.hpp"
 #include "plan/print.hpp"
 #include "select/select.hpp"
 #include "transport/transports.hpp"
@@ -23,6 +24,7 @@ using hccomm::Code;
 using hccomm::Error;
 using hccomm::Json;
 using hccomm::text;
+using hccomm::device::Registry;
 
 static int64_t answer_with(const std::string& answer, char* out, size_t capacity) {
   if (out != nullptr && capacity > 0) {
@@ -94,7 +96,7 @@ static Json fabrics() {
 static Json devices_here() {
   Json all = Json::array();
   std::vector<std::string> failures;
-  for (const auto& each : hccomm::device::Registry::global().survey(&failures)) {
+  for (const auto& each : Registry::global().survey(&failures)) {
     int count = 0;
     std::string names;
     if (each.runtime != nullptr) {
@@ -122,6 +124,31 @@ static Json devices_here() {
                  .add("library", "")
                  .add("count", 0)
                  .add("devices", ""));
+  }
+  return all;
+}
+
+// Vendors' collective libraries, of the devices that are here.
+static Json ccls_here() {
+  Json all = Json::array();
+  for (const auto& each : hccomm::native::builtins()) {
+    const std::string kind = Registry::global().name(each.kind);
+    auto runtime = Registry::global().runtime(each.kind);
+    hccomm::native::Library* found = nullptr;
+    std::string reason = text("no ", kind, " device is here");
+    if (runtime.ok()) {
+      auto library = hccomm::native::library(each.kind);
+      if (library.ok()) found = library.value();
+      reason = library.ok() ? std::string() : library.status().text();
+    }
+    all.push(Json::object()
+                 .add("name", each.name)
+                 .add("device", kind)
+                 .add("summary", each.summary)
+                 .add("available", found != nullptr)
+                 .add("reason", reason)
+                 .add("version", found != nullptr ? found->version() : "")
+                 .add("library", found != nullptr ? found->path() : ""));
   }
   return all;
 }
@@ -156,6 +183,7 @@ int64_t hccomm_info(char* out, size_t capacity) {
         .add("simd", hccomm::dtype::simd_name())
         .add("transports", transports)
         .add("devices", devices_here())
+        .add("collective_libraries", ccls_here())
         .add("fabrics", fabrics())
         .add("algorithms", algorithms)
         .str();

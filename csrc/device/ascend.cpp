@@ -81,6 +81,10 @@ class Ascend final : public Runtime {
     return static_cast<int>(index);
   }
 
+  Status on_device(int index, const std::function<Status()>& work) override {
+    const Guard guard(*this, index);
+    return guard.status.ok() ? work() : guard.status;
+  }
   std::string describe(int index) noexcept override {
     const char* soc = call_.soc_name != nullptr ? call_.soc_name() : nullptr;
     return text(soc != nullptr ? soc : "Ascend", ", device ", index);

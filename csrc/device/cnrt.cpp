@@ -62,6 +62,10 @@ class Cnrt final : public Runtime {
     }
     return index;
   }
+  Status on_device(int index, const std::function<Status()>& work) override {
+    const Guard guard(*this, index);
+    return guard.status.ok() ? work() : guard.status;
+  }
   std::string describe(int index) noexcept override {
     char pci[64] = "";
     if (call_.pci_id == nullptr || call_.pci_id(pci, sizeof pci, index) != 0) {

@@ -72,6 +72,10 @@ class CudaShaped final : public Runtime {
     return index;
   }
 
+  Status on_device(int index, const std::function<Status()>& work) override {
+    const Guard guard(*this, index);
+    return guard.status.ok() ? work() : guard.status;
+  }
   std::string describe(int index) noexcept override {
     char name[128] = "", pci[64] = "";
     if (call_.name != nullptr && call_.name(name, sizeof name, index) != 0) name[0] = '\0';

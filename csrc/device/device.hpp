@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -72,6 +73,8 @@ class Runtime {
   virtual std::string library() const = 0;     // the path of what is loaded
   virtual Result<int> count() noexcept = 0;    // devices here
   virtual Result<int> current() noexcept = 0;  // the calling thread's device, where it has one
+  // Runs `work` with the device current on this thread: for a vendor's other libraries.
+  virtual Status on_device(int index, const std::function<Status()>& work);
   virtual std::string describe(int index) noexcept = 0;  // "NVIDIA H100, 0000:17:00.0"
   // Addresses on either side that are multiples of this are copied without detours.
   virtual std::size_t alignment() const noexcept { return 1; }

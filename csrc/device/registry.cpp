@@ -9,6 +9,9 @@
 
 namespace hccomm::device {
 
+// Where there is no such notion as a current device.
+Status Runtime::on_device(int, const std::function<Status()>& work) { return work(); }
+
 // What a runtime lacks by default: everything that is optional.
 std::string Runtime::lacks(Feature feature) const {
   switch (feature) {

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which ranks form an island: those whose vendor's own library can join them. Pure: every rank
+// computes the same from what all have told.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace hccomm::native {
+
+// What one rank tells of itself.
+struct Member {
+  std::string kind;        // of device; "host": an island of its own
+  std::string device;      // tells devices of a host apart: "cuda:3"
+  std::string compatible;  // Library::compatible(); "": no library here
+  std::string host;
+  std::string fabric;  // equal and not empty: reachable by the library across hosts
+  std::string label;   // "": automatic; "none": alone; else only with its equals
+};
+
+// Islands in the order of their first rank, each with its ranks in order. Every rank is in one.
+std::vector<std::vector<int>> find_islands(const std::vector<Member>& members);
+
+// Why `other` is in another island than `member`, in a sentence for describe().
+std::string why_apart(const Member& member, const Member& other);
+
+}  // namespace hccomm::native

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Vendors' collective libraries and islands: against strict fakes over the fake runtimes, ranks as
+// threads, one device each.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <functional>
+#include <thread>
+
+#include "native/ccl.hpp"
+#include "native/islands.hpp"
+#include "support/fakes.hpp"
+
+namespace hccomm::native {
+
+using device::Kind;
+
+static constexpr int kRanks = 3;
+
+// One rank: a device, a stream, device memory for the call and host memory to look at it.
+class Rank {
+ public:
+  Rank(device::Runtime& used, int rank, std::size_t most_bytes)
+      : runtime(used), index(rank), bytes(most_bytes) {
+    stream = std::move(runtime.stream_create(index)).take();
+    event = std::move(runtime.event_create(index)).take();
+    place = std::move(runtime.allocate(index, bytes)).take();
+    host = std::move(runtime.host_allocate(index, bytes)).take();
+  }
+  Rank(const Rank&) = delete;
+  Rank& operator=(const Rank&) = delete;
+  ~Rank() {
+    runtime.host_free(index, host);
+    runtime.release(index, place);
+    runtime.event_destroy(event);
+    runtime.stream_destroy(stream);
+  }
+  bool finish() { return runtime.event_record(event, stream).ok() && test::comes(runtime, event); }
+  void fill(const std::vector<float>& values) {
+    std::memcpy(host, values.data(), values.size() * sizeof(float));
+    ASSERT_TRUE(runtime.copy_in(stream, place, host, values.size() * sizeof(float)).ok());
+  }
+  std::vector<float> read(std::size_t count) {
+    std::vector<float> values(count, -1);
+    EXPECT_TRUE(runtime.copy_out(stream, host, place, count * sizeof(float)).ok());
+    EXPECT_TRUE(finish());
+    std::memcpy(values.data(), host, count * sizeof(float));
+    return values;
+  }
+  float* at(std::size_t element) const { return static_cast<float*>(place.handle) + element; }
+
+  device::Runtime& runtime;
+  const int index;
+  const std::size_t bytes;
+  device::Stream stream;
+  device::Event event;
+  device::Place place;
+  void* host = nullptr;
+};
+
+class Native : public testing::TestWithParam<Kind> {
+ protected:
+  void SetUp() override {
+    setenv("HCCOMM_TEST_FAKE", "devices=4", 1);
+    test::use_fakes();
+    for (const char* kind : {"cuda", "musa"}) {
+      const std::string name = std::string("ccl_") + kind;
+      setenv(device::library_setting(name).c_str(), test::fake_path(name).c_str(), 1);
+    }
+    static device::Registry* const registry = new device::Registry(device::builtins());
+    runtime = std::move(registry->runtime(GetParam())).take();
+    ccl = std::move(library(GetParam())).take();
+  }
+
+  // Runs `body` as each rank of a group, on threads.
+  void as_ranks(const std::function<void(Rank&, Group&, int)>& body, std::size_t bytes = 1 << 20) {
+    const std::string id = std::move(ccl->make_id()).take();
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < kRanks; ++rank) {
+      threads.emplace_back([&, rank] {
+        Rank own(*runtime, rank, bytes);
+        auto group = ccl->join(id, rank, kRanks, *runtime, rank);
+        ASSERT_TRUE(group.ok()) << group.status().text();
+        body(own, *group.value(), rank);
+      });
+    }
+    for (std::thread& each : threads) each.join();
+  }
+
+  device::Runtime* runtime = nullptr;
+  Library* ccl = nullptr;
+};
+
+TEST_P(Native, TellsItsVersionAndWhatItCannotReduce) {
+  EXPECT_EQ(ccl->version(), "2.21.5");
+  EXPECT_EQ(ccl->refuses(DType::F32, RedOp::Sum), "");
+  EXPECT_NE(ccl->refuses(DType::F32, RedOp::Bxor), "");
+  EXPECT_NE(ccl->refuses(DType::C128, RedOp::Sum), "");
+}
+
+TEST_P(Native, ReducesGathersAndBroadcastsOnTheStream) {
+  as_ranks([](Rank& own, Group& group, int rank) {
+    const std::size_t part = 20000;
+    std::vector<float> values(kRanks * part);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = static_cast<float>(i % 64) * static_cast<float>(rank + 1);
+    }
+    own.fill(values);
+
+    ASSERT_TRUE(group
+                    .reduce_scatter(own.at(0), own.at(rank * part), part, DType::F32, RedOp::Sum,
+                                    own.stream.native)
+                    .ok());
+    ASSERT_TRUE(
+        group.all_gather(own.at(rank * part), own.at(0), part, DType::F32, own.stream.native).ok());
+    const std::vector<float> sums = own.read(values.size());
+    ASSERT_TRUE(group.broadcast(own.at(0), 5, DType::F32, 2, own.stream.native).ok());
+    ASSERT_TRUE(
+        group.all_reduce(own.at(0), own.at(0), 5, DType::F32, RedOp::Max, own.stream.native).ok());
+
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      ASSERT_EQ(sums[i], static_cast<float>(i % 64) * (1 + 2 + 3)) << i;
+    }
+    EXPECT_EQ(own.read(5), (std::vector<float>{0, 6, 12, 18, 24}));
+    EXPECT_TRUE(group.health().ok());
+  });
+}
+
+TEST_P(Native, FailsOnAllRanksThatCallDifferentThings) {
+  as_ranks([](Rank& own, Group& group, int rank) {
+    ASSERT_TRUE(group
+                    .all_reduce(own.at(0), own.at(0), rank == 1 ? 5 : 6, DType::F32, RedOp::Sum,
+                                own.stream.native)
+                    .ok());
+    own.finish();
+
+    EXPECT_NE(group.health().text().find("invalid usage"), std::string::npos)
+        << group.health().text();
+  });
+}
+
+TEST_P(Native, RefusesMemoryThatIsNotTheDevices) {
+  as_ranks([](Rank& own, Group& group, int) {
+    std::vector<float> host(4);
+
+    const Status status =
+        group.all_reduce(host.data(), host.data(), 4, DType::F32, RedOp::Sum, own.stream.native);
+
+    EXPECT_NE(status.text().find("AllReduce failed: invalid argument"), std::string::npos)
+        << status.text();
+  });
+}
+
+TEST_P(Native, EndsWhatWaitsWhenARankAborts) {
+  as_ranks([](Rank& own, Group& group, int rank) {
+    if (rank == 0) {
+      group.abort();
+      EXPECT_EQ(group.health().code(), Code::Aborted);
+      return;
+    }
+    const Status started =
+        group.all_reduce(own.at(0), own.at(0), 4, DType::F32, RedOp::Sum, own.stream.native);
+    EXPECT_TRUE(own.finish());
+
+    EXPECT_TRUE(started.ok());
+    EXPECT_EQ(group.health().code(), Code::System);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Fakes, Native, testing::Values(Kind::Cuda, Kind::Musa));
+
+TEST(NativeLibrary, SaysWhyItIsNotHere) {
+  unsetenv("HCCOMM_CCL_HIP_LIB");
+
+  auto rccl = library(Kind::Hip);
+
+  if (rccl.ok()) GTEST_SKIP() << "this machine has " << rccl.value()->path();
+  EXPECT_EQ(rccl.status().code(), Code::Unavailable);
+  EXPECT_NE(rccl.status().text().find("HCCOMM_CCL_HIP_LIB"), std::string::npos);
+}
+
+static Member nvidia(const std::string& host, int index) {
+  return {"cuda", "cuda:" + std::to_string(index), "nccl 2.21.5", host, "", ""};
+}
+static Member moore(const std::string& host, int index) {
+  return {"musa", "musa:" + std::to_string(index), "mccl 2.21.5", host, "", ""};
+}
+
+using Lists = std::vector<std::vector<int>>;
+
+TEST(Islands, AreOneVendorOnOneHostInAnyRankOrder) {
+  const std::vector<Member> members = {nvidia("a", 0), moore("a", 0),
+                                       nvidia("b", 0), nvidia("a", 1),
+                                       moore("a", 1),  {"host", "host", "", "a", "", ""}};
+
+  EXPECT_EQ(find_islands(members), (Lists{{0, 3}, {1, 4}, {2}, {5}}));
+}
+
+TEST(Islands, SpanHostsOfOneFabric) {
+  std::vector<Member> members = {nvidia("a", 0), nvidia("b", 0), nvidia("c", 0)};
+  members[0].fabric = members[1].fabric = "nvlink-7";
+
+  EXPECT_EQ(find_islands(members), (Lists{{0, 1}, {2}}));
+}
+
+TEST(Islands, KeepVersionsApartAndTwoRanksOfOneDevice) {
+  std::vector<Member> members = {nvidia("a", 0), nvidia("a", 0), nvidia("a", 1)};
+  EXPECT_EQ(find_islands(members), (Lists{{0, 2}, {1}}));
+  EXPECT_NE(why_apart(members[0], members[1]).find("takes once"), std::string::npos);
+
+  members[2].compatible = "nccl 2.18.1";
+
+  EXPECT_EQ(find_islands(members), (Lists{{0}, {1}, {2}}));
+  EXPECT_NE(why_apart(members[0], members[2]).find("do not mix"), std::string::npos);
+}
+
+TEST(Islands, FollowTheLabels) {
+  std::vector<Member> members = {nvidia("a", 0), nvidia("a", 1), nvidia("a", 2), nvidia("a", 3)};
+  members[1].label = members[3].label = "left";
+  EXPECT_EQ(find_islands(members), (Lists{{0, 2}, {1, 3}}));
+
+  members[0].label = "none";
+
+  EXPECT_EQ(find_islands(members), (Lists{{0}, {1, 3}, {2}}));
+}
+
+}  // namespace hccomm::native
