@@ -177,6 +177,25 @@ Result<Dialed> dial(std::span<const Place> places, Deadline deadline, int stop_f
   }
 }
 
+// One end of a connection: getsockname's or getpeername's.
+template <typename Ask>
+static std::optional<Place> end_of(int fd, Ask ask) {
+  sockaddr_storage address{};
+  socklen_t bytes = sizeof address;
+  if (ask(fd, reinterpret_cast<sockaddr*>(&address), &bytes) != 0) return {};
+  const auto ip = Ip::of(reinterpret_cast<sockaddr*>(&address));
+  if (!ip) return {};
+  return Place{
+      *ip, "",
+      ntohs(address.ss_family == AF_INET ? reinterpret_cast<sockaddr_in&>(address).sin_port
+                                         : reinterpret_cast<sockaddr_in6&>(address).sin6_port)};
+}
+
+// Congestion control of connections inside one machine, where nothing can be congested: one that
+// does not pace. bbr, the default of some systems, halves the rate there. Between machines the
+// system's own is right.
+static constexpr char kUnpaced[] = "cubic";
+
 void configure(int fd) noexcept {
   const auto set = [fd](int level, int option, auto value) {
     [[maybe_unused]] const int ignored = setsockopt(fd, level, option, &value, sizeof value);
@@ -187,22 +206,23 @@ void configure(int fd) noexcept {
   set(IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
   set(IPPROTO_TCP, TCP_KEEPCNT, kKeepCount);
   set(IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMs);
+  const auto here = end_of(fd, getsockname), there = end_of(fd, getpeername);
+  if (here && there && here->ip == there->ip) {
+    [[maybe_unused]] const int ignored =
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, kUnpaced, sizeof kUnpaced - 1);
+  }
 }
 
 std::string describe(int fd) {
-  const auto name_of = [fd](auto ask) -> std::string {
-    sockaddr_storage address{};
-    socklen_t bytes = sizeof address;
-    if (ask(fd, reinterpret_cast<sockaddr*>(&address), &bytes) != 0) return "?";
-    const auto ip = Ip::of(reinterpret_cast<sockaddr*>(&address));
-    if (!ip) return "?";
-    const Place place{
-        *ip, "",
-        ntohs(address.ss_family == AF_INET ? reinterpret_cast<sockaddr_in&>(address).sin_port
-                                           : reinterpret_cast<sockaddr_in6&>(address).sin6_port)};
-    return place.readable();
+  const auto name_of = [fd](auto ask) {
+    const auto place = end_of(fd, ask);
+    return place ? place->readable() : std::string("?");
   };
-  return "tcp to " + name_of(getpeername) + " from " + name_of(getsockname);
+  char control[16] = {};
+  socklen_t bytes = sizeof control - 1;
+  if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control, &bytes) != 0) control[0] = '\0';
+  return "tcp to " + name_of(getpeername) + " from " + name_of(getsockname) +
+         (control[0] != '\0' ? std::string(" (") + control + ")" : "");
 }
 
 }  // namespace hccomm::transport::tcp
