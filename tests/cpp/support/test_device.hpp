@@ -10,20 +10,18 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/clock.hpp"
 #include "device/device.hpp"
+#include "support/test_stream.hpp"
 
 namespace hccomm::test {
 
@@ -94,7 +92,7 @@ class TestDevice final : public device::Runtime {
 
   Result<device::Stream> stream_create(int index) noexcept override {
     ++streams_;
-    return device::Stream{index, 1, new Worker(*this)};
+    return device::Stream{index, 1, new Worker(stalled)};
   }
   void stream_destroy(device::Stream stream) noexcept override {
     --streams_;
@@ -134,66 +132,6 @@ class TestDevice final : public device::Runtime {
 
  private:
   using Flag = std::shared_ptr<std::atomic<bool>>;
-  struct Task {
-    std::function<void()> work;
-    double seconds;
-  };
-  // One stream's thread.
-  class Worker {
-   public:
-    explicit Worker(TestDevice& device) : device_(device), thread_([this] { run(); }) {}
-    ~Worker() {
-      {
-        const std::lock_guard lock(mutex_);
-        stopping_ = true;
-      }
-      ready_.notify_one();
-      thread_.join();
-    }
-    void add(Task task) {
-      {
-        const std::lock_guard lock(mutex_);
-        tasks_.push_back(std::move(task));
-      }
-      ready_.notify_one();
-    }
-
-   private:
-    void run() {
-      std::unique_lock lock(mutex_);
-      Clock::time_point free_at = Clock::now();
-      while (true) {
-        ready_.wait_for(lock, std::chrono::milliseconds(50),
-                        [&] { return stopping_ || !tasks_.empty(); });
-        if (tasks_.empty() && stopping_) return;
-        if (tasks_.empty()) continue;
-        if (device_.stalled && !stopping_) {
-          lock.unlock();
-          std::this_thread::sleep_for(std::chrono::milliseconds(1));
-          lock.lock();
-          continue;
-        }
-        Task task = std::move(tasks_.front());
-        tasks_.pop_front();
-        lock.unlock();
-        if (task.seconds > 0) {
-          free_at = std::max(free_at, Clock::now()) +
-                    std::chrono::duration_cast<Clock::duration>(Seconds(task.seconds));
-          task.work();
-          std::this_thread::sleep_until(free_at);
-        } else {
-          task.work();
-        }
-        lock.lock();
-      }
-    }
-    TestDevice& device_;
-    std::mutex mutex_;
-    std::condition_variable ready_;
-    std::deque<Task> tasks_;
-    bool stopping_ = false;
-    std::thread thread_;
-  };
   struct Memory {
     std::byte* inside;
     std::size_t bytes;
