@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from hccomm import _torch_glue
+from hccomm import _torch_dtensor, _torch_glue
 
 NAME = "hccomm"
 _profiled = threading.local()  # .name: what the profiler shall call the group being made
@@ -103,6 +103,7 @@ def _create(group: Any, options: Any) -> Any:
     import torch.distributed as dist
 
     _torch_glue.load()
+    _torch_dtensor.install()
     timeout = group.timeout
     if options is not None:
         timeout = _timeout_of(options) or group.timeout
