@@ -30,6 +30,7 @@ from hccomm import _native
 from hccomm.errors import Timeout, Unavailable
 
 OLDEST = (2, 11)  # torch before that has another c10d
+_HEADERS = ("hccomm.h", "hccomm_device.h")
 _COMPILE_SECONDS = 600.0  # on one slow, busy core it takes a minute
 
 _log = logging.getLogger("hccomm")
@@ -106,7 +107,8 @@ def _compiled(torch: Any, core: Path) -> Path:
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
     ]
     digest = hashlib.sha256(repr((torch.__version__, torch.version.git_version, flags)).encode())
-    for file in sorted({*sources.glob("*.?pp"), *(each / "capi/hccomm.h" for each in includes)}):
+    headers = {each / "capi" / name for each in includes for name in _HEADERS}
+    for file in sorted({*sources.glob("*.?pp"), *headers}):
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
     folder = cache_dir()

@@ -46,9 +46,12 @@ def main() -> None:
 def info(
     config: bool = typer.Option(False, "--config", help="All HCCOMM_* settings, as Markdown."),
     as_json: bool = typer.Option(False, "--json", help="As JSON."),
+    torch: bool = typer.Option(False, "--torch", help="Also how torch's device types are served."),
 ) -> None:
     """Show version, machine, transports and algorithms, each with why it is not available."""
     found: Any = hccomm.settings() if config else hccomm.info()
+    if torch and not config:
+        found["torch_devices"] = _torch_devices()
     if as_json:
         print(json.dumps(found, indent=2))
     elif config:
@@ -204,6 +207,16 @@ def _tune_ranks(asked: str) -> list[int]:
 
 
 # ---- printing --------------------------------------------------------------------------------
+
+
+def _torch_devices() -> list[dict[str, Any]]:
+    try:
+        import hccomm.torch
+    except ImportError as error:
+        raise hccomm.Unavailable(f"info --torch: {error}; install torch") from error
+    found = hccomm.torch.devices()
+    nothing = {"type": "cpu", "devices": 0, "adapter": "", "native": False}
+    return found or [{**nothing, "why": "torch sees no accelerator here"}]
 
 
 def _print_info(found: dict[str, Any]) -> None:

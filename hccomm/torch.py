@@ -20,7 +20,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Backend as _Backend
 
-__all__ = ["Options", "describe"]
+from hccomm import _torch_glue
+
+__all__ = ["Options", "describe", "devices"]
 
 
 class Options(_Backend.Options):  # type: ignore[misc, unused-ignore]
@@ -50,6 +52,17 @@ def describe(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         raise ValueError("describe: there is no process group; call init_process_group first")
     text: str = torch.ops.hccomm.describe(chosen.boxed())
     answer: dict[str, Any] = json.loads(text)
+    return answer
+
+
+def devices() -> list[dict[str, Any]]:
+    """Return how tensors of each device type present here reach hccomm, and why so.
+
+    Per type: ``type``, ``devices`` (how many), ``adapter``, ``native`` (the vendor's own runtime,
+    not torch's streams and copies) and ``why``. Loads the glue.
+    """
+    _torch_glue.load()
+    answer: list[dict[str, Any]] = json.loads(torch.ops.hccomm.devices())
     return answer
 
 

@@ -12,7 +12,6 @@
 
 #include "errands.hpp"
 #include "errors.hpp"
-#include "staging.hpp"
 
 namespace hccomm::glue {
 
@@ -25,8 +24,6 @@ HccommBackend::HccommBackend(std::shared_ptr<Group> group,
       last_child_(c10::intrusive_ptr<c10d::Backend>()) {
   init();
 }
-
-HccommBackend::~HccommBackend() { staging_.reset(); }
 
 hccomm_comm* HccommBackend::open(const char* operation) const {
   if (!group_) invalid(operation, "this process group has been destroyed");
@@ -81,7 +78,6 @@ void HccommBackend::abort() {
 }
 
 void HccommBackend::shutdown() {
-  staging_.reset();
   batch_.reset();
   group_.reset();
   // Callbacks of futures may need Python, which may end soon.
@@ -100,11 +96,6 @@ std::string HccommBackend::describe() const {
   }
 }
 
-Staging& HccommBackend::staging() {
-  if (!staging_) staging_ = std::make_unique<Staging>(group_->health());
-  return *staging_;
-}
-
 // ---- issuing -----------------------------------------------------------------------------------
 
 Ticket HccommBackend::ticket(const Operation& operation, const char* title) const {
@@ -116,7 +107,6 @@ Ticket HccommBackend::ticket(const Operation& operation, const char* title) cons
 
 void HccommBackend::run(Operation& operation) {
   hccomm_comm* const comm = open(operation.name);
-  if (staging_) staging_->wait_until_started();
   operation.point();
   hccomm_error error{};
   if (hccomm_run(comm, &operation.call, &error) == HCCOMM_OK) return;
@@ -126,11 +116,6 @@ void HccommBackend::run(Operation& operation) {
 
 WorkPtr HccommBackend::launch(Operation& operation, const char* title) {
   ++sequence_;
-  const at::Tensor& model = operation.model();
-  if (model.defined() && !model.is_cpu()) {
-    hccomm_comm* const comm = open(operation.name);
-    return staging().submit(comm, operation, ticket(operation, title));
-  }
   if (!operation.async && !batch_) {
     if (title) {  // the profiler's event begins with the work
       auto work = c10::make_intrusive<OperationWork>(ticket(operation, title),
@@ -140,11 +125,10 @@ WorkPtr HccommBackend::launch(Operation& operation, const char* title) {
       return work;
     }
     run(operation);
-    copy_out(operation.keep);
+    operation.keep.residents.clear();
     return c10::make_intrusive<OperationWork>(ticket(operation, title), std::move(operation.keep));
   }
   hccomm_comm* const comm = open(operation.name);
-  if (staging_) staging_->wait_until_started();
   operation.point();
   if (operation.async) operation.call.flags |= HCCOMM_BACKGROUND;
   hccomm_work* handle = nullptr;

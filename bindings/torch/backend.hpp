@@ -18,20 +18,17 @@
 
 namespace hccomm::glue {
 
-class Staging;
-
 using Tensors = std::vector<at::Tensor>;
 using TensorLists = std::vector<std::vector<at::Tensor>>;
 
 // One process group, whatever device types its tensors are on.
 //
-// Owns:   its Group until shutdown(); the staging of device tensors once one has come.
+// Owns:   its Group until shutdown().
 // Thread: as c10d asks: calls of one group come from one thread at a time; abort() from any.
 // Fails:  wrong arguments raise at once, as RuntimeError; everything else at wait().
 class HccommBackend final : public c10d::Backend {
  public:
   HccommBackend(std::shared_ptr<Group> group, const c10::intrusive_ptr<Options>& options);
-  ~HccommBackend() override;
 
   // ---- life (backend.cpp)
   const std::string getBackendName() const override { return "hccomm"; }  // options_ has the alias
@@ -101,10 +98,9 @@ class HccommBackend final : public c10d::Backend {
   WorkPtr issue_recorded(Operation& operation);
   WorkPtr launch(Operation& operation, const char* title);
   Ticket ticket(const Operation& operation, const char* title) const;
-  // Runs a host operation to its end in the caller.
+  // Runs an operation to its end in the caller.
   void run(Operation& operation);
   hccomm_comm* open(const char* operation) const;
-  Staging& staging();
   // One Work of several, none of which the batch of startCoalescing() counts by itself.
   template <typename Each>
   WorkPtr together(c10d::OpType type, const char* name, const Tensors& shown, bool async,
@@ -118,7 +114,6 @@ class HccommBackend final : public c10d::Backend {
   bool timed_ = false;
   std::optional<std::vector<WorkPtr>> batch_;  // between start- and endCoalescing()
   bool part_of_one_ = false;                   // inside together(), which records the whole
-  std::unique_ptr<Staging> staging_;
   // split() is asked once per device type: the last child and the name it was made under.
   std::string last_split_;
   c10::weak_intrusive_ptr<c10d::Backend> last_child_;

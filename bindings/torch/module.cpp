@@ -10,6 +10,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "backend.hpp"
+#include "device.hpp"
 #include "errors.hpp"
 
 namespace hccomm::glue {
@@ -79,6 +80,7 @@ TORCH_LIBRARY(hccomm, library) {
       "attach(__torch__.torch.classes.c10d.ProcessGroup group, int[] global_ranks, str name, "
       "str alias, float timeout) -> ()",
       hccomm::glue::attach);
+  library.def("devices() -> str", hccomm::glue::describe_devices);
   library.def("describe(__torch__.torch.classes.c10d.ProcessGroup group) -> str",
               hccomm::glue::describe);
 }

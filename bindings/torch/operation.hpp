@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One c10d call on its way to the core: the collectives fill it in, backend.cpp and staging.cpp
-// send it off. Lives on the caller's stack until then.
+// One c10d call on its way to the core: the collectives fill it in, backend.cpp sends it
+// off. Lives on the caller's stack until then.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -40,10 +40,14 @@ struct Operation {
   void count(int64_t elements_count) {
     call.count = static_cast<uint64_t>(elements_count) * element.units;
   }
-  // Points the call at the buffers. Requires: they are on the host.
+  // Points the call at the buffers, and has those on devices found until `keep` lets go.
   void point() {
     call.input = buffer_of(input, element);
     call.output = buffer_of(output, element);
+    for (const at::Tensor& used : {input, output}) {
+      if (!used.defined() || used.is_cpu() || used.numel() == 0) continue;
+      if (keep.residents.empty() || !input.is_same(output)) keep.residents.emplace_back(used);
+    }
     place(counts, offsets_);
     place(recv_counts, recv_offsets_);
     if (!counts.empty()) {

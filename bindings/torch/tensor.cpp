@@ -4,7 +4,9 @@
 #include "tensor.hpp"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "device.hpp"
 #include "errors.hpp"
 
 namespace hccomm::glue {
@@ -47,7 +49,7 @@ hccomm_buffer buffer_of(const at::Tensor& tensor, const Element& element) {
   if (!tensor.defined()) return buffer;
   buffer.data = tensor.data_ptr();
   buffer.count = static_cast<uint64_t>(tensor.numel()) * element.units;
-  buffer.device_kind = HCCOMM_DEVICE_HOST;
+  if (!tensor.is_cpu()) place(buffer, tensor);
   return buffer;
 }
 
@@ -143,7 +145,14 @@ at::Tensor flat_inout(at::TensorList tensors, Keep& keep) {
 void copy_out(Keep& keep) {
   if (keep.copies.empty()) return;
   const at::AutoDispatchBelowADInplaceOrView guard;
-  for (auto& [to, from] : keep.copies) to.copy_(from, /*non_blocking=*/true);
+  for (auto& [to, from] : keep.copies) {
+    to.copy_(from, /*non_blocking=*/true);
+    if (to.is_cpu()) continue;
+    const c10::impl::VirtualGuardImpl device(to.device().type());
+    for (const at::Tensor& used : {to, from}) {
+      device.recordDataPtrOnStream(used.storage().data_ptr(), device.getStream(used.device()));
+    }
+  }
   keep.copies.clear();
 }
 

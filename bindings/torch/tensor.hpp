@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "capi/hccomm.h"
+#include "resident.hpp"
 
 namespace hccomm::glue {
 
@@ -18,6 +19,7 @@ namespace hccomm::glue {
 struct Keep {
   std::vector<at::Tensor> results;                        // what result() and the future give
   std::vector<at::Tensor> held;                           // buffers in use besides
+  std::vector<Resident> residents;                        // those of them on devices
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // at the end: first = second
 };
 
@@ -51,7 +53,7 @@ at::Tensor flat_input(at::TensorList tensors);
 at::Tensor flat_output(at::TensorList tensors, Keep& keep);
 at::Tensor flat_inout(at::TensorList tensors, Keep& keep);
 
-// Does keep.copies, outside autograd.
+// Does keep.copies, outside autograd. Of device tensors: on the current stream, behind the host.
 void copy_out(Keep& keep);
 
 // ---- checks: they raise in the words of ProcessGroupGloo --------------------------------------

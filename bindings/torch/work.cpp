@@ -3,6 +3,8 @@
 // Works, their futures and their end.
 #include "work.hpp"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -70,6 +72,7 @@ OperationWork::OperationWork(const Ticket& ticket, Keep keep, Health health, hcc
 
 OperationWork::OperationWork(const Ticket& ticket, Keep keep)
     : Work(ticket.rank, ticket.type, ticket.title), ticket_(ticket), keep_(std::move(keep)) {
+  finish_copies();
   state_.store(kSucceeded, std::memory_order_relaxed);
 }
 
@@ -93,7 +96,7 @@ void OperationWork::settle(int code, const hccomm_error& error) {
   int healthy = HCCOMM_OK;
   if (code == HCCOMM_OK) {
     try {
-      copy_out(keep_);
+      finish_copies();
     } catch (...) {
       exception_ = std::current_exception();
     }
@@ -102,6 +105,7 @@ void OperationWork::settle(int code, const hccomm_error& error) {
     health_->compare_exchange_strong(healthy, code);
   }
   keep_.held.clear();
+  keep_.residents.clear();
   if (ticket_.timed) ended_ = std::chrono::steady_clock::now();
   if (recordFunctionEndCallback_) recordFunctionEndCallback_();
   state_.store(exception_ ? kFailed : kSucceeded, std::memory_order_release);
@@ -148,7 +152,29 @@ bool OperationWork::wait(std::chrono::milliseconds timeout) {
     settle(code, error);
   }
   if (state_.load(std::memory_order_acquire) == kFailed) std::rethrow_exception(exception_);
+  synchronize();
   return true;
+}
+
+void OperationWork::finish_copies() {
+  const bool on_device = !keep_.copies.empty() && !keep_.copies.front().first.is_cpu();
+  const c10::Device device = on_device ? keep_.copies.front().first.device() : at::kCPU;
+  copy_out(keep_);
+  if (!on_device) return;
+  copied_.emplace(device.type());
+  copied_->record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+}
+
+void OperationWork::synchronize() {
+  if (state_.load(std::memory_order_acquire) != kSucceeded || !copied_) return;
+  const c10::Device device(copied_->device_type(), copied_->device_index());
+  copied_->block(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+}
+
+// The devices that a future of these results must order its callbacks on.
+static std::vector<c10::Device> devices_of(at::TensorList results) {
+  if (results.empty() || results[0].is_cpu()) return {};
+  return {results[0].device()};
 }
 
 void OperationWork::fill_future(Future& future) const {
@@ -163,7 +189,8 @@ FuturePtr OperationWork::getFuture() {
   {
     const std::lock_guard lock(mutex_);
     if (future_) return future_;
-    future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()));
+    future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()),
+                                          devices_of(keep_.results));
     if (state_.load(std::memory_order_relaxed) != kRunning) {
       fill_future(*future_);
       return future_;

@@ -5,8 +5,11 @@
 // errand thread.
 #pragma once
 
+#include <c10/core/Event.h>
+
 #include <atomic>
 #include <chrono>
+#include <optional>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
 
@@ -31,13 +34,16 @@ struct Ticket {
   bool timed = false;  // whether getDuration() will be asked
 };
 
-// One operation on host memory.
+// One operation.
 //
 // Owns:   the hccomm_work and all tensors in use; when it is dropped while the operation runs,
 //         both go to the errand thread, which lets go of them at the end.
 // Thread: any.
 // Fails:  wait() raises what the operation failed with, or DistBackendError when only the time
 //         given to wait() is over; the operation then goes on.
+//
+// Results on a device are there when the operation has ended; only what must then be copied from
+// one device tensor to another is still to come, and wait() orders the current stream behind that.
 class OperationWork final : public c10d::Work {
  public:
   // An operation in flight; with handle nullptr, one that its maker runs and settles.
@@ -51,7 +57,7 @@ class OperationWork final : public c10d::Work {
   std::exception_ptr exception() const override;
   int sourceRank() const override;
   std::vector<at::Tensor> result() override;
-  void synchronize() override {}
+  void synchronize() override;
   bool wait(std::chrono::milliseconds timeout) override;
   FuturePtr getFuture() override;
   FuturePtr getFutureResult() override;
@@ -66,10 +72,13 @@ class OperationWork final : public c10d::Work {
  private:
   enum State : int { kRunning, kSucceeded, kFailed };
   void fill_future(Future& future) const;
+  // The copies at the end; those between device tensors leave an event.
+  void finish_copies();
 
   const Ticket ticket_;
   Keep keep_;
   Health health_;
+  std::optional<c10::Event> copied_;  // set before state_
   hccomm_work* handle_ = nullptr;
   std::atomic<int> state_{kRunning};
   std::chrono::steady_clock::time_point started_{}, ended_{};

@@ -21,6 +21,22 @@ int32_t hccomm_device_kind(const char* name) {
   }
 }
 
+int hccomm_device_probe(int32_t kind, char* out, size_t capacity) {
+  try {
+    auto found = Registry::global().runtime(static_cast<hccomm::device::Kind>(kind));
+    const std::string words = found.ok() ? found.value()->library() : found.status().text();
+    if (out != nullptr && capacity > 0) {
+      const std::size_t length = std::min(words.size(), capacity - 1);
+      std::memcpy(out, words.data(), length);
+      out[length] = '\0';
+    }
+    return found.ok() ? HCCOMM_OK : static_cast<int>(found.status().code());
+  } catch (const std::exception&) {  // no memory
+    if (out != nullptr && capacity > 0) *out = '\0';
+    return HCCOMM_INTERNAL;
+  }
+}
+
 static int told(const Status& status, hccomm_error* error) {
   if (error != nullptr) {
     *error = {static_cast<int32_t>(status.code()), -1, {}};

@@ -123,6 +123,9 @@ enum {
 /* The number of a kind by name ("cuda", "ascend", "opencl", a plug-in's own; loads the plug-ins
  * where needed), or -1. Whether its runtime is here is told by hccomm_info, or by its first use. */
 HCCOMM_API int32_t hccomm_device_kind(const char* name);
+/* Looks for the runtime of a kind. HCCOMM_OK: `out` has the path of its library; else a code, and
+ * `out` says why it is not here. */
+HCCOMM_API int hccomm_device_probe(int32_t kind, char* out, size_t capacity);
 
 #define HCCOMM_ANY_SOURCE (-1)
 

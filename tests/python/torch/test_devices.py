@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
+from ranks import RankError, Ranks
 
 VENDORS = ["alder", "birch", "", "alder", "birch"]
 
@@ -314,3 +314,127 @@ def device_sum() -> None:
     tensor = torch.ones(3, device=here())
     dist.all_reduce(tensor)
     assert tensor.tolist() == [2.0] * 3
+
+
+# ---- which way tensors take ----------------------------------------------------------------------
+
+
+def ways() -> list[dict[str, Any]]:
+    import hccomm.torch
+
+    return hccomm.torch.devices()
+
+
+def test_a_vendor_without_an_adapter_goes_through_torch(simulated: None) -> None:
+    with Ranks(1, backend="", vendors=["alder"]) as ranks:
+        ((way,),) = ranks.run(ways)
+
+    assert way["type"] == way["adapter"] == "alder"
+    assert way["devices"] == 2
+    assert way["native"] is False
+    assert 'no adapter of its own for torch\'s "alder"' in way["why"]
+
+
+def test_an_adapter_that_does_not_work_here_is_passed_over(simulated: None) -> None:
+    with Ranks(1, backend="", vendors=["musa"]) as ranks:
+        ((way,),) = ranks.run(ways)
+
+    assert way["adapter"] == "torch-musa"
+    assert way["native"] is False
+    assert "musa" in way["why"]
+    assert "libmusart" in way["why"]
+
+
+def use_device() -> None:
+    dist.all_reduce(torch.ones(1, device=here()))
+
+
+def test_a_native_adapter_can_be_demanded(simulated: None) -> None:
+    environ = {"HCCOMM_PY_TORCH_DEVICES": "native"}
+    with Ranks(1, vendors=["musa"], environ=environ) as ranks, pytest.raises(RankError) as caught:
+        ranks.run(use_device)
+
+    assert "HCCOMM_PY_TORCH_DEVICES=native, but musa: " in caught.value.texts[0]
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+def lost_in_mid_collective() -> None:
+    import simdevice
+
+    if dist.get_rank() == 0:
+        simdevice.fault("lose", 3)
+    tensor = torch.full((1 << 20,), 1.0, device=here())
+    for _ in range(100):
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+
+def test_a_lost_device_is_an_error_on_all_ranks(simulated: None) -> None:
+    with Ranks(3, vendors=["alder", "", "birch"]) as ranks, pytest.raises(RankError) as caught:
+        ranks.run(lost_in_mid_collective)
+
+    assert set(caught.value.kinds.values()) == {"DistBackendError"}
+    assert len(caught.value.kinds) == 3
+    for text in caught.value.texts.values():
+        assert "rank 0" in text
+        assert "alder:0: the device is lost" in text
+
+
+def no_pinned_memory() -> None:
+    import simdevice
+
+    if dist.get_rank() == 1:
+        simdevice.fault("pinned", 0)
+    dist.all_reduce(torch.ones(10, device=here()))
+
+
+def test_no_page_locked_memory_is_an_error_on_all_ranks(simulated: None) -> None:
+    with Ranks(3, vendors=["alder", "birch", ""]) as ranks, pytest.raises(RankError) as caught:
+        ranks.run(no_pinned_memory)
+
+    assert len(caught.value.kinds) == 3
+    for text in caught.value.texts.values():
+        assert "out of page-locked memory" in text
+        assert "rank 1" in text
+
+
+def larger_than_the_pool() -> None:
+    device = here()
+    for _ in range(3):
+        tensors = [torch.full((1 << 20,), 1.0, device=device) for _ in range(3)]
+        works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+        for tensor, work in zip(tensors, works, strict=True):
+            work.wait()
+            assert torch.equal(tensor.cpu(), torch.full((1 << 20,), 2.0))
+
+
+def test_tensors_larger_than_the_pinned_pool_pass(simulated: None) -> None:
+    with Ranks(2, vendors=["alder", "birch"], environ={"HCCOMM_STAGING": "4M"}) as ranks:
+        ranks.run(larger_than_the_pool)
+
+
+def slow() -> None:
+    import simdevice
+
+    simdevice.fault("slow", 50.0, dist.get_rank() % 2)
+    every_operation(1000)
+
+
+def test_a_slow_device_changes_no_result(simulated: None) -> None:
+    with Ranks(2, vendors=["alder:100:1", "birch:20:2"]) as ranks:
+        ranks.run(slow)
+
+
+def two_devices_at_once() -> None:
+    name = here().split(":")[0]
+    both = [torch.ones(1, device=f"{name}:{index}") for index in (0, 1)]
+    with pytest.raises(RuntimeError, match=r"InvalidArgument.*same device"):
+        dist.all_gather(both, torch.ones(1, device=f"{name}:0"))
+    for tensor in both:
+        dist.all_reduce(tensor)
+        assert tensor.item() == 2.0
+
+
+def test_tensors_of_two_devices_in_one_list_are_refused(pair: Ranks) -> None:
+    pair.run(two_devices_at_once)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
+from ranks import Ranks, environment
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -125,9 +128,9 @@ def dtensor() -> None:
     mesh = init_device_mesh(where.type, (size,))
     whole = torch.arange(2.0 * size * 3 * size).view(2 * size, 3 * size)
     rows = distribute_tensor(whole.to(where), mesh, [Shard(0)])
-    full = rows.redistribute(mesh, [Replicate()])  # not Shard to Shard: docs/torch.md says why
+    full = rows.redistribute(mesh, [Replicate()])
     assert torch.equal(full.to_local().cpu(), whole)
-    columns = full.redistribute(mesh, [Shard(1)])
+    columns = rows.redistribute(mesh, [Shard(1)])
     assert torch.equal(columns.full_tensor().cpu(), whole)
     turned = distribute_tensor(whole.t().contiguous().to(where), mesh, [Shard(0)])
     product = columns @ turned  # a partial sum on every rank
@@ -138,3 +141,20 @@ def dtensor() -> None:
 
 def test_dtensor_of_mixed_vendors_equals_one_process(mixed: Ranks) -> None:
     mixed.run(dtensor, timeout=200.0)
+
+
+def test_the_example_of_mixed_vendors_runs(simulated: None) -> None:
+    example = Path(__file__).parents[3] / "examples" / "torch_mixed.py"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(example), "--simulate", "alder,cpu,birch"],
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rank 2 on birch:0" in done.stdout
+    assert "all ranks hold the same bits" in done.stdout
