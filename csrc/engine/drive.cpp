@@ -91,7 +91,9 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
       if (contenders_.load(std::memory_order_relaxed) > 0) let_in(guard);
       // With a core for every rank, two ranks may still sit on one: then spinning keeps the other
       // from running, and only a yield lets it answer.
-      const bool polite = settings_.oversubscribed ? idle > 1 : idle % kEagerPolls == 0;
+      // The same goes for a device whose runtime works with threads of this process.
+      const bool yields = settings_.oversubscribed || staging_.busy();
+      const bool polite = yields ? idle > 1 : idle % kEagerPolls == 0;
       if (polite) {
         sched_yield();
       } else if (idle > kEagerPolls) {
@@ -109,8 +111,8 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
         if (over()) break;
       }
       if (now >= deadline.at()) break;
-      const auto budget = settings_.oversubscribed ? std::chrono::microseconds(kYieldBudget)
-                                                   : std::chrono::microseconds(settings_.spin_us);
+      const auto budget = yields ? std::chrono::microseconds(kYieldBudget)
+                                 : std::chrono::microseconds(settings_.spin_us);
       if (now - idle_since > budget) {
         sleep(guard, deadline);
         idle = 0;

@@ -41,6 +41,7 @@ class TestDevice final : public device::Runtime {
   std::atomic<int> copies_left{1 << 30};  // the device is lost after so many copies
   std::atomic<bool> stalled{false};       // no copy ends
   std::atomic<int> copies{0}, pins{0};    // so far
+  std::atomic<int> unfinished{0};         // copies
   const std::string& name() const { return name_; }
 
   std::string library() const override { return "test of " + name_; }
@@ -158,11 +159,12 @@ class TestDevice final : public device::Runtime {
       return {Code::System, "bad copy"};
     }
     ++copies;
+    ++unfinished;
     const double seconds = latency_ + (rate_ > 0 ? static_cast<double>(bytes) / rate_ : 0);
     worker(stream).add({[=, this] {
                           const std::shared_lock runs(running_);
-                          if (lost_) return;
-                          std::memcpy(in ? mine : theirs, in ? theirs : mine, bytes);
+                          if (!lost_) std::memcpy(in ? mine : theirs, in ? theirs : mine, bytes);
+                          --unfinished;
                         },
                         seconds});
     return {};

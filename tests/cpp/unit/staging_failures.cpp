@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whatever a device does, operations end, all ranks learn whose it was, and nothing leaks.
+#include <gtest/gtest.h>
+
+#include "support/staged.hpp"
+
+namespace hccomm::test {
+
+class StagingFailures : public testing::TestWithParam<const char*> {};
+
+TEST_P(StagingFailures, ALostDeviceFailsTheGroupAndIsNamed) {
+  for (const int copies : {0, 1, 3, 9}) {
+    TestDevice a("alpha", 10e-6, 4e9), b("beta");
+    Cluster cluster(GetParam(), 3, small_pool(8 << 20));
+    b.copies_left = copies;
+
+    cluster.run([&](Node& node) {
+      const Call call = call_of(Collective::AllReduce, 40'000, true);
+      TestDevice* const device = of_rank(node.rank(), 0, a, b);
+      const Outcome outcome = perform(node, call, "ring", device, device);
+
+      EXPECT_EQ(outcome.status.code(), Code::System) << outcome.status.text();
+      EXPECT_EQ(outcome.status.rank(), 2);
+      EXPECT_NE(outcome.status.text().find("beta:0"), std::string::npos) << outcome.status.text();
+    });
+  }
+}
+
+TEST_P(StagingFailures, ADeviceThatCannotBeOpenedFailsTheGroupAndIsNamed) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 3, small_pool(8 << 20));
+  b.pins_left = 0;
+
+  cluster.run([&](Node& node) {
+    const Call call = call_of(Collective::AllReduce, 40'000, false);
+    TestDevice* const device = of_rank(node.rank(), 0, a, b);
+    const Outcome outcome = perform(node, call, "ring", device, device);
+
+    EXPECT_EQ(outcome.status.code(), Code::System) << outcome.status.text();
+    EXPECT_NE(outcome.status.text().find("out of memory"), std::string::npos)
+        << outcome.status.text();
+  });
+}
+
+TEST_P(StagingFailures, ALostDeviceFailsAMessageOnBothSides) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20, 64 << 10));
+  a.copies_left = 2;
+
+  cluster.run([&](Node& node) {
+    Array data(node.rank() == 0 ? &a : nullptr, numbers(200'000, 1));
+    const Where where = data.where();
+    Operation* op = node.rank() == 0
+                        ? node.engine().start_send(node.context(), parcel(1, 3, data, where))
+                        : node.engine().start_recv(node.context(), parcel(0, 3, data, where));
+    const Status status = node.engine().wait(*op, Deadline::after(Seconds(20)));
+    EXPECT_EQ(status.code(), Code::System) << status.text();
+    EXPECT_EQ(status.rank(), 0);
+    node.engine().release(*op);
+  });
+}
+
+// Rank 0 begins an operation on a device that is stalled, and `meanwhile` runs on rank 1 once it
+// has.
+static Status stall(Cluster& cluster, TestDevice& device,
+                    const std::function<void(Node&)>& meanwhile,
+                    const std::function<void()>& afterwards) {
+  Status outcome;
+  std::atomic<bool> begun{false};
+  device.stalled = true;
+  cluster.run([&](Node& node) {
+    const Call call = call_of(Collective::AllReduce, 40'000, true);
+    const Deadline deadline = Deadline::after(Seconds(30));
+    if (node.rank() == 1) {
+      while (!begun && !deadline.passed()) std::this_thread::yield();
+      meanwhile(node);
+      return;
+    }
+    Array data(&device, numbers(call.count, 1));
+    const Where where = data.where();
+    const engine::Buffers buffers{{where, where}};
+    engine::Job job{recipe_of(call, node, "ring", 512), nullptr, nullptr, 1.0, Seconds(20)};
+    job.device = &buffers;
+    Operation* op = node.engine().start(node.context(), job, Follow::Soon);
+    EXPECT_GT(device.unfinished, 0);
+    begun = true;
+    outcome = node.engine().wait(*op, deadline);
+    node.engine().release(*op);
+    afterwards();
+    while (device.unfinished > 0 && !deadline.passed()) std::this_thread::yield();
+  });
+  return outcome;
+}
+
+TEST_P(StagingFailures, ADeadlineEndsTheOperationOnceItsCopiesAreOver) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20));
+
+  const Status status = stall(
+      cluster, a,
+      [&](Node& node) {
+        const Call call = call_of(Collective::AllReduce, 40'000, true);
+        const Outcome outcome = perform(node, call, "ring", nullptr, nullptr, 0.1);
+        EXPECT_EQ(outcome.status.code(), Code::Timeout) << outcome.status.text();
+        a.stalled = false;
+      },
+      [&] { EXPECT_EQ(a.unfinished, 0) << "the buffer was still in use"; });
+
+  EXPECT_EQ(status.code(), Code::Timeout) << status.text();
+}
+
+TEST_P(StagingFailures, CopiesThatNeverEndHoldUpNothingForLong) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20));
+
+  const Status status = stall(
+      cluster, a,
+      [&](Node& node) {
+        node.engine().poison(node.context(), Status(Code::Aborted, "enough"), true);
+      },
+      [&] { a.stalled = false; });
+
+  EXPECT_EQ(status.code(), Code::Aborted) << status.text();
+  EXPECT_NE(status.text().find("may still use"), std::string::npos) << status.text();
+}
+
+TEST_P(StagingFailures, AnAbortWithCopiesInFlightLeaksNothing) {
+  TestDevice a("alpha", 2e-3), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(8 << 20));
+
+  cluster.run([&](Node& node) {
+    TestDevice* const device = node.rank() == 0 ? &a : nullptr;
+    Array data(device, numbers(100'000, 1));
+    const Where where = data.where();
+    const engine::Buffers buffers{{where, where}};
+    const Call call = call_of(Collective::AllReduce, 100'000, true);
+    engine::Job job{recipe_of(call, node, "ring", 4096), data.data(), data.data()};
+    if (device != nullptr) job.device = &buffers;
+    Operation* op = node.engine().start(node.context(), job, Follow::Soon);
+    std::thread late([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      node.engine().poison(node.context(), Status(Code::Aborted, "enough"), true);
+    });
+    const Status status = node.engine().wait(*op, Deadline::after(Seconds(10)));
+    late.join();
+    EXPECT_EQ(status.code(), Code::Aborted) << status.text();
+    node.engine().release(*op);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, StagingFailures, testing::Values("inproc", "tcp", "shm"),
+                         [](const auto& each) { return std::string(each.param); });
+
+}  // namespace hccomm::test
