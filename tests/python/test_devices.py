@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import device_programs as programs
 import pytest
-from conftest import RanksFactory
 from fake_arrays import VENDORS, library
 
 
@@ -23,7 +23,7 @@ def vendors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("count", [1, 1000, 300_000])
 def test_vendors_and_host_reduce_and_gather_together(
-    ranks: RanksFactory, vendors: dict[str, str], count: int
+    ranks: Any, vendors: dict[str, str], count: int
 ) -> None:
     outcome = ranks(4, **vendors).run(programs.reduce_and_gather, count)
     assert all(reduced == [4.0 * i + 6.0 for i in range(count)] for reduced, _ in outcome)
@@ -31,15 +31,11 @@ def test_vendors_and_host_reduce_and_gather_together(
 
 
 @pytest.mark.parametrize("count", [1, 100_000])
-def test_messages_pass_between_vendors(
-    ranks: RanksFactory, vendors: dict[str, str], count: int
-) -> None:
+def test_messages_pass_between_vendors(ranks: Any, vendors: dict[str, str], count: int) -> None:
     assert ranks(3, **vendors).run(programs.send_round, count) == [2.0, 0.0, 1.0]
 
 
-def test_describe_says_by_what_a_rank_is_staged(
-    ranks: RanksFactory, vendors: dict[str, str]
-) -> None:
+def test_describe_says_by_what_a_rank_is_staged(ranks: Any, vendors: dict[str, str]) -> None:
     cuda, musa, host = ranks.fresh(3, **vendors).run(programs.described)
     assert [each["device"] for each in cuda] == ["cuda:1"]
     assert cuda[0]["how"] == f"staged by cuda ({vendors['HCCOMM_CUDA_LIB']})"
@@ -50,30 +46,26 @@ def test_describe_says_by_what_a_rank_is_staged(
 # ---- what is refused ------------------------------------------------------------------------
 
 
-def test_an_absent_runtime_fails_all_ranks_with_the_reason(ranks: RanksFactory) -> None:
+def test_an_absent_runtime_fails_all_ranks_with_the_reason(ranks: Any) -> None:
     for said in ranks.fresh(3).run(programs.reduce_on, "cnrt", 0):
         assert said.startswith("Unavailable: "), said
         assert "rank 1" in said, said
         assert "libcnrt" in said, said
 
 
-def test_a_device_that_is_not_there_is_refused(
-    ranks: RanksFactory, vendors: dict[str, str]
-) -> None:
+def test_a_device_that_is_not_there_is_refused(ranks: Any, vendors: dict[str, str]) -> None:
     said = ranks.fresh(2, **vendors).run(programs.reduce_on, "musa", 7)[1]
     assert said.startswith("InvalidArgument: ")
     assert "musa:7 is outside 0..1" in said
 
 
-def test_an_unknown_kind_is_refused(ranks: RanksFactory) -> None:
+def test_an_unknown_kind_is_refused(ranks: Any) -> None:
     said = ranks.fresh(2).run(programs.reduce_on, "abacus", 0)[1]
     assert said.startswith("InvalidArgument: ")
     assert "abacus" in said
 
 
-def test_a_lost_device_fails_all_ranks_and_is_named(
-    ranks: RanksFactory, vendors: dict[str, str]
-) -> None:
+def test_a_lost_device_fails_all_ranks_and_is_named(ranks: Any, vendors: dict[str, str]) -> None:
     for said in ranks.fresh(3, HCCOMM_STAGING_SEGMENT="64K", **vendors).run(programs.lose):
         assert said.startswith("System 1: "), said
         assert "musa" in said, said

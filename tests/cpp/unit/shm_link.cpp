@@ -218,6 +218,7 @@ class ShmLinkToAProcess : public testing::Test {
  protected:
   void start(bool with_forked_child) {
     Sockets sockets;
+    const int theirs = sockets.b.release();  // a UniqueFd would be closed by fork()
     const pid_t parent = getpid();
     int pipe_ends[2];
     ASSERT_EQ(pipe(pipe_ends), 0);
@@ -225,7 +226,7 @@ class ShmLinkToAProcess : public testing::Test {
     ASSERT_GE(child_, 0);
     if (child_ == 0) {
       sockets.a.reset();
-      auto link = link_over(std::move(sockets.b), parent, {}).take();
+      auto link = link_over(UniqueFd(theirs), parent, {}).take();
       // The grandchild inherits the socket and the ring, and outlives its parent.
       if (with_forked_child && fork() == 0) {
         char byte;
@@ -238,7 +239,7 @@ class ShmLinkToAProcess : public testing::Test {
     }
     close(pipe_ends[0]);
     end_.reset(pipe_ends[1]);
-    sockets.b.reset();
+    close(theirs);
     link_ = link_over(std::move(sockets.a), child_, {}).take();
     const Deadline deadline = soon();
     while (!link_->pending() && !deadline.passed()) usleep(100);
