@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -80,3 +82,33 @@ def test_hccomm_bench_runs_under_mpiexec() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hccomm" in done.stdout
     assert "2 ranks" in done.stdout
+
+
+@pytest.mark.parametrize("which", ["mpi's own", "the system's beside it"])
+def test_hccomm_and_mpich_use_libfabric_in_one_process(which: str) -> None:
+    """MPICH brings a libfabric; hccomm takes that one, or with a path a second one."""
+    system = ctypes.util.find_library("fabric")
+    if which != "mpi's own" and system is None:
+        pytest.skip("no libfabric of the system here")
+    place = f"/lib/{platform.machine()}-linux-gnu/{system}" if which != "mpi's own" else ""
+    code = (
+        "import os, numpy\n"
+        "from mpi4py import MPI\n"
+        "os.environ['HCCOMM_TRANSPORTS'] = 'ofi'\n"
+        "os.environ['HCCOMM_OFI_PROVIDER'] = 'tcp'\n"
+        f"if {place!r}: os.environ['HCCOMM_OFI_LIB'] = {place!r}\n"
+        "import hccomm\n"
+        "with hccomm.init(comm=MPI.COMM_WORLD) as comm:\n"
+        "    for n in (1, 5000, 400_000):\n"
+        "        mine, theirs = numpy.full(n, comm.rank + 1.0), numpy.empty(n)\n"
+        "        MPI.COMM_WORLD.Allreduce(mine, theirs)\n"
+        "        assert (comm.all_reduce(mine) == theirs).all()\n"
+        "    loaded = {l.split()[-1] for l in open('/proc/self/maps') if 'libfabric.so' in l}\n"
+        "    if comm.rank == 0: print('libraries', len(loaded), comm.describe()['peers'][0])\n"
+    )
+
+    done = _run("mpich", 2, "-c", code)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"libraries {1 if not place else 2}" in done.stdout, done.stdout + done.stderr
+    assert "'ofi'" in done.stdout

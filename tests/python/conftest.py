@@ -27,6 +27,9 @@ faulthandler.enable()
 for _name in [each for each in os.environ if each.startswith("HCCOMM_")]:
     if not _name.startswith("HCCOMM_PY_"):
         del os.environ[_name]  # the tests say themselves what they set
+# Another way for all: HCCOMM_PY_SET="HCCOMM_TRANSPORTS=ofi HCCOMM_OFI_PROVIDER=net" pytest ...
+for _pair in os.environ.get("HCCOMM_PY_SET", "").split():
+    os.environ.__setitem__(*_pair.split("=", 1))
 
 
 class RanksFactory:

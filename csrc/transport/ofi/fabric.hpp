@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A card opened through libfabric: one reliable-datagram endpoint that all links of the process
-// share, its completion queue, and the registered memory. Small frames go into slots posted here;
-// the parts of larger ones are written into the peer's ring, with a number as immediate data.
+// share, its completion queue, and the registered memory. All that is sent is written into the
+// receiver's inbox, with a number as immediate data; so no receive is ever posted, and the depth of
+// a provider's queues does not limit how many peers there are.
 #pragma once
 
 #include <sys/uio.h>
@@ -33,7 +34,7 @@ struct Offer {
   std::uint32_t id;      // what the other's messages shall carry
   std::uint32_t eager_bytes, eager_slots;
   std::uint32_t slot_bytes, ring_slots;
-  std::uint64_t ring_address, ring_key;
+  std::uint64_t inbox_address, eager_offset, ring_offset, key;
   std::uint32_t name_bytes;
   char name[260];  // the endpoint's
 };
@@ -41,9 +42,8 @@ struct Offer {
 // A frame, or a part of one, that is next in order.
 struct Arrived {
   Kind kind = Kind::Eager;
-  const std::byte* data = nullptr;
-  std::size_t bytes = 0;  // of an eager frame; of a ring slot all there is
-  Op* slot = nullptr;
+  std::byte* data = nullptr;
+  std::size_t bytes = 0;  // of the whole slot
 };
 
 // Owns:   all that libfabric gave out, the pool, and a thread that keeps things moving while
@@ -82,7 +82,7 @@ class Fabric {
   void leave(Peer& peer);  // the link is gone
 
   int fd() const { return poller_.get(); }
-  bool sleep(Peer& peer, bool blocked);  // false: something has come
+  bool sleep(Peer& peer);  // false: something has come
   void wake();
 
  private:
@@ -94,24 +94,27 @@ class Fabric {
 
   void progress();
   void completed(const fi_cq_data_entry& entry);
-  void arrived(Immediate what, Op* slot);
+  void arrived(Immediate what);
   void queue_error();
   void finished(Op& op);
   void suspect(const Status& why);
   void judge();
-  void post_receive(Op& op);
-  void repost();
   Op* sender(std::vector<Op*>& idle);
   Status make_senders(unsigned count, std::size_t bytes, std::vector<Op*>& into);
   bool inject(Peer& peer, Kind kind, std::uint16_t value);
   void settle(Peer& peer);
   Progress posted(Peer& peer, Op* op, ssize_t outcome, const char* what);
+  // Nothing is sent to it any more: to write to a peer that is gone makes providers connect anew.
+  bool shut(const Peer& peer) const {
+    return ended_ || peer.over || peer.heard_bye || !peer.failure.ok();
+  }
   bool in_order(Peer& peer) { return peer.slot_of(peer.expected).here; }
   void listen_to(Peer& peer);
   void noted(Peer& peer, const Note& note);
   void say(Peer& peer, const Note& note);
   void answer_bye(Peer& peer);
   void drop(Peer& peer);
+  static void end_all() noexcept;
   void keep() noexcept;
   bool keep_once();
 
@@ -122,17 +125,13 @@ class Fabric {
   fid_ep* endpoint_ = nullptr;
   fid_av* addresses_ = nullptr;
   fid_cq* queue_ = nullptr;
-  int queue_fd_ = -1;  // the provider's
   UniqueFd poller_, bell_, timer_;
   Pool pool_;
-  Block scratch_;  // a byte that may be sent
+  Block scratch_;  // bytes that may be sent
   std::deque<Op> ops_;
   std::vector<Op*> senders_;  // idle
   std::vector<Op*> copiers_;  // idle, with room for a ring slot
   bool copies_ = false;       // what is sent must lie in registered memory
-  std::size_t receives_ = 0;
-  std::vector<Op*> unposted_;  // receives that the provider did not take yet
-  unsigned spare_slots_ = 0;   // posted for peers that have left
   std::map<std::uint32_t, std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> by_id_;
   std::uint32_t next_id_ = 0;
@@ -143,6 +142,7 @@ class Fabric {
   Clock::time_point suspected_at_{};
   std::condition_variable stir_;  // the keeper has something to do
   bool stopping_ = false;
+  bool ended_ = false;  // the process ends: libfabric may be gone at any moment
   std::thread keeper_;
 };
 

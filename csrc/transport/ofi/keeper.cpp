@@ -96,11 +96,7 @@ void Fabric::drop(Peer& peer) {
   for (Op& op : ops_) {
     if (op.peer == &peer) op.peer = nullptr;
   }
-  for (Arrival& each : peer.arrived) {
-    if (each.here && each.slot != nullptr) post_receive(*each.slot);
-  }
-  spare_slots_ += kEagerSlots + kSpareSlots;
-  // Where the peer may still be writing its ring is never used again.
+  // Where the peer may still be writing its inbox is never used again.
   if (peer.all_taken || peer.over || !peer.met) pool_.give_back(peer.inbox);
   peers_.erase(peer.id);
 }
@@ -120,7 +116,7 @@ void Fabric::keep() noexcept {
 
 // Sees off those that leave. True while something is under way.
 bool Fabric::keep_once() {
-  bool busy = !unposted_.empty() || !suspicion_.ok();
+  bool busy = !suspicion_.ok();
   for (auto each = peers_.begin(); each != peers_.end();) {
     Peer& peer = *(each++)->second;
     busy = busy || peer.in_flight != 0 || peer.said_bye || peer.heard_bye;

@@ -25,6 +25,25 @@ Status Library::failure(Code code, const std::string& what, int err) const {
   return {code, text("ofi: ", what, ": ", strerror(err), " (", err, ")")};
 }
 
+static std::mutex& signals_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
+KeptSignals::KeptSignals() {
+  signals_mutex().lock();
+  for (int each = 1; each < kSignals; ++each) sigaction(each, nullptr, &before_[each]);
+}
+
+KeptSignals::~KeptSignals() {
+  for (int each = 1; each < kSignals; ++each) {
+    struct sigaction now = {};
+    sigaction(each, nullptr, &now);
+    if (now.sa_sigaction != before_[each].sa_sigaction) sigaction(each, &before_[each], nullptr);
+  }
+  signals_mutex().unlock();
+}
+
 static bool loaded() {
   void* const handle = dlopen(kSoname, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
   if (handle != nullptr) dlclose(handle);
@@ -32,6 +51,7 @@ static bool loaded() {
 }
 
 static Result<const Library*> load() {
+  const KeptSignals kept;
   std::vector<std::string> names;
   const std::string chosen = config::raw("HCCOMM_OFI_LIB");
   if (!chosen.empty()) names = {chosen};

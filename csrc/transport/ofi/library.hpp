@@ -7,6 +7,8 @@
 // declare (third_party/libfabric) is FABRIC_1.3, which 1.17 and every later library offers.
 #pragma once
 
+#include <signal.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -42,6 +44,23 @@ struct FreeInfo {
   void operator()(fi_info* info) const noexcept { library->freeinfo(info); }
 };
 using Info = std::unique_ptr<fi_info, FreeInfo>;
+
+// Providers install signal handlers (psm2's ends the process at a Ctrl-C that Python would have
+// handled). While one of these lives they may; then the program's own are back.
+//
+// Owns:   the handlers as they were.
+// Thread: one at a time in a process, or one could take the other's for the program's.
+// Fails:  never.
+class KeptSignals {
+ public:
+  KeptSignals();
+  KeptSignals(const KeptSignals&) = delete;
+  ~KeptSignals();
+
+ private:
+  static constexpr int kSignals = 32;
+  struct sigaction before_[kSignals];
+};
 
 // Loads it at the first call. Thread: any. Fails: Unavailable, with why.
 Result<const Library*> library();

@@ -24,7 +24,7 @@ namespace ofi {
 namespace {
 
 constexpr const char* kName = "ofi";
-constexpr Seconds kMeetSeconds{4.0};  // the dialing side; the listener gives two
+constexpr Seconds kMeetSeconds{6.0};  // on the fabric, once the handshake has proved the peer
 constexpr std::chrono::milliseconds kHelloEvery{20};
 constexpr std::chrono::microseconds kLookEvery{50};
 
@@ -111,7 +111,7 @@ class OfiTransport final : public Transport {
   // The fabric first: it may decide that there is no use in listening.
   Status open();
   const char* name() const noexcept override { return kName; }
-  Address address() const override { return fabric_->provider() + " " + port_.address(); }
+  Address address() const override { return text(fabric_->provider(), " ", port_.address()); }
   std::string refuses(const Card& self, const Card& peer) const override;
   Result<std::unique_ptr<Link>> connect(const Card& peer, Deadline deadline) override;
   void stop() noexcept override { port_.stop(); }
@@ -161,7 +161,7 @@ Result<std::unique_ptr<Link>> OfiTransport::receive(Guest& guest) noexcept {
     if (Status said = guest.decide(wire::Verdict::Accepted); !said.ok()) return said;
     tcp::configure(guest.fd());
     const std::string description = tcp::describe(guest.fd());
-    return settle(fabric_, guest.release(), description, guest.deadline());
+    return settle(fabric_, guest.release(), description, Deadline::after(kMeetSeconds));
   } catch (const std::exception& problem) {
     return Status(Code::System, problem.what());
   }

@@ -14,6 +14,7 @@ namespace hccomm::transport::ofi {
 static constexpr std::size_t kEagerPayload = 64 * 1024;  // sent unasked
 static constexpr std::size_t kFramePayload = 4 << 20;
 static_assert(kEagerPayload + sizeof(wire::Header) <= kRingSlotBytes, "one slot holds it whole");
+static constexpr std::size_t kPollFrames = 8;  // slots handed over in one look
 static constexpr Seconds kRecall{0.5};
 // A spinning waiter looks at the control connection: the clock every so many empty polls, the
 // kernel when so much time has passed.
@@ -68,7 +69,6 @@ Progress OfiLink::send(Outgoing& frame) noexcept {
   } else {
     outcome = send_parts(frame);
   }
-  blocked_ = outcome == Progress::Again;
   return outcome;
 }
 
@@ -126,12 +126,14 @@ bool OfiLink::pending() noexcept {
 bool OfiLink::poll(Inbox& inbox, std::size_t budget) noexcept {
   if (!status_.ok()) return false;
   Arrived arrived;
-  for (std::size_t taken = 0; taken < budget && fabric_->next(peer_, arrived);) {
+  std::size_t taken = 0;
+  while (taken < std::min(budget, kPollFrames) && fabric_->next(peer_, arrived)) {
     const bool good = take(inbox, arrived);
     fabric_->take_back(peer_, arrived);
     if (!good) return false;
-    taken += arrived.bytes;
+    ++taken;
   }
+  if (taken != 0) return true;
   look_around();
   if (Status why = fabric_->failure(peer_); !why.ok()) return end(std::move(why));
   return true;
@@ -148,15 +150,14 @@ bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
   };
   if (large_.active) return bad("a frame within a frame");
   wire::Header header;
-  if (arrived.bytes < sizeof header) return bad(text(arrived.bytes, " bytes, less than a frame"));
   std::memcpy(&header, arrived.data, sizeof header);
   if (const Status wrong = wire::check(header); !wrong.ok()) {
     return bad("no valid " + wrong.text());
   }
   const std::size_t room = arrived.bytes - sizeof header;
   const std::byte* const payload = arrived.data + sizeof header;
-  if (arrived.kind == Kind::Eager && header.length != room) {
-    return bad(text("a frame of ", header.length, " bytes in ", room));
+  if (arrived.kind == Kind::Eager && header.length > room) {
+    return bad(text("a frame of ", header.length, " bytes in a slot of ", room));
   }
   if (header.length <= room) {
     inbox.deliver(header, payload);
@@ -196,7 +197,7 @@ bool OfiLink::sleeping(bool asleep) noexcept {
     fabric_->listen(peer_);
     return true;
   }
-  return status_.ok() && fabric_->sleep(peer_, blocked_);
+  return status_.ok() && fabric_->sleep(peer_);
 }
 
 }  // namespace hccomm::transport::ofi

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The link to one peer over a fabric. Frames that fit a posted slot go there; of larger ones the
-// parts are written into the peer's ring straight from the user's memory, and taken out of it
+// The link to one peer over a fabric. Small frames are written whole into a slot of the peer's
+// inbox; of larger ones the parts, straight from the user's memory. They are taken out of it
 // straight into a reduction or the destination.
 #pragma once
 
@@ -56,7 +56,6 @@ class OfiLink final : public Link {
   UniqueFd poller_;
   Status status_;
   std::size_t posted_ = 0;  // of the frame that is being sent
-  bool blocked_ = false;    // the last send() answered Again
   unsigned idle_polls_ = 0;
   Clock::time_point next_look_{};
   Large large_;

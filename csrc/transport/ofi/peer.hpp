@@ -3,8 +3,9 @@
 // What a fabric keeps of one peer: the window of frames on their way to it, those that have come
 // from it in whatever order, and the control connection that tells of its end.
 //
-// Each message carries 32 bits beside its payload: whose it is for the receiver, what it is, and
-// its number, by which the receiver restores the order that no provider has to keep.
+// Everything a peer sends is written into an inbox that it was given, and carries 32 bits: whose it
+// is for the receiver, what it is, and its number, by which the receiver restores the order that no
+// provider has to keep.
 #pragma once
 
 #include <array>
@@ -20,11 +21,15 @@
 
 namespace hccomm::transport::ofi {
 
-inline constexpr std::size_t kEagerBytes = 8 * 1024;       // of a posted slot, header included
-inline constexpr unsigned kEagerSlots = 16;                // posted for the frames of one peer
-inline constexpr unsigned kSpareSlots = 6;                 // and for its credits
-inline constexpr std::size_t kRingSlotBytes = 128 * 1024;  // written by the peer
+// The inbox that a peer writes: a place for writes that carry nothing but their 32 bits, slots for
+// small frames, and slots for the parts of large ones.
+inline constexpr std::size_t kNothingBytes = 4096;
+inline constexpr std::size_t kEagerBytes = 8 * 1024;  // header included
+inline constexpr unsigned kEagerSlots = 16;
+inline constexpr std::size_t kRingSlotBytes = 128 * 1024;
 inline constexpr unsigned kRingSlots = 8;
+inline constexpr std::size_t kRingAt = kNothingBytes + kEagerSlots * kEagerBytes;
+inline constexpr std::size_t kInboxBytes = kRingAt + kRingSlots * kRingSlotBytes;
 inline constexpr unsigned kWindow = 32;  // > frames that can be on their way at once
 inline constexpr std::uint32_t kMaxPeers = 1u << 13;
 static_assert(kEagerSlots + kRingSlots <= kWindow);
@@ -46,13 +51,12 @@ struct Immediate {
 
 struct Peer;
 
-// One operation under way. libfabric may use the first 64 bytes until it has completed.
+// One write under way. libfabric may use the first 64 bytes until it has completed.
 struct Op {
   std::uint64_t context[8] = {};
-  Peer* peer = nullptr;              // sends: to whom; nullptr once nobody cares
-  Block block;                       // receives: where; sends: what was copied
-  std::size_t bytes = 0;             // receives: what came
-  std::vector<Op*>* home = nullptr;  // sends: the list it returns to; nullptr: a receive
+  Peer* peer = nullptr;              // to whom; nullptr once nobody cares
+  Block block;                       // where what is copied lies
+  std::vector<Op*>* home = nullptr;  // the list it returns to
   bool borrows = false;              // it reads memory of the user
 };
 
@@ -75,7 +79,6 @@ struct Taken {
 struct Arrival {
   bool here = false;
   Kind kind = Kind::Eager;
-  Op* slot = nullptr;  // of an eager frame
 };
 
 // What the two ends say over the control connection once the link is up.
@@ -97,14 +100,14 @@ struct Peer {
 
   std::uint16_t next = 0;  // number of the next frame
   Window eager, ring;
-  std::size_t eager_bytes = 0, slot_bytes = 0;  // of the peer's slots
-  std::uint64_t ring_address = 0, ring_key = 0;
+  std::size_t eager_bytes = 0, slot_bytes = 0;                       // of the peer's slots
+  std::uint64_t nothing_at = 0, eager_at = 0, ring_at = 0, key = 0;  // of its inbox
   unsigned in_flight = 0, borrowed = 0;
 
   std::uint16_t expected = 0;
   std::array<Arrival, kWindow> arrived{};
   Taken eager_in, ring_in;
-  Block inbox;             // the ring that the peer writes
+  Block inbox;             // that the peer writes
   std::uint64_t seen = 0;  // Fabric::polls_ when it was last looked at
 
   UniqueFd control;

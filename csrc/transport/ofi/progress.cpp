@@ -23,8 +23,9 @@ static constexpr long kShortestNapUs = 50, kLongestNapUs = 1000;
 static constexpr std::chrono::milliseconds kSuspicion{200};
 
 void Fabric::progress() {
-  fi_cq_data_entry entries[kEntries];
   ++polls_;
+  if (ended_) return;
+  fi_cq_data_entry entries[kEntries];
   for (int round = 0; round < kRounds; ++round) {
     const ssize_t count = fi_cq_read(queue_, entries, kEntries);
     for (ssize_t i = 0; i < count; ++i) completed(entries[i]);
@@ -34,64 +35,37 @@ void Fabric::progress() {
       break;
     }
   }
-  if (!unposted_.empty()) repost();
 }
 
 void Fabric::completed(const fi_cq_data_entry& entry) {
-  Op* const op = static_cast<Op*>(entry.op_context);
-  if ((entry.flags & FI_RECV) != 0) {
-    op->bytes = entry.len;
-    arrived(Immediate::unpack(entry.data), op);
-  } else if ((entry.flags & (FI_REMOTE_WRITE | FI_REMOTE_CQ_DATA)) != 0) {
-    arrived(Immediate::unpack(entry.data), nullptr);  // its context and length mean nothing
-  } else if (op != nullptr) {
-    finished(*op);
+  if ((entry.flags & (FI_REMOTE_WRITE | FI_REMOTE_CQ_DATA)) != 0) {
+    arrived(Immediate::unpack(entry.data));  // its context and length mean nothing
+  } else if (entry.op_context != nullptr) {
+    finished(*static_cast<Op*>(entry.op_context));
   }
 }
 
-// Something has come: a frame into `slot`, a part into the ring, or only the 32 bits.
-void Fabric::arrived(Immediate what, Op* slot) {
+// Something has been written to an inbox.
+void Fabric::arrived(Immediate what) {
   Peer* const peer = what.peer < by_id_.size() ? by_id_[what.peer] : nullptr;
-  const bool frame = what.kind == Kind::Eager || what.kind == Kind::Ring;
-  if (peer != nullptr && frame && (what.kind == Kind::Eager) == (slot != nullptr)) {
-    Arrival& place = peer->slot_of(what.value);
-    const auto ahead = static_cast<std::uint16_t>(what.value - peer->expected);
-    if (ahead < kWindow && !place.here) {
-      place = {true, what.kind, slot};
-      nap_us_ = 0;
-      if (asleep_) eventfd_write(bell_.get(), 1);
-      return;
-    }
-    peer->failure = Status(Code::Integrity, text(peer->name, ": frame ", what.value, " came while ",
-                                                 peer->expected, " was due"));
-  }
-  if (slot != nullptr) post_receive(*slot);
-  if (peer == nullptr || frame) return;
+  if (peer == nullptr) return;  // late: it has left
   switch (what.kind) {
     case Kind::EagerCredit: peer->eager.credit(what.value); break;
     case Kind::RingCredit: peer->ring.credit(what.value); break;
     case Kind::Hello: peer->met = true; break;
-    default: return;
-  }
-  if (asleep_) eventfd_write(bell_.get(), 1);  // it may wait for room
-}
-
-void Fabric::post_receive(Op& op) {
-  if (!unposted_.empty() || fi_recv(endpoint_, op.block.data, kEagerBytes, op.block.descriptor,
-                                    FI_ADDR_UNSPEC, &op) != 0) {
-    unposted_.push_back(&op);
-  }
-}
-
-void Fabric::repost() {
-  while (!unposted_.empty()) {
-    Op& op = *unposted_.back();
-    if (fi_recv(endpoint_, op.block.data, kEagerBytes, op.block.descriptor, FI_ADDR_UNSPEC, &op) !=
-        0) {
-      return;
+    default: {
+      Arrival& place = peer->slot_of(what.value);
+      const auto ahead = static_cast<std::uint16_t>(what.value - peer->expected);
+      if (ahead < kWindow && !place.here && what.kind <= Kind::Ring) {
+        place = {true, what.kind};
+        nap_us_ = 0;
+      } else if (peer->failure.ok()) {
+        peer->failure = Status(Code::Integrity, text(peer->name, ": frame ", what.value,
+                                                     " came while ", peer->expected, " was due"));
+      }
     }
-    unposted_.pop_back();
   }
+  if (asleep_) eventfd_write(bell_.get(), 1);
 }
 
 // ---- errors -------------------------------------------------------------------------------------
@@ -108,11 +82,6 @@ void Fabric::queue_error() {
   Op* const op = found == ops_.end() ? nullptr : &*found;
   const std::string what = text(choice_.library->strerror(entry.err), " (", entry.err, ")",
                                 said != nullptr ? text(", ", said) : std::string());
-  if (op != nullptr && op->home == nullptr) {  // a receive
-    unposted_.push_back(op);
-    if (entry.err != FI_ECANCELED) suspect({Code::System, what});
-    return;
-  }
   Peer* const peer = op != nullptr ? op->peer : nullptr;
   if (op != nullptr) finished(*op);
   if (peer != nullptr && peer->failure.ok()) {
@@ -172,12 +141,14 @@ bool Fabric::next(Peer& peer, Arrived& out) {
     if (!in_order(peer)) return false;
   }
   Arrival& place = peer.slot_of(peer.expected);
-  out = {place.kind, nullptr, 0, place.slot};
+  out.kind = place.kind;
   if (place.kind == Kind::Eager) {
-    out.data = place.slot->block.data;
-    out.bytes = place.slot->bytes;
+    out.data = peer.inbox.data + kNothingBytes + peer.eager_in.count % kEagerSlots * kEagerBytes;
+    out.bytes = kEagerBytes;
+    std::uint16_t& credit = reinterpret_cast<wire::Header*>(out.data)->source;
+    peer.eager.credit(std::exchange(credit, 0));
   } else {
-    out.data = peer.inbox.data + peer.ring_in.count % kRingSlots * kRingSlotBytes;
+    out.data = peer.inbox.data + kRingAt + peer.ring_in.count % kRingSlots * kRingSlotBytes;
     out.bytes = kRingSlotBytes;
   }
   place = {};
@@ -187,19 +158,13 @@ bool Fabric::next(Peer& peer, Arrived& out) {
 
 void Fabric::take_back(Peer& peer, const Arrived& arrived) {
   const std::lock_guard lock(mutex_);
-  if (arrived.slot != nullptr) {
-    post_receive(*arrived.slot);
-    ++peer.eager_in.count;
-  } else {
-    ++peer.ring_in.count;
-  }
+  ++(arrived.kind == Kind::Eager ? peer.eager_in : peer.ring_in).count;
   settle(peer);
 }
 
 // Tells the peer what has been taken, once it is worth a message. What the provider does not take
 // now is said at the next look: the counts are totals.
 void Fabric::settle(Peer& peer) {
-  if (peer.heard_bye) return;
   const auto due = [](const Taken& each, unsigned slots) {
     return each.count - each.told >= slots;
   };
@@ -234,30 +199,17 @@ void Fabric::fail(Peer& peer, Status why) {
 // ---- sleep
 // ----------------------------------------------------------------------------------------
 
-// Providers without a descriptor, and those that have something of ours to push on, are looked
-// after by a timer: the shorter, the less time has passed since something came.
-bool Fabric::sleep(Peer& peer, bool blocked) {
+// The timer is the shorter, the less time has passed since something came.
+bool Fabric::sleep(Peer& peer) {
   const std::lock_guard lock(mutex_);
-  asleep_ = true;
   progress();
   settle(peer);
-  bool by_timer =
-      queue_fd_ < 0 || blocked || peer.in_flight != 0 || !unposted_.empty() || !suspicion_.ok();
-  const bool come = in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye;
-  if (come) {
-    asleep_ = false;
-    return false;
-  }
-  if (!by_timer) {
-    fid* queue = &queue_->fid;
-    by_timer = fi_trywait(fabric_, &queue, 1) != 0;
-  }
-  if (by_timer) {
-    nap_us_ = std::clamp(2 * nap_us_, kShortestNapUs, kLongestNapUs);
-    itimerspec at{};
-    at.it_value.tv_nsec = nap_us_ * 1000;
-    timerfd_settime(timer_.get(), 0, &at, nullptr);
-  }
+  if (in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye) return false;
+  if (std::exchange(asleep_, true)) return true;  // another link has set the timer
+  nap_us_ = std::clamp(2 * nap_us_, kShortestNapUs, kLongestNapUs);
+  itimerspec at{};
+  at.it_value.tv_nsec = nap_us_ * 1000;
+  timerfd_settime(timer_.get(), 0, &at, nullptr);
   return true;
 }
 

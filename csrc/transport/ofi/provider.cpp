@@ -51,6 +51,7 @@ static Info hints(const Library& library, int mr_mode) {
 }
 
 static Info all_infos(const Library& library) {
+  const KeptSignals kept;
   static constexpr int kAll =
       FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
   Info all(nullptr, {&library});
