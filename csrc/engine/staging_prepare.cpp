@@ -17,7 +17,6 @@ static constexpr std::uint64_t kSmallestSegment = 64 << 10, kLargestSegment = 16
 static constexpr std::uint64_t kBlock = 256 << 10;  // what copies of unpinned mirrors go through
 static constexpr std::uint64_t kBlocks = 4;
 static constexpr std::uint64_t kCongruence = 256;  // mirror and device address agree modulo this
-static constexpr double kLeastPieces = 8;
 static constexpr std::size_t kMostStagePlans = 8;  // kept per recipe
 
 // ---- devices ------------------------------------------------------------------------------------
@@ -85,10 +84,8 @@ std::uint64_t Staging::segment_of(const Device& device, std::uint64_t bytes, boo
     latency = std::max(latency, lane.latency);
     per_byte += 1 / lane.rate;
   }
-  // The best of a pipeline of copies that each wait for the last; ours overlap, so it is an upper
-  // bound, and eight pieces keep the stages busy at once.
   const double size = static_cast<double>(bytes);
-  const double best = std::min(std::sqrt(size * latency / per_byte), size / kLeastPieces);
+  const double best = std::min(std::sqrt(size * latency / per_byte), size / 2);
   const auto whole = static_cast<std::uint64_t>(best * 1.414);
   return std::clamp(std::bit_floor(std::max<std::uint64_t>(whole, 1)), kSmallestSegment,
                     kLargestSegment);
