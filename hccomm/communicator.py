@@ -18,6 +18,7 @@ from typing import Any
 
 from hccomm import errors
 from hccomm._native import Library, library
+from hccomm.buffers import Buffer, view
 from hccomm.operations import Operations
 from hccomm.requests import COLLECTIVES, Request
 from hccomm.work import CHandle, Handle, Work
@@ -105,6 +106,19 @@ class Communicator(Operations):
         if made[0] == library.ffi.NULL:
             return None
         return Communicator(made[0], f"{self._name}/{chosen}")
+
+    def use_islands(self, like: Buffer) -> None:
+        """Let large ``all_reduce`` calls go over islands from now on. Every rank calls it.
+
+        Ranks of one vendor on one host, each on a device of its own, reduce by their vendor's
+        library; hccomm reduces between them. Every rank promises to pass arrays that lie where
+        ``like`` does. Raises alike on all ranks where that cannot be; ``describe()`` shows islands.
+        """
+        place = view(like, "use_islands").place
+        error = self._library.error()
+        with _Inside(self, "use_islands") as handle:
+            code = self._library.lib.hccomm_use_islands(handle, place.kind, place.number, error)
+        self._library.check(code, error)
 
     def coalesce(self) -> Batch:
         """Return a batch: operations started on it together, all done when its block ends.

@@ -126,6 +126,18 @@ int hccomm_split(hccomm_comm* parent, int32_t color, int32_t key, hccomm_comm** 
   });
 }
 
+int hccomm_use_islands(hccomm_comm* comm, int32_t device_kind, int32_t device_index,
+                       hccomm_error* error) {
+  return guarded(error, [&] {
+    require(comm != nullptr, "use_islands: comm is null");
+    hccomm::comm::DeviceBuffer mine;
+    mine.kind = device_kind;
+    mine.index = device_index;
+    comm->self->use_islands(mine);
+    return succeed(error);
+  });
+}
+
 int32_t hccomm_rank(const hccomm_comm* comm) { return comm->self->rank(); }
 int32_t hccomm_size(const hccomm_comm* comm) { return comm->self->size(); }
 

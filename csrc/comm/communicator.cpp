@@ -7,6 +7,7 @@
 #include "base/config.hpp"
 #include "base/json.hpp"
 #include "collective/collective.hpp"
+#include "comm/two_level.hpp"
 
 namespace hccomm::comm {
 
@@ -79,6 +80,7 @@ Communicator::Communicator(std::shared_ptr<Endpoint> endpoint, std::string name,
 }
 
 Communicator::~Communicator() {
+  if (islands_ != nullptr && !closed_ && !Endpoint::forked()) leave_islands(false);
   if (!closed_ && !Endpoint::forked()) {
     endpoint_->engine().remove(context_, Deadline::after(Seconds(0.1)), false);
   }
@@ -259,6 +261,7 @@ engine::Operation* Communicator::start(const Request& request) {
   engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
                   timeout_of(request.timeout)};
   engine::Buffers buffers;
+  if (islands_ != nullptr && islands_->takes(request.call)) return islands_->start(request);
   job.device = on_devices(request, *job.recipe, buffers);
   return engine().start(context_, std::move(job), request.follow);
 }
@@ -268,6 +271,12 @@ Status Communicator::run(const Request& request) {
   engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
                   timeout_of(request.timeout)};
   engine::Buffers buffers;
+  if (islands_ != nullptr && islands_->takes(request.call)) {
+    engine::Operation* operation = islands_->start(request);
+    const Status status = engine().wait(*operation, Deadline::never());
+    engine().release(*operation);
+    return status;
+  }
   job.device = on_devices(request, *job.recipe, buffers);
   return engine().run(context_, std::move(job));
 }
@@ -370,10 +379,28 @@ void Communicator::abort(const std::string& reason) {
       Status(Code::Aborted, text(context_.who[rank()], " called abort: ", reason), rank()), true);
 }
 
+void Communicator::fail(const Status& why) { engine().poison(context_, why, true); }
+
+void Communicator::use_islands(const DeviceBuffer& mine) {
+  check_usable("use_islands");
+  if (islands_ != nullptr) {
+    throw Error(Code::InvalidArgument, "use_islands: this communicator has islands already");
+  }
+  islands_ = TwoLevel::make(*this, mine);
+}
+
+// Where calls are still on their way the worker may wait for a rail: poisoned, nothing waits.
+void Communicator::leave_islands(bool quiet) {
+  if (!quiet)
+    engine().poison(context_, Status(Code::Aborted, context_.name + " is closed", rank()), false);
+  islands_.reset();
+}
+
 Status Communicator::close(Seconds timeout) {
   if (closed_ || Endpoint::forked()) return {};
   const Deadline deadline = Deadline::after(timeout.count() > 0 ? timeout : Seconds(1.0));
   const bool quiet = engine().quiesce(context_, deadline);
+  if (islands_ != nullptr) leave_islands(quiet);
   engine().remove(context_, deadline, true);
   closed_ = true;
   if (quiet) return {};
@@ -417,6 +444,7 @@ std::string Communicator::describe() {
       .add("timeout", timeout_.count())
       .add("devices", devices)
       .add("peers", peers)
+      .add("two_level", islands_ != nullptr ? islands_->describe() : Json::object())
       .str();
 }
 

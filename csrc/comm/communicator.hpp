@@ -22,6 +22,8 @@
 
 namespace hccomm::comm {
 
+class TwoLevel;
+
 struct Memory {
   std::byte* data = nullptr;
   std::uint64_t count = 0;  // elements it holds
@@ -77,23 +79,31 @@ class Communicator {
   // Collective. nullptr for a negative color.
   std::unique_ptr<Communicator> split(int color, int key);
 
+  // Collective. From now on large all_reduces go over islands (two_level.hpp): every rank passes
+  // arrays on the device it names here. Throws alike on all ranks where that cannot be.
+  void use_islands(const DeviceBuffer& mine);
+
   void abort(const std::string& reason);
+  // Fails everything of this communicator, on all its ranks.
+  void fail(const Status& why);
   // Waits for what is in flight, says goodbye. Timeout when something was left.
   Status close(Seconds timeout);
   std::string describe();  // JSON
+  const transport::Card& card_of(int rank) const { return cards_[static_cast<std::size_t>(rank)]; }
+  Seconds timeout_of(Seconds asked) const { return asked.count() > 0 ? asked : timeout_; }
 
  private:
   using RecipePtr = std::shared_ptr<const engine::Recipe>;
   RecipePtr recipe_for(const Request& request);
   bool repeats_last(const Request& request) const;
   RecipePtr make_recipe(const plan::Call& call);
+  void leave_islands(bool quiet);
   void check_usable(const char* what) const;
   engine::Parcel parcel_of(const char* what, const Message& message, engine::Where& where);
   const engine::Buffers* on_devices(const Request& request, const engine::Recipe& recipe,
                                     engine::Buffers& buffers);
   engine::Where where_of(const char* what, const DeviceBuffer& buffer);
   void check_message(const char* what, const Message& message) const;
-  Seconds timeout_of(Seconds asked) const { return asked.count() > 0 ? asked : timeout_; }
 
   std::shared_ptr<Endpoint> endpoint_;
   engine::Context context_;
@@ -104,6 +114,7 @@ class Communicator {
   std::vector<transport::Card> cards_;
   Seconds timeout_;
   bool closed_ = false;
+  std::unique_ptr<TwoLevel> islands_;
 
   std::mutex mutex_;  // guards the members below
   plan::Call last_call_;

@@ -35,14 +35,35 @@ def library(kind: str, folder: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("no C compiler for tests/fakes")
     driver = {"cuda": "cu", "musa": "mu"}[kind]
-    sources = [str(FAKES / each) for each in ("cuda_shaped.c", "fake.c", "fake_stream.c")]
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / file
+    defines = [f"-DFAKE_PREFIX={prefix}", f'-DFAKE_NAME="{name}"', f"-DFAKE_DRIVER={driver}"]
+    return _compiled(path, compiler, defines, ["cuda_shaped.c", "fake.c", "fake_stream.c"])
+
+
+def ccl_library(kind: str, folder: Path) -> Path:
+    """Compile the fake collective library of that kind, to be used with the fake runtime."""
+    file, prefix = {"cuda": ("libnccl.so.2", "nccl"), "musa": ("libmccl.so.2", "mccl")}[kind]
+    path = folder / f"ccl_{kind}" / file
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler for tests/fakes")
+    defines = [
+        *(f"-DFAKE_PREFIX={prefix}", f"-DRUNTIME_PREFIX={VENDORS[kind][1]}"),
+        f'-DRUNTIME_SETTING="HCCOMM_{kind.upper()}_LIB"',
+    ]
+    return _compiled(path, compiler, defines, ["nccl.c"])
+
+
+def _compiled(path: Path, compiler: str, defines: list[str], sources: list[str]) -> Path:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
         subprocess.run(
             [
                 *(compiler, "-std=gnu11", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"),
-                *(f"-DFAKE_PREFIX={prefix}", f'-DFAKE_NAME="{name}"', f"-DFAKE_DRIVER={driver}"),
-                *(f"-I{FAKES}", *sources, "-o", str(made), "-lpthread", "-ldl"),
+                *(*defines, f"-I{FAKES}", *(str(FAKES / each) for each in sources)),
+                *("-o", str(made), "-lpthread", "-ldl", "-lrt"),
             ],
             check=True,
             timeout=120,
