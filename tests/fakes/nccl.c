@@ -53,7 +53,7 @@ typedef struct {
   meeting* shared;
   int rank, size, device;
   uint64_t sequence;
-  int error; /* asynchronous */
+  _Atomic int error; /* asynchronous: written by the stream's worker */
 } comm;
 
 typedef struct {
