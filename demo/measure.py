@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the collectives of torch.distributed's default group, and check every result.
 
-demo/worker.py calls table() after the training, on the same process group. Columns as nccl-tests
+demo/worker.py calls table() after the training, on the same process group and the same devices (its
+default device is the rank's own). Columns as nccl-tests
 define them: bytes of the larger buffer of a rank, microseconds of the slowest rank, bus bandwidth.
 """
 
@@ -97,7 +98,7 @@ def measure(case: Case, size_bytes: int) -> Row:
     """Check one collective once, then time it: all ranks make the same number of calls."""
     case.refill()
     case.start()
-    wrong = torch.tensor([float((case.output != case.expected).sum())])
+    wrong = torch.tensor([float((case.output != case.expected).sum())], device="cpu")
     dist.all_reduce(wrong)
     calls = max(2, min(40, 2**22 // size_bytes))
     rounds = []
@@ -107,12 +108,19 @@ def measure(case: Case, size_bytes: int) -> Row:
         begin = time.perf_counter()
         for _ in range(calls):
             case.start()
+        synchronize()
         rounds.append((time.perf_counter() - begin) / calls)
-    slowest = torch.tensor(rounds, dtype=torch.float64)
+    slowest = torch.tensor(rounds, dtype=torch.float64, device="cpu")
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     seconds = statistics.median(slowest.tolist())
     rate = size_bytes / seconds * case.factor / 1e9
     return Row(case.name, size_bytes, seconds * 1e6, rate, int(wrong.item()))
+
+
+def synchronize() -> None:
+    """Wait until the results are where they belong: on a device calls only order its stream."""
+    if torch.get_default_device().type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def table(say: Callable[[dict[str, object]], None]) -> list[dict[str, object]]:

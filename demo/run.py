@@ -2,7 +2,8 @@
 """The demo: one job over mixed transports, on real input. `make demo` calls it.
 
 Four ranks on two emulated hosts (HCCOMM_HOST): those of one host meet over shared memory, the hosts
-over TCP, in one process group. They train a classifier, measure the collectives, and the outcome is
+over TCP, in one process group. Their tensors lie on the chips of two simulated vendors and on the
+CPU (tests/support/simdevice). They train a classifier, measure the collectives, and the outcome is
 held against a single-process run of the same batches. Exit status 1 when that proof fails.
 """
 
@@ -27,7 +28,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "tests" / "support"))
+import simdevice  # noqa: E402
+
 HOSTS = ["alpha", "beta", "alpha", "beta"]  # of ranks 0, 1, 2, 3
+VENDORS = ["alder", "birch", "", "alder"]  # simulated ones, likewise; "": the CPU
 TOLERANCE = 1e-9  # of double-precision weights after hundreds of steps: only rounding may differ
 SHOWN = [1024, 65536, 1048576, 16777216]  # sizes in the table; the picture has them all
 
@@ -46,10 +51,19 @@ def environments(port: int) -> list[dict[str, str]]:
             "MASTER_PORT": str(port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "HCCOMM_HOST": host,
+            "SIMDEVICE": pace(VENDORS[rank]),
             "OMP_NUM_THREADS": "1",
         }
         for rank, host in enumerate(HOSTS)
     ]
+
+
+def pace(vendor: str) -> str:
+    """Return the vendor with the latency (us) and rate (GB/s) of its copies, for SIMDEVICE."""
+    if not vendor:
+        return ""
+    latency, rate = simdevice.PACE[vendor]
+    return f"{vendor}:{latency}:{rate}"
 
 
 def launch(folder: Path, console: Console, seconds: float) -> list[dict[str, Any]]:
@@ -123,6 +137,7 @@ def show_transports(reports: list[dict[str, Any]], console: Console) -> set[str]
     """Print how each pair of ranks is connected; return the transports in use."""
     table = Table(title="Transport of each pair", title_justify="left", box=box.SIMPLE)
     table.add_column("rank (host)")
+    table.add_column("tensors on")
     for rank, host in enumerate(HOSTS):
         table.add_column(f"to {rank} ({host})")
     used = set()
@@ -133,7 +148,9 @@ def show_transports(reports: list[dict[str, Any]], console: Console) -> set[str]
             name = "-" if other == rank else by_peer[other]["transport"]
             used |= {name} - {"-"}
             cells.append(name)
-        table.add_row(f"{rank} ({HOSTS[rank]})", *cells)
+        staged = report["transports"].get("devices", [])
+        place = f"{staged[0]['device']}, staged" if staged else VENDORS[rank] or "cpu"
+        table.add_row(f"{rank} ({HOSTS[rank]})", place, *cells)
     console.print()
     console.print(table)
     return used
@@ -163,7 +180,7 @@ def main() -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=170.0, help="limit of the whole run")
+    parser.add_argument("--seconds", type=float, default=240.0, help="limit of the whole run")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     for stale in asked.out.glob("rank*"):
@@ -172,6 +189,8 @@ def main() -> int:
     begin = time.monotonic()
     busy = os.getloadavg()[0]
     console.print("[bold]hccomm demo[/]: ranks 0 and 2 on host alpha, 1 and 3 on host beta")
+    console.print("devices: " + ", ".join(f"{k} {v or 'cpu'}" for k, v in enumerate(VENDORS)))
+    simdevice.library()  # compiled before any rank's deadline counts
     try:
         reports = launch(asked.out.resolve(), console, asked.seconds)
     except RuntimeError as failure:
@@ -183,7 +202,7 @@ def main() -> int:
     if busy > 1:
         console.print(f"  the machine was not idle (load {busy:.1f}): these times say little")
     drawn = asked.out / "bandwidth.png"
-    picture.draw(reports[0]["table"], drawn, f"4 ranks, 2 emulated hosts: {' + '.join(used)}")
+    picture.draw(reports[0]["table"], drawn, f"4 ranks, 2 vendors and CPU: {' + '.join(used)}")
     console.print(f"\nPicture: {drawn}   ({time.monotonic() - begin:.0f} s)")
     if not equal or wrong:
         console.print("[red]FAILED[/]: the distributed run is not the single-process run")

@@ -76,13 +76,18 @@ def steps(recipe: Recipe, examples: int) -> int:
 
 
 def fit(model: nn.Module, data: Digits, recipe: Recipe, rank: int, size: int, say: Report) -> None:
-    """Train on this rank's share of every batch: pictures rank, rank + size, ... of it."""
+    """Train on this rank's share of every batch: pictures rank, rank + size, ... of it.
+
+    The model's device gets each share as it is needed.
+    """
+    where = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.rate, momentum=0.9)
     total = steps(recipe, len(data.train_y))
     for step, (epoch, indices) in enumerate(batches(recipe, len(data.train_y)), 1):
         mine = indices[rank::size]
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(data.train_x[mine]), data.train_y[mine])
+        pictures, digits = data.train_x[mine].to(where), data.train_y[mine].to(where)
+        loss = nn.functional.cross_entropy(model(pictures), digits)
         loss.backward()
         optimizer.step()
         say({"event": "step", "step": step, "of": total, "epoch": epoch, "loss": loss.item()})
@@ -90,26 +95,28 @@ def fit(model: nn.Module, data: Digits, recipe: Recipe, rank: int, size: int, sa
 
 def accuracy(model: nn.Module, data: Digits) -> float:
     """Return the share of test pictures that are read right."""
+    where = next(model.parameters()).device
     with torch.no_grad():
-        return (model(data.test_x).argmax(1) == data.test_y).double().mean().item()
+        found = model(data.test_x.to(where)).argmax(1).cpu()
+        return (found == data.test_y).double().mean().item()
 
 
 def fingerprint(model: nn.Module) -> str:
     """Return a digest of all weights: equal digests are equal bits."""
     digest = hashlib.sha256()
     for weight in model.state_dict().values():
-        digest.update(weight.numpy().tobytes())
+        digest.update(weight.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def run(recipe: Recipe, say: Report) -> nn.Module:
-    """Train on all ranks of the default group; return the trained network."""
+def run(recipe: Recipe, say: Report, where: str = "cpu") -> nn.Module:
+    """Train on all ranks of the default group, this one on ``where``; return the network."""
     dist.init_process_group("hccomm")
     rank, size = dist.get_rank(), dist.get_world_size()
     if recipe.batch % size != 0:
         raise SystemExit(f"a batch of {recipe.batch} does not divide among {size} ranks")
     data = load()
-    model = network(recipe)
+    model = network(recipe).to(where)
     fit(DistributedDataParallel(model), data, recipe, rank, size, say)
     say({"event": "trained", "accuracy": accuracy(model, data), "weights": fingerprint(model)})
     return model
