@@ -120,6 +120,20 @@ class Communicator(Operations):
             code = self._library.lib.hccomm_use_islands(handle, place.kind, place.number, error)
         self._library.check(code, error)
 
+    def shrink(self, *, timeout: float | None = None) -> Communicator:
+        """Make the group of the ranks that live, after one was lost; each of them calls it.
+
+        They agree on who is lost, also if more die meanwhile. This communicator stays failed: close
+        it. Raises Timeout naming a rank that does not call, and PeerLost on a rank that the others
+        have given up.
+        """
+        library = self._library
+        made, error = library.ffi.new("hccomm_comm**"), library.error()
+        with _Inside(self, "shrink") as handle:
+            code = library.lib.hccomm_shrink(handle, _seconds(timeout, "shrink"), made, error)
+        library.check(code, error)
+        return Communicator(made[0], f"{self._name}/shrink")
+
     def coalesce(self) -> Batch:
         """Return a batch: operations started on it together, all done when its block ends.
 

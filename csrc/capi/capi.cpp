@@ -138,6 +138,17 @@ int hccomm_use_islands(hccomm_comm* comm, int32_t device_kind, int32_t device_in
   });
 }
 
+int hccomm_shrink(hccomm_comm* parent, double timeout, hccomm_comm** comm, hccomm_error* error) {
+  return guarded(error, [&] {
+    require(parent != nullptr && comm != nullptr, "shrink: parent or comm is null");
+    *comm = nullptr;
+    auto made = std::make_unique<hccomm_comm>();
+    made->self = parent->self->shrink(Seconds(timeout));
+    *comm = made.release();
+    return succeed(error);
+  });
+}
+
 int32_t hccomm_rank(const hccomm_comm* comm) { return comm->self->rank(); }
 int32_t hccomm_size(const hccomm_comm* comm) { return comm->self->size(); }
 

@@ -218,6 +218,12 @@ HCCOMM_API int hccomm_split(hccomm_comm* parent, int32_t color, int32_t key, hcc
 HCCOMM_API int hccomm_use_islands(hccomm_comm* comm, int32_t device_kind, int32_t device_index,
                                   hccomm_error* error);
 
+/* Collective over the ranks of `parent` that live, after one of them was lost: they agree on who they
+ * are, also if more die meanwhile, and get the group of them, in the old order. `parent` remains, to
+ * be closed. Waits at most `timeout` seconds (0: the communicator's) for ranks that do not call. */
+HCCOMM_API int hccomm_shrink(hccomm_comm* parent, double timeout, hccomm_comm** comm,
+                             hccomm_error* error);
+
 HCCOMM_API int32_t hccomm_rank(const hccomm_comm* comm);
 HCCOMM_API int32_t hccomm_size(const hccomm_comm* comm);
 HCCOMM_API int hccomm_set_timeout(hccomm_comm* comm, double timeout, hccomm_error* error);

@@ -7,6 +7,7 @@
 #include "base/config.hpp"
 #include "base/json.hpp"
 #include "collective/collective.hpp"
+#include "comm/agreement.hpp"
 #include "comm/two_level.hpp"
 
 namespace hccomm::comm {
@@ -370,6 +371,20 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   }
   std::ranges::stable_sort(members, {}, [&](int each) { return all[2 * each + 1]; });
   return group(members, name, timeout_);
+}
+
+std::unique_ptr<Communicator> Communicator::shrink(Seconds timeout) {
+  check_usable("shrink");
+  const std::string name = text(context_.name, "/shrink", shrinks_++);
+  const std::uint64_t id = hash(context_.id, name.data(), name.size());
+  const std::vector<int> dead =
+      agree_on_the_dead(engine(), cards_, context_.who, rank(), id, engine().lost_ranks(context_),
+                        Deadline::after(timeout_of(timeout)));
+  std::vector<int> survivors;
+  for (int each = 0; each < size(); ++each) {
+    if (!std::ranges::binary_search(dead, each)) survivors.push_back(each);
+  }
+  return group(survivors, name, timeout_);
 }
 
 void Communicator::abort(const std::string& reason) {

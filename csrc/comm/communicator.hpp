@@ -83,6 +83,11 @@ class Communicator {
   // arrays on the device it names here. Throws alike on all ranks where that cannot be.
   void use_islands(const DeviceBuffer& mine);
 
+  // Collective over the ranks that live: agrees on who they are and makes their group. Works on a
+  // failed communicator, which stays to be closed. Throws Timeout naming a rank that does not call,
+  // PeerLost where the others have gone on without this rank.
+  std::unique_ptr<Communicator> shrink(Seconds timeout);
+
   void abort(const std::string& reason);
   // Fails everything of this communicator, on all its ranks.
   void fail(const Status& why);
@@ -123,6 +128,7 @@ class Communicator {
   std::unordered_map<std::string, RecipePtr> recipes_;            // by the bytes of the call
   std::map<std::pair<std::vector<int>, std::string>, int> made_;  // groups made of these ranks
   int splits_ = 0;
+  int shrinks_ = 0;
 };
 
 }  // namespace hccomm::comm

@@ -64,7 +64,8 @@ struct Context {
   int rank = 0, size = 1;
   std::vector<Channel*> channels;  // by rank; nullptr for ourselves
   std::vector<std::string> who;    // by rank: "rank 2 (alpha, pid 812)", for messages
-  std::vector<std::uint8_t> gone;  // by rank: has said Bye
+  std::vector<std::uint8_t> gone;  // by rank: has said Bye, or (tolerant) was lost
+  bool tolerant = false;           // goes on without the ranks it loses (gone); messages only
   Status poison;
   std::vector<std::uint8_t> told;  // by rank: has been sent the poison
 

@@ -38,13 +38,13 @@ class Engine final : private StagingClient {
   bool quiesce(Context& context, Deadline deadline);
   // Fails all operations of the context, present and future; `tell` floods the reason to its ranks.
   void poison(Context& context, Status why, bool tell);
+  std::vector<int> lost_ranks(const Context& context);  // lost to it, or gone from it
 
   // Starts a collective; the handle returned holds one reference.
   Operation* start(Context& context, Job job, Follow follow);
   Operation* start_send(Context& context, const Parcel& parcel);
   Operation* start_recv(Context& context, const Parcel& parcel);
-  // start() and wait() without a handle.
-  Status run(Context& context, Job job);
+  Status run(Context& context, Job job);  // start() and wait() without a handle
   // Drives until the operation is done (its own Status) or the deadline has passed (Timeout).
   Status wait(Operation& operation, Deadline deadline);
   bool test(Operation& operation);
@@ -59,13 +59,12 @@ class Engine final : private StagingClient {
   void abandoned(const std::string& uuid);
   // The outcome of a dial. Code::Aborted (a duplicate): theirs is on its way.
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
-  // How the peer is reached: "shm (single copy)", or "not connected yet".
-  std::string describe(const std::string& uuid);
+  std::string describe(const std::string& uuid);  // "shm (single copy)", "not connected yet"
   std::vector<Staging::Report> devices() { return staging_.report(); }  // used so far
-  // How many ranks share this machine's `cores`: more ranks than cores yield at once.
-  void share_machine(int ranks, int cores);
+  void share_machine(int ranks, int cores);  // more ranks than cores yield at once
   // Async-signal-safe: every operation fails with Aborted at the next look.
   void abort_from_signal() noexcept { abort_word_.store(1, std::memory_order_release); }
+
  private:
   friend class Channel;
   class Guard;
@@ -125,6 +124,7 @@ class Engine final : private StagingClient {
   void copies_over(Staged& staged) override;
   // failure.cpp
   void poison_locked(Context& context, Status why, bool tell);
+  void go_on_without(Context& context, const Status& why);
   void tell(Context& context, int rank);
   void fail(Operation& op, const Status& why);
   void channel_broken(Channel& channel, const Status& why);

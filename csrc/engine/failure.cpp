@@ -42,8 +42,33 @@ void Engine::tell(Context& context, int rank) {
   channel->flush();
 }
 
+// A tolerant context without that rank: what needs the rank fails, the rest goes on.
+void Engine::go_on_without(Context& context, const Status& why) {
+  context.gone[why.rank()] = 1;
+  const std::vector<Operation*> all = running_;
+  for (Operation* op : all) {
+    if (op->context == &context && op->peer == why.rank()) fail(*op, why);
+  }
+}
+
+std::vector<int> Engine::lost_ranks(const Context& context) {
+  Guard guard(*this);
+  std::vector<int> lost;
+  for (int rank = 0; rank < context.size; ++rank) {
+    const Channel* channel = context.channels[rank];
+    const bool broken = channel != nullptr && channel->state() == Channel::State::Broken;
+    const bool blamed = context.poison.code() == Code::PeerLost && context.poison.rank() == rank;
+    if (broken || blamed || context.gone[rank] != 0) lost.push_back(rank);
+  }
+  return lost;
+}
+
 void Engine::poison_locked(Context& context, Status why, bool should_tell) {
   if (!context.poison.ok()) return;
+  if (context.tolerant && why.rank() >= 0) {
+    go_on_without(context, why);
+    return;
+  }
   context.poison = why;
   for (int rank = 0; should_tell && rank < context.size; ++rank) tell(context, rank);
   const std::vector<Operation*> all = running_;

@@ -170,6 +170,9 @@ void Engine::want(Operation& op) {
   } else {
     matching.wanted[{peer, tag}].push_back(&op);
     if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
+    if (context.tolerant && peer >= 0 && context.gone[peer] != 0) {
+      fail(op, Status(Code::PeerLost, context.who[peer] + " is lost", peer));
+    }
   }
 }
 

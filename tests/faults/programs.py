@@ -394,6 +394,38 @@ def _ask_child(function: Callable[[], str]) -> str:
     return answer or "died"
 
 
+def survive(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Sum ones until told to stop; when a rank is lost, shrink and go on without it."""
+    comm = join(job)
+    while True:
+        try:
+            if _sum_until_stopped(job, pipe, comm):
+                comm.close()
+                return {"error": "", "text": "", "at": time.monotonic()}
+        except AssertionError as error:
+            return {"error": "wrong", "text": str(error), "at": time.monotonic()}
+        except hccomm.PeerLost:
+            smaller = comm.shrink(timeout=15.0)
+            comm.close()
+            comm = smaller
+
+
+def _sum_until_stopped(job: Job, pipe: Connection, comm: hccomm.Communicator) -> bool:
+    word = np.zeros(1, np.int32)
+    said = False
+    while True:
+        ones = np.ones(max(1, job["bytes"] // 4), np.float32)
+        comm.all_reduce(ones)
+        assert (ones == comm.size).all(), f"wrong sum {ones[0]} of {comm.size}"
+        word[0] = comm.rank == 0 and pipe.poll() and pipe.recv() == "stop"
+        comm.broadcast(word, root=0)
+        if not said:
+            pipe.send(("up", {"at": time.monotonic(), "size": comm.size, "rank": comm.rank}))
+        said = True
+        if word[0]:
+            return True
+
+
 PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "kill": kill,
     "loop": loop,
@@ -402,4 +434,5 @@ PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "disagree": disagree,
     "parent": parent,
     "use_in_child": use_in_child,
+    "survive": survive,
 }

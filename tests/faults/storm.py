@@ -21,6 +21,7 @@ import forks
 import kills
 import leaks
 import mismatches
+import shrinks
 import stops
 import strays
 from report import Report, Trial
@@ -66,6 +67,15 @@ def _fork(options: argparse.Namespace) -> Iterator[Trial]:
     return forks.trials(options.count, options.seed, transports=_names(options))
 
 
+def _shrink(options: argparse.Namespace) -> Iterator[Trial]:
+    return shrinks.trials(
+        options.count,
+        options.seed,
+        transports=_names(options),
+        ranks=[each for each in _range(options.ranks) if each > 2],
+    )
+
+
 def _names(options: argparse.Namespace) -> list[str]:
     return str(options.transports).split(",")
 
@@ -101,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     one = add("leaks", _leaks, 50, "all are killed; then communicators are made and closed")
     one.add_argument("--cycles", type=int, default=200)
     one.add_argument("--at-work", action="store_true", help="kill none while they meet")
+    add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     return parser
 

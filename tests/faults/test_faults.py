@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import forks
 import kills
 import mismatches
+import shrinks
 import stops
 import strays
 from pool import Nursery
@@ -133,6 +134,11 @@ def test_strangers_do_not_keep_ranks_from_meeting() -> None:
 def test_children_do_not_hide_a_death_nor_use_a_communicator() -> None:
     """Forked children hold a dead rank's sockets open; one that uses them is told off."""
     assert_calm(forks.trials(4, 6, ranks=(2, 3), late=LATE))
+
+
+def test_survivors_go_on_without_the_dead_and_new_ranks_join() -> None:
+    """One or two ranks die, the rest shrink and sum right; the next job fills up with others."""
+    assert_calm(shrinks.trials(6, 8, ranks=(3, 4, 5), late=LATE))
 
 
 def test_nothing_is_left_behind() -> None:
