@@ -12,7 +12,7 @@ import csv
 import json
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -58,6 +58,16 @@ def info(
         _print_settings(found)
     else:
         _print_info(found)
+
+
+@app.command()
+def doctor(
+    dumps: Annotated[list[str], typer.Argument(help="Files that ranks wrote to HCCOMM_DUMP.")],
+) -> None:
+    """Merge the flight recorders of all ranks; say who waits for whom and who is the cause."""
+    from hccomm.doctor import diagnose, load
+
+    print(diagnose(load(dumps)))
 
 
 @app.command()

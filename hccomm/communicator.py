@@ -156,6 +156,18 @@ class Communicator(Operations):
             )
         return found
 
+    def dump(self) -> dict[str, Any]:
+        """Return this rank's last 1,000 operations, and what they wait for.
+
+        `hccomm doctor` reads it. Names are those of torch's flight recorder where it has them.
+        """
+        with _Inside(self, "dump") as handle:
+            found: dict[str, Any] = self._library.json(
+                lambda out, capacity: int(self._library.lib.hccomm_dump(handle, out, capacity)),
+                "dump",
+            )
+        return found
+
     def set_timeout(self, seconds: float) -> None:
         """Give operations started from now on this deadline, unless they bring their own."""
         error = self._library.error()

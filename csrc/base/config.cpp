@@ -33,6 +33,10 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_CUDA_LIB", "text", "", "Path of NVIDIA's libcudart; empty searches for it."},
     {"HCCOMM_DTK_LIB", "text", "",
      "Path of Hygon's libgalaxyhip or libcudart; empty searches for it."},
+    {"HCCOMM_DUMP", "text", "",
+     "Folder to which every rank writes its last 1,000 operations when one fails; `hccomm "
+     "doctor`."},
+    {"HCCOMM_DUMP_SIGNAL", "flag", "0", "SIGUSR1 writes them, too (needs HCCOMM_DUMP)."},
     {"HCCOMM_EAGER", "bytes", "auto",
      "Largest message sent without waiting for its receiver; auto is the transport's own."},
     {"HCCOMM_HIP_LIB", "text", "", "Path of AMD's libamdhip64; empty searches for it."},

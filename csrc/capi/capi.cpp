@@ -338,11 +338,12 @@ void hccomm_release(hccomm_work* work) {
 
 // ---- asking ------------------------------------------------------------------------------------
 
-int64_t hccomm_describe(hccomm_comm* comm, char* out, size_t capacity) {
+// The body's text, or minus the code.
+template <typename Body>
+static int64_t asked(char* out, size_t capacity, Body&& body) noexcept {
   std::string answer;
   const int code = guarded(nullptr, [&] {
-    require(comm != nullptr, "describe: comm is null");
-    answer = comm->self->describe();
+    answer = body();
     return static_cast<int>(HCCOMM_OK);
   });
   if (code != HCCOMM_OK) return -code;
@@ -352,4 +353,18 @@ int64_t hccomm_describe(hccomm_comm* comm, char* out, size_t capacity) {
     out[length] = '\0';
   }
   return static_cast<int64_t>(answer.size());
+}
+
+int64_t hccomm_describe(hccomm_comm* comm, char* out, size_t capacity) {
+  return asked(out, capacity, [&] {
+    require(comm != nullptr, "describe: comm is null");
+    return comm->self->describe();
+  });
+}
+
+int64_t hccomm_dump(hccomm_comm* comm, char* out, size_t capacity) {
+  return asked(out, capacity, [&] {
+    require(comm != nullptr, "dump: comm is null");
+    return comm->self->dump();
+  });
 }

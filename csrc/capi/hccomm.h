@@ -218,9 +218,10 @@ HCCOMM_API int hccomm_split(hccomm_comm* parent, int32_t color, int32_t key, hcc
 HCCOMM_API int hccomm_use_islands(hccomm_comm* comm, int32_t device_kind, int32_t device_index,
                                   hccomm_error* error);
 
-/* Collective over the ranks of `parent` that live, after one of them was lost: they agree on who they
- * are, also if more die meanwhile, and get the group of them, in the old order. `parent` remains, to
- * be closed. Waits at most `timeout` seconds (0: the communicator's) for ranks that do not call. */
+/* Collective over the ranks of `parent` that live, after one of them was lost: they agree on who
+ * they are, also if more die meanwhile, and get the group of them, in the old order. `parent`
+ * remains, to be closed. Waits at most `timeout` seconds (0: the communicator's) for ranks that do
+ * not call. */
 HCCOMM_API int hccomm_shrink(hccomm_comm* parent, double timeout, hccomm_comm** comm,
                              hccomm_error* error);
 
@@ -267,6 +268,8 @@ HCCOMM_API void hccomm_release(hccomm_work* work);
 
 /* JSON: rank, size, hosts, and per peer: host, transport, why not better. */
 HCCOMM_API int64_t hccomm_describe(hccomm_comm* comm, char* out, size_t capacity);
+/* JSON: the last 1,000 operations of this rank on the communicator, and what they wait for. */
+HCCOMM_API int64_t hccomm_dump(hccomm_comm* comm, char* out, size_t capacity);
 /* JSON: version, machine, transports, runtimes of devices, algorithms, each with why it is not
  * available. Looks for every runtime, which loads what is there. */
 HCCOMM_API int64_t hccomm_info(char* out, size_t capacity);

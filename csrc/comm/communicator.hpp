@@ -96,6 +96,7 @@ class Communicator {
   std::string describe();  // JSON
   const transport::Card& card_of(int rank) const { return cards_[static_cast<std::size_t>(rank)]; }
   Seconds timeout_of(Seconds asked) const { return asked.count() > 0 ? asked : timeout_; }
+  std::string dump() { return endpoint_->engine().dump(context_); }  // the flight recorder, JSON
 
  private:
   using RecipePtr = std::shared_ptr<const engine::Recipe>;

@@ -11,7 +11,6 @@ namespace hccomm::engine {
 
 using plan::Kind;
 using plan::Step;
-using wire::Header;
 using wire::Type;
 
 static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
@@ -67,6 +66,7 @@ void finish_recipe(Recipe& recipe) {
   }
   for (const plan::Slice& term : plan.terms) extend(term);
   recipe.outlets = group_sends(plan, recipe.send_steps);
+  for (const std::uint32_t id : recipe.send_steps) recipe.sent_count += plan.steps[id].src.count;
 }
 
 static const plan::Inlet* inlet_of(const std::vector<plan::Inlet>& inlets, int peer) {
@@ -81,6 +81,7 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   const Recipe& recipe = *op.recipe;
   op.sequence = context.next_sequence++;
   context.history[op.sequence % context.history.size()] = recipe.fingerprint;
+  context.recorder.begin(op);
   while (context.window[op.sequence & (context.window.size() - 1)] != nullptr) {
     std::vector<Operation*> wider(context.window.size() * 2, nullptr);
     for (Operation* each : context.window) {

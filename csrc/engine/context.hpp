@@ -16,6 +16,7 @@
 #include "engine/blocks.hpp"
 #include "engine/line.hpp"
 #include "engine/operation.hpp"
+#include "engine/recorder.hpp"
 #include "wire/frame.hpp"
 
 namespace hccomm::engine {
@@ -78,6 +79,7 @@ struct Context {
   // What the last collectives were, to answer a Probe that comes late.
   std::array<std::uint64_t, 64> history{};
   Matching matching;
+  Recorder recorder;
 
   Operation* find(std::uint64_t sequence) const {
     Operation* found = window[sequence & (window.size() - 1)];

@@ -200,6 +200,9 @@ bool Engine::awaited(const Channel& channel) const {
 // silent. Ticks are counted, not time: a process that was itself stopped accuses nobody when it
 // goes on. A peer is lost only while an operation waits for it.
 void Engine::tick() {
+  if (take_dump_request()) {
+    for (Context* context : contexts_) write_dump(*context);
+  }
   if (!driving_) progress();
   for (std::size_t i = 0; i < up_.size(); ++i) {
     Channel& channel = *up_[i];

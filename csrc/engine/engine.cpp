@@ -282,6 +282,7 @@ Operation& Engine::allocate(Context& context, OperationKind kind, Seconds timeou
   op.context = &context;
   op.timeout = timeout;
   op.probe_at = {};
+  op.record = ~std::uint64_t{0};
   op.position = running_.size();
   running_.push_back(&op);
   return op;
@@ -303,6 +304,7 @@ void Engine::finish(Operation& op, Status status) {
   if (op.staged != nullptr && !leave_device(op, status)) return;
   if (!status.ok()) op.status = std::move(status);
   if (op.running()) detach(op);
+  op.context->recorder.end(op);
   running_[op.position] = running_.back();
   running_[op.position]->position = op.position;
   running_.pop_back();

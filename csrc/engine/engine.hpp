@@ -34,10 +34,10 @@ class Engine final : private StagingClient {
   // Joins and leaves of groups. channels and who are filled in by add(). `say_bye` tells the peers.
   void add(Context& context, const std::vector<transport::Card>& cards);
   void remove(Context& context, Deadline deadline, bool say_bye);
-  // Waits until no operation of the context is in flight. False when the deadline came first.
-  bool quiesce(Context& context, Deadline deadline);
+  bool quiesce(Context& context, Deadline deadline);  // false: operations are still in flight
   // Fails all operations of the context, present and future; `tell` floods the reason to its ranks.
   void poison(Context& context, Status why, bool tell);
+  std::string dump(Context& context);                   // the flight recorder as JSON
   std::vector<int> lost_ranks(const Context& context);  // lost to it, or gone from it
 
   // Starts a collective; the handle returned holds one reference.
@@ -52,8 +52,7 @@ class Engine final : private StagingClient {
   void on_done(Operation& operation, void (*function)(void*, int), void* context);
   void release(Operation& operation);
 
-  // A peer dials us (transport::Acceptor). reserve() is false when our own dial is on its way or a
-  // link exists; otherwise accepted() or abandoned() follows.
+  // transport::Acceptor. False: a link exists or our own dial is on its way.
   bool reserve(const std::string& uuid);
   void accepted(const std::string& uuid, std::unique_ptr<transport::Link> link);
   void abandoned(const std::string& uuid);
@@ -143,6 +142,9 @@ class Engine final : private StagingClient {
   void probe(Operation& op);
   void answer_probe(Context& context, int source, const Header& header);
   void receive_absent(Context& context, const Header& header, const std::byte* payload);
+  void note_waits(const Operation& operation);
+  std::string dump_locked(Context& context);
+  void write_dump(Context& context);
   // drive.cpp
   bool progress();
   void drive(Guard& guard, const Operation* until, Deadline deadline);
@@ -190,9 +192,7 @@ class Engine final : private StagingClient {
   std::vector<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Staging staging_;
-  Clock::time_point armed_until_{};
-  Clock::time_point next_tick_{};
-  Clock::time_point next_check_{};  // of deadlines
+  Clock::time_point armed_until_{}, next_tick_{}, next_check_{};  // the last: of deadlines
   bool stopping_ = false;
   std::thread service_;  // started with the first link
 };

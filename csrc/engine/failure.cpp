@@ -20,6 +20,7 @@ static constexpr auto kProbeEvery = std::chrono::milliseconds(500);
 // Fails one operation and forgets every frame, pull and step of it.
 void Engine::fail(Operation& op, const Status& why) {
   if (!op.running()) return;
+  note_waits(op);
   for (const auto& [uuid, channel] : channels_) channel->cancel(&op);
   std::erase_if(ready_, [&](const auto& each) { return each.first == &op; });
   pulls_.erase_if([&](const Pull& each) { return each.operation == &op; });
@@ -71,6 +72,7 @@ void Engine::poison_locked(Context& context, Status why, bool should_tell) {
   }
   context.poison = why;
   for (int rank = 0; should_tell && rank < context.size; ++rank) tell(context, rank);
+  if (should_tell || why.rank() >= 0) write_dump(context);  // not for a communicator that closes
   const std::vector<Operation*> all = running_;
   for (Operation* op : all) {
     if (op->context == &context) fail(*op, context.poison);

@@ -47,6 +47,7 @@ struct Recipe {
   std::vector<StepState> initial;            // one per step
   std::vector<std::uint32_t> roots;          // steps but receives without dependencies, last first
   std::vector<std::uint64_t> inlet_largest;  // per inlet: bytes of its largest message
+  std::uint64_t sent_count = 0;              // elements sent by this rank, in all
   // Like Plan::inlets and recv_steps, for what we send: outlets[i] is of peer Plan::outlets[i].
   std::vector<plan::Inlet> outlets;
   std::vector<std::uint32_t> send_steps;
@@ -86,11 +87,12 @@ struct Operation {
 
   OperationKind kind = OperationKind::Collective;
   std::atomic<int> state{Free};
-  int references = 0;          // of the engine while running, and of each handle
-  std::size_t position = 0;    // in Engine::running_
-  Engine* engine = nullptr;    // whose it is, for handles
-  Context* context = nullptr;  // valid until Done
-  std::uint64_t sequence = 0;  // collectives: number within the context
+  int references = 0;                        // of the engine while running, and of each handle
+  std::size_t position = 0;                  // in Engine::running_
+  Engine* engine = nullptr;                  // whose it is, for handles
+  Context* context = nullptr;                // valid until Done
+  std::uint64_t sequence = 0;                // collectives: number within the context
+  std::uint64_t record = ~std::uint64_t{0};  // number in the flight recorder
   Status status;
   // The clock is not read when an operation starts: whoever drives sets the deadline at its first
   // look at the clock, milliseconds later at most.

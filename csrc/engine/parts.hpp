@@ -36,6 +36,7 @@ struct Settings {
   std::size_t staging_bytes = 256 << 20;  // pinned host memory per device, at most
   std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
+  std::string dump_folder;  // where the flight recorder is written on errors; "": nowhere
 };
 
 // Who will drive an operation that has been started.

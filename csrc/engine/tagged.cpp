@@ -25,6 +25,7 @@ Operation& Engine::allocate(Context& context, OperationKind kind, const Parcel& 
   op.bytes = parcel.bytes;
   op.moved = 0;
   op.order = context.matching.next_order++;
+  context.recorder.begin(op);
   return op;
 }
 
