@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import island_programs as programs
 import pytest
-from conftest import RanksFactory
 from fake_arrays import VENDORS, ccl_library, library
 
 
@@ -25,9 +25,7 @@ def islands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return settings
 
 
-def test_islands_of_any_sizes_reduce_as_one_group(
-    ranks: RanksFactory, islands: dict[str, str]
-) -> None:
+def test_islands_of_any_sizes_reduce_as_one_group(ranks: Any, islands: dict[str, str]) -> None:
     """Three, two and one rank: sizes around a block, and such that do not divide."""
     told = ranks.fresh(6, **islands).run(programs.over_islands, [16384, 100_001, 1_200_003])
     for each in told:
@@ -41,16 +39,12 @@ def test_islands_of_any_sizes_reduce_as_one_group(
     assert told[3]["library"].startswith("none")
 
 
-def test_an_array_off_the_promised_device_is_refused(
-    ranks: RanksFactory, islands: dict[str, str]
-) -> None:
+def test_an_array_off_the_promised_device_is_refused(ranks: Any, islands: dict[str, str]) -> None:
     said = ranks.fresh(6, **islands).run(programs.wrong_array)
     assert "not on the device that use_islands was told" in said[0]
 
 
-def test_a_rank_that_aborts_ends_the_call_on_all(
-    ranks: RanksFactory, islands: dict[str, str]
-) -> None:
+def test_a_rank_that_aborts_ends_the_call_on_all(ranks: Any, islands: dict[str, str]) -> None:
     said = ranks.fresh(6, **islands).run(programs.leaves)
     assert said.pop(2) == "left"
     assert all(each.startswith("Aborted: ") and "enough" in each for each in said), said
