@@ -529,6 +529,7 @@ def forked(comm: hccomm.Communicator) -> tuple[str, str]:
 def interrupted(comm: hccomm.Communicator) -> bool:
     """Interrupt a blocking call of rank 0, as Ctrl-C does."""
     if comm.rank == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
         signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         try:
