@@ -30,7 +30,8 @@ constexpr const char* kFewMessages = "few messages for small parts";
 
 constexpr Default kDefaults[] = {
     // collective, place, ranks, bytes, share, algorithm
-    {AllReduce, Shared, 2, 1 * M, kAll, "direct", kOneHop},
+    {AllReduce, Shared, 2, 16 * K, kAll, "direct", kOneHop},
+    {AllReduce, Shared, 2, 2 * M, kAll, "halving_doubling", kHalves},
     {AllReduce, Shared, 8, 8 * K, kAll, "direct", kOneHop},
     {AllReduce, Shared, 16, 2 * K, kAll, "direct", kOneHop},
     {AllReduce, Shared, kAny, 2 * K, kAll, "recursive_doubling", kFewHops},

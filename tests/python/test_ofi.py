@@ -236,8 +236,8 @@ except hccomm.PeerLost as lost:
 """
 
 
-# ofi_rxm, which is also the "tcp" of 1.17, was seen to crash after a peer's death (docs/rdma.md): the
-# survivor is told who died all the same, so its exit status is not asked for.
+# ofi_rxm, which is also the "tcp" of 1.17, was seen to crash after a peer's death (docs/rdma.md):
+# the survivor is told who died all the same, so its exit status is not asked for.
 @pytest.mark.parametrize(("library", "provider"), [way for way in WAYS if way[1] != "tcp;ofi_rxm"])
 @pytest.mark.parametrize("count", [4, 3_000_000])
 def test_a_rank_that_is_killed_is_named(library: str, provider: str, count: int) -> None:

@@ -21,7 +21,9 @@ SKIPS = {
     "torch has switched it off": r"github\.com/pytorch|flak|failing|MPI backend does not",
     "the machine lacks torchvision": r"torchvision",
     "it wants another way to meet": r"file:// initialization",
-    "torch knows no such group of this name": r"does(n't| not) support|not support creating subgroups",
+    "torch knows no such group of this name": (
+        r"does(n't| not) support|not support creating subgroups"
+    ),
 }
 # What fails, and why it must.
 FAILURES = {
