@@ -30,7 +30,7 @@ SOURCES := $(shell find csrc bindings hccomm -type f -not -name '*.pyc' -not -na
 .PHONY: help demo test bench check format fuzz install cpp gtest clean distclean
 
 help:
-	@echo "make demo     train a classifier on four ranks: two simulated vendors and CPU, two emulated hosts"
+	@echo "make demo     train a classifier on two simulated vendors and the CPU, on two hosts"
 	@echo "make test     build, then every test: ctest and pytest   (PYTEST_ARGS= CTEST_ARGS= PRESET=)"
 	@echo "make bench    the collectives table, nccl-tests' columns  (BENCH_ARGS=)"
 	@echo "make check    format, lint, types, layers, headers        (CHECK_ARGS=--fix)"
