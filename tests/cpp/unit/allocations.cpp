@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a call costs in memory: a repeated call allocates nothing in the core, and many outstanding
-// messages do not make each other dearer. A counting operator new stands in for the whole program.
+// What a call costs in memory: a repeated call allocates nothing in the core. A counting operator
+// new stands in for the whole program.
 #include <gtest/gtest.h>
 
 #include <unistd.h>
