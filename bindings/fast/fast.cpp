@@ -338,7 +338,15 @@ PyObject* begin(const Method& method, hccomm_comm* comm, const hccomm_call& call
   Py_BEGIN_ALLOW_THREADS code = functions.start(comm, &call, &work, &error);
   Py_END_ALLOW_THREADS method.state->inside.fetch_sub(1, std::memory_order_relaxed);
   if (code != HCCOMM_OK) return raise(code, error);
-  py::object handle = py::cast(std::make_unique<Started>(method.state, work, in, out));
+  py::object handle;
+  try {  // nothing may be thrown through Python's own frames
+    handle = py::cast(std::make_unique<Started>(method.state, work, in, out));
+  } catch (py::error_already_set& error_set) {
+    error_set.restore();
+    return nullptr;
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
   PyObject* answer = call.collective == HCCOMM_SEND ? Py_None : found.out;
   PyObject* arguments[] = {method.owner, handle.ptr(), method.name, answer};
   return PyObject_Vectorcall(method.make, arguments, 4, nullptr);
