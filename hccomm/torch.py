@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -26,24 +27,50 @@ __all__ = ["Options", "describe", "devices"]
 
 
 class Options(_Backend.Options):  # type: ignore[misc, unused-ignore]
-    """Options of one process group, for ``pg_options``.
+    """Options of one process group, for ``pg_options``; all its ranks give the same.
 
     ``timeout`` is the deadline of each operation that has none of its own; ``None`` leaves it to
-    ``init_process_group``.
+    ``init_process_group`` or ``new_group``.
+    ``algorithms`` are rules as HCCOMM_ALGO takes them, for this group alone:
+    ``"allreduce:0-8K tree,8K- ring"``, or by collective ``{"allreduce": "ring"}``.
+    ``islands`` is the device of this rank's tensors, of which the vendor's own library shall serve
+    the ranks that share it (``Communicator.use_islands``); "cpu" on a rank without a device.
     """
 
-    def __init__(self, *, timeout: timedelta | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: timedelta | None = None,
+        algorithms: str | Mapping[str, str] | None = None,
+        islands: torch.device | str | None = None,
+    ) -> None:
         if timeout is not None and timeout <= timedelta(0):
             raise ValueError(f"Options: timeout must be positive, not {timeout}")
         super().__init__("hccomm", *([timeout] if timeout is not None else []))
         self.timeout = timeout
+        if isinstance(algorithms, Mapping):
+            algorithms = ";".join(f"{name}:{rules}" for name, rules in algorithms.items())
+        self.algorithms: str | None = algorithms
+        self.islands = None if islands is None else torch.device(islands)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Options:
-        return Options(timeout=self.timeout)
+        return Options(timeout=self.timeout, algorithms=self.algorithms, islands=self.islands)
+
+    def __repr__(self) -> str:
+        given = {"timeout": self.timeout, "algorithms": self.algorithms, "islands": self.islands}
+        shown = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+        return f"Options({', '.join(shown)})"
+
+    def _settings(self) -> list[str]:
+        """Return what hccomm_set is told."""
+        return [] if self.algorithms is None else [f"HCCOMM_ALGO={self.algorithms}"]
 
 
 def describe(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
-    """Return rank, size, hosts and, per peer, host and transport with the reason for it.
+    """Return rank, size, hosts, options, and per peer host and transport with the reason for it.
+
+    Of the options: ``timeout`` in seconds, ``algorithms`` (the group's own rules, or HCCOMM_ALGO)
+    and ``two_level`` (its islands).
 
     Raises ValueError when the group does not exist here, RuntimeError when it is no hccomm group.
     """

@@ -104,9 +104,8 @@ def _create(group: Any, options: Any) -> Any:
 
     _torch_glue.load()
     _torch_dtensor.install()
-    timeout = group.timeout
-    if options is not None:
-        timeout = _timeout_of(options) or group.timeout
+    own = _options_of(options)
+    timeout = group.timeout if own is None or own.timeout is None else own.timeout
     # torch wraps the group's store in a prefix of the device type, by which ranks of different
     # types would never meet.
     store = group.store.underlying_store
@@ -117,6 +116,8 @@ def _create(group: Any, options: Any) -> Any:
         str(group.group_id),
         getattr(_profiled, "name", NAME),
         _seconds(timeout),
+        [] if own is None else own._settings(),
+        None if own is None else own.islands,
     )
     return carrier._get_backend(torch.device("cpu"))
 
@@ -131,14 +132,14 @@ def profiled_as(name: str) -> Iterator[None]:
         _profiled.name = NAME
 
 
-def _timeout_of(options: Any) -> timedelta | None:
-    """Return the timeout that the user's pg_options ask for, if any."""
+def _options_of(options: Any) -> Any:
+    """Return the user's pg_options if they are ours, None where there are none for us."""
     from torch._C._distributed_c10d import Backend
 
     from hccomm.torch import Options
 
-    if isinstance(options, Options):
-        return options.timeout
+    if options is None or isinstance(options, Options):
+        return options
     if isinstance(options, Backend.Options):
         return None  # another backend's, of a mixed group
     raise TypeError(f"pg_options: hccomm takes hccomm.torch.Options, not {type(options).__name__}")

@@ -48,8 +48,10 @@ c10::intrusive_ptr<c10d::Backend> HccommBackend::split(
   // The options may be the parent's own object, and the store's prefix differs between ranks.
   auto own = c10::make_intrusive<Options>(*options);
   const double seconds = static_cast<double>(own->timeout.count()) / 1e3;
-  c10::intrusive_ptr<c10d::Backend> child = c10::make_intrusive<HccommBackend>(
-      group_->subgroup(std::vector<int32_t>(ranks.begin(), ranks.end()), seconds), own);
+  auto subgroup = group_->subgroup(std::vector<int32_t>(ranks.begin(), ranks.end()), seconds);
+  subgroup->set(group_->settings(), group_->islands());  // a part of a group is set up as it is
+  c10::intrusive_ptr<c10d::Backend> child =
+      c10::make_intrusive<HccommBackend>(std::move(subgroup), own);
   last_split_ = own->group_name;
   last_child_ = c10::weak_intrusive_ptr<c10d::Backend>(child);
   return child;

@@ -3,8 +3,10 @@
 // Meeting, splitting and closing.
 #include "group.hpp"
 
+#include <algorithm>
 #include <mutex>
 
+#include "device.hpp"
 #include "errors.hpp"
 
 namespace hccomm::glue {
@@ -36,6 +38,23 @@ std::shared_ptr<Group> Group::subgroup(const std::vector<int32_t>& ranks, double
     raise(error, timeout);
   }
   return group;
+}
+
+void Group::set(const std::vector<std::string>& settings, std::optional<c10::Device> islands) {
+  hccomm_error error{};
+  for (const std::string& each : settings) {
+    const std::size_t equals = each.find('=');
+    TORCH_CHECK(equals != std::string::npos, "hccomm InvalidArgument: setting ", each, " has no =");
+    const std::string name = each.substr(0, equals), value = each.substr(equals + 1);
+    if (hccomm_set(handle_, name.c_str(), value.c_str(), &error) != HCCOMM_OK) raise(error, 0);
+  }
+  if (islands) {
+    const int32_t kind = islands->is_cpu() ? HCCOMM_DEVICE_HOST : route_of(islands->type()).kind;
+    const int32_t index = std::max<int32_t>(islands->index(), 0);
+    if (hccomm_use_islands(handle_, kind, index, &error) != HCCOMM_OK) raise(error, 0);
+  }
+  settings_ = settings;
+  islands_ = islands;
 }
 
 Group::~Group() {

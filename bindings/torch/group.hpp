@@ -3,8 +3,11 @@
 // The communicator of one process group.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +33,12 @@ class Group : public std::enable_shared_from_this<Group> {
   // The group of some ranks of this one, called by its members only; no network traffic.
   std::shared_ptr<Group> subgroup(const std::vector<int32_t>& ranks, double timeout);
 
+  // Collective over the group: settings of its own, "NAME=value"; and the device whose all_reduces
+  // go over islands, if any. Raises alike on all ranks.
+  void set(const std::vector<std::string>& settings, std::optional<c10::Device> islands);
+  const std::vector<std::string>& settings() const { return settings_; }
+  const std::optional<c10::Device>& islands() const { return islands_; }
+
   Group() = default;
   ~Group();
   Group(const Group&) = delete;
@@ -49,6 +58,8 @@ class Group : public std::enable_shared_from_this<Group> {
   Health health_ = std::make_shared<std::atomic<int>>(HCCOMM_OK);
   std::shared_ptr<Group> parent_;
   std::unique_ptr<StoreAdapter> store_;
+  std::vector<std::string> settings_;
+  std::optional<c10::Device> islands_;
 };
 
 }  // namespace hccomm::glue

@@ -22,7 +22,9 @@ using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 static c10::intrusive_ptr<HccommBackend> backend_of(const ProcessGroupPtr& group,
                                                     const std::vector<int64_t>& global_ranks,
                                                     const std::string& name,
-                                                    const std::string& alias, double timeout) {
+                                                    const std::string& alias, double timeout,
+                                                    const std::vector<std::string>& settings,
+                                                    std::optional<c10::Device> islands) {
   struct Entry {
     c10::weak_intrusive_ptr<HccommBackend> backend;
     c10::weak_intrusive_ptr<c10d::Store> store;
@@ -49,6 +51,7 @@ static c10::intrusive_ptr<HccommBackend> backend_of(const ProcessGroupPtr& group
     own = Group::meet(store, group->getRank(), group->getSize(), timeout);
     if (global_ranks.empty()) Group::set_world(own);
   }
+  own->set(settings, islands);
   auto options = c10::make_intrusive<c10d::Backend::Options>(
       alias, std::chrono::milliseconds(static_cast<int64_t>(timeout * 1e3)));
   options->group_name = name;
@@ -60,10 +63,11 @@ static c10::intrusive_ptr<HccommBackend> backend_of(const ProcessGroupPtr& group
 }
 
 static void attach(const ProcessGroupPtr& group, std::vector<int64_t> global_ranks,
-                   std::string name, std::string alias, double timeout) {
-  group->setBackend(
-      c10::kCPU, c10d::ProcessGroup::BackendType::CUSTOM,
-      c10::intrusive_ptr<c10d::Backend>(backend_of(group, global_ranks, name, alias, timeout)));
+                   std::string name, std::string alias, double timeout,
+                   std::vector<std::string> settings, std::optional<c10::Device> islands) {
+  group->setBackend(c10::kCPU, c10d::ProcessGroup::BackendType::CUSTOM,
+                    c10::intrusive_ptr<c10d::Backend>(
+                        backend_of(group, global_ranks, name, alias, timeout, settings, islands)));
 }
 
 static std::string describe(const ProcessGroupPtr& group) {
@@ -78,7 +82,7 @@ static std::string describe(const ProcessGroupPtr& group) {
 TORCH_LIBRARY(hccomm, library) {
   library.def(
       "attach(__torch__.torch.classes.c10d.ProcessGroup group, int[] global_ranks, str name, "
-      "str alias, float timeout) -> ()",
+      "str alias, float timeout, str[] settings, Device? islands) -> ()",
       hccomm::glue::attach);
   library.def("devices() -> str", hccomm::glue::describe_devices);
   library.def("describe(__torch__.torch.classes.c10d.ProcessGroup group) -> str",

@@ -126,6 +126,15 @@ int hccomm_split(hccomm_comm* parent, int32_t color, int32_t key, hccomm_comm** 
   });
 }
 
+int hccomm_set(hccomm_comm* comm, const char* name, const char* value, hccomm_error* error) {
+  return guarded(error, [&] {
+    require(comm != nullptr, "set: comm is null");
+    require(name != nullptr && value != nullptr, "set: name or value is null");
+    comm->self->set(name, value);
+    return succeed(error);
+  });
+}
+
 int hccomm_use_islands(hccomm_comm* comm, int32_t device_kind, int32_t device_index,
                        hccomm_error* error) {
   return guarded(error, [&] {

@@ -218,6 +218,11 @@ HCCOMM_API int hccomm_split(hccomm_comm* parent, int32_t color, int32_t key, hcc
 HCCOMM_API int hccomm_use_islands(hccomm_comm* comm, int32_t device_kind, int32_t device_index,
                                   hccomm_error* error);
 
+/* Collective over `comm`: gives it a setting of its own, in place of the environment's. `name` is
+ * HCCOMM_ALGO. MISMATCH on all ranks unless all give the same value. */
+HCCOMM_API int hccomm_set(hccomm_comm* comm, const char* name, const char* value,
+                          hccomm_error* error);
+
 /* Collective over the ranks of `parent` that live, after one of them was lost: they agree on who
  * they are, also if more die meanwhile, and get the group of them, in the old order. `parent`
  * remains, to be closed. Waits at most `timeout` seconds (0: the communicator's) for ranks that do

@@ -5,7 +5,6 @@
 #include <set>
 
 #include "base/config.hpp"
-#include "base/json.hpp"
 #include "collective/collective.hpp"
 #include "comm/agreement.hpp"
 #include "comm/two_level.hpp"
@@ -63,7 +62,8 @@ Communicator::Communicator(std::shared_ptr<Endpoint> endpoint, std::string name,
   group_.size = static_cast<int>(cards_.size());
   group_.host_of = hosts_of(cards_, group_.hosts);
   facts_ = facts_of(cards_);
-  rules_ = select::Rules::parse(config::raw("HCCOMM_ALGO"));
+  algorithms_ = config::raw("HCCOMM_ALGO");
+  rules_ = select::Rules::parse(algorithms_);
   table_ = select::table_of_environment();
   context_.id = id;
   context_.name = std::move(name);
@@ -421,46 +421,6 @@ Status Communicator::close(Seconds timeout) {
   if (quiet) return {};
   return {Code::Timeout, text("close: operations of ", context_.name,
                               " were still in flight and have been aborted")};
-}
-
-std::string Communicator::describe() {
-  Json peers = Json::array();
-  for (int each = 0; each < size(); ++each) {
-    if (each == rank()) continue;
-    Json refusals = Json::array();
-    for (const Refusal& refusal : endpoint_->refusals(cards_[each])) {
-      refusals.push(
-          Json::object().add("transport", refusal.transport).add("reason", refusal.reason));
-    }
-    const auto candidates = endpoint_->candidates(cards_[each]);
-    peers.push(Json::object()
-                   .add("rank", each)
-                   .add("host", cards_[each].host)
-                   .add("pid", cards_[each].pid)
-                   .add("transport", candidates.empty() ? std::string("none") : candidates[0])
-                   .add("link", engine().describe(cards_[each].uuid))
-                   .add("refused", refusals));
-  }
-  Json devices = Json::array();
-  for (const engine::Staging::Report& each : engine().devices()) {
-    devices.push(Json::object()
-                     .add("device", each.device)
-                     .add("how", text("staged by ", each.device.substr(0, each.device.find(':')),
-                                      " (", each.library, ")"))
-                     .add("figures", each.text));
-  }
-  return Json::object()
-      .add("name", context_.name)
-      .add("rank", rank())
-      .add("size", size())
-      .add("hosts", group_.hosts)
-      .add("host", endpoint_->card().host)
-      .add("authenticated", endpoint_->authenticated())
-      .add("timeout", timeout_.count())
-      .add("devices", devices)
-      .add("peers", peers)
-      .add("two_level", islands_ != nullptr ? islands_->describe() : Json::object())
-      .str();
 }
 
 }  // namespace hccomm::comm

@@ -79,6 +79,10 @@ class Communicator {
   // Collective. nullptr for a negative color.
   std::unique_ptr<Communicator> split(int color, int key);
 
+  // Collective. A setting of this communicator alone, in place of the environment's. Throws
+  // Mismatch on all ranks when they do not give the same.
+  void set(const std::string& name, const std::string& value);
+
   // Collective. From now on large all_reduces go over islands (two_level.hpp): every rank passes
   // arrays on the device it names here. Throws alike on all ranks where that cannot be.
   void use_islands(const DeviceBuffer& mine);
@@ -103,6 +107,7 @@ class Communicator {
   RecipePtr recipe_for(const Request& request);
   bool repeats_last(const Request& request) const;
   RecipePtr make_recipe(const plan::Call& call);
+  void agree(const char* what, const std::string& value);
   void leave_islands(bool quiet);
   void check_usable(const char* what) const;
   engine::Parcel parcel_of(const char* what, const Message& message, engine::Where& where);
@@ -115,7 +120,6 @@ class Communicator {
   engine::Context context_;
   plan::Group group_;
   select::Facts facts_;
-  select::Rules rules_;
   select::Table table_;
   std::vector<transport::Card> cards_;
   Seconds timeout_;
@@ -123,6 +127,8 @@ class Communicator {
   std::unique_ptr<TwoLevel> islands_;
 
   std::mutex mutex_;  // guards the members below
+  select::Rules rules_;
+  std::string algorithms_;  // the text of rules_
   plan::Call last_call_;
   RecipePtr last_;
   std::uint64_t last_input_ = 0, last_output_ = 0;                // elements that last_call_ needs

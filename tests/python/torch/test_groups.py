@@ -220,6 +220,68 @@ def test_options_of_a_group() -> None:
         ranks.run(options)
 
 
+def options_everywhere() -> None:
+    import copy
+    import os
+
+    from hccomm.torch import Options, describe
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        "hccomm",
+        init_method=os.environ["TEST_INIT"],
+        rank=rank,
+        world_size=size,
+        pg_options=Options(timeout=timedelta(seconds=41), algorithms={"allreduce": "ring"}),
+    )
+    assert total(None) == size
+    assert describe()["timeout"] == 41
+    assert describe()["algorithms"] == "allreduce:ring"
+    rules = "allreduce:0-8K tree,8K- ring;broadcast:chain"
+    own = copy.deepcopy(Options(algorithms=rules, islands="cpu"))
+    assert repr(own) == f"Options(algorithms={rules!r}, islands=device(type='cpu'))"
+    group = dist.new_group(pg_options=own, timeout=timedelta(seconds=17))
+    assert (describe(group)["timeout"], describe(group)["algorithms"]) == (17, rules)
+    assert [each["kind"] for each in describe(group)["two_level"]["islands"]] == ["host"] * size
+    large = torch.ones(1 << 18)
+    dist.all_reduce(large, group=group)
+    assert torch.equal(large, torch.full((1 << 18,), float(size)))
+    assert total(group) == size
+    part = group.split_group([0, 1], timedelta(seconds=9))
+    mine = torch.ones(1)
+    part.allreduce([mine]).wait()
+    assert mine.item() == 2
+    assert describe(part)["algorithms"] == rules  # a part is set up as the whole is
+    plain = dist.new_group()
+    assert describe(plain)["algorithms"] == ""
+    assert describe(plain)["two_level"] == {}
+    dist.destroy_process_group()
+
+
+def test_options_reach_the_default_group_new_groups_and_splits() -> None:
+    with Ranks(2, backend="") as ranks:
+        ranks.run(options_everywhere)
+
+
+def options_that_are_wrong() -> list[str]:
+    import pytest
+
+    from hccomm.torch import Options
+
+    texts = []
+    for rules in ("allreduce:zigzag", f"allreduce:{'ring' if dist.get_rank() else 'tree'}"):
+        with pytest.raises(RuntimeError) as caught:
+            dist.new_group(pg_options=Options(algorithms=rules))
+        texts.append(str(caught.value))
+    return texts
+
+
+def test_wrong_rules_are_refused_on_every_rank(ranks_of: object) -> None:
+    for unknown, different in ranks_of(2).run(options_that_are_wrong):  # type: ignore[operator]
+        assert '"zigzag" is no algorithm for allreduce' in unknown
+        assert "Mismatch: set HCCOMM_ALGO: rank 1" in different
+
+
 def splits() -> None:
     rank = dist.get_rank()
     world = dist.group.WORLD

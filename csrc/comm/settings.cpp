@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The settings that one communicator may have of its own, and what it says of itself.
+#include "base/crc32c.hpp"
+#include "base/json.hpp"
+#include "comm/communicator.hpp"
+#include "comm/two_level.hpp"
+
+namespace hccomm::comm {
+
+using plan::Collective;
+
+// Throws alike on all ranks unless they give the same value.
+void Communicator::agree(const char* what, const std::string& value) {
+  std::uint32_t mine = crc32c(0, value.data(), value.size());
+  std::vector<std::uint32_t> all(static_cast<std::size_t>(size()));
+  Request request;
+  request.call.collective = Collective::AllGather;
+  request.call.type = dtype::DType::U32;
+  request.call.count = 1;
+  request.input = {reinterpret_cast<std::byte*>(&mine), 1};
+  request.output = {reinterpret_cast<std::byte*>(all.data()), all.size()};
+  if (const Status status = run(request); !status.ok()) throw Error(status);
+  for (int each = 1; each < size(); ++each) {
+    if (all[each] == all[0]) continue;
+    throw Error(Status(Code::Mismatch,
+                       text(what, ": ", context_.who[each], " gives another value than ",
+                            context_.who[0], "; give the same on all ranks"),
+                       each));
+  }
+}
+
+void Communicator::set(const std::string& name, const std::string& value) {
+  check_usable("set");
+  if (name != "HCCOMM_ALGO") {
+    throw Error(Code::InvalidArgument,
+                text("set: \"", name, "\" is no setting of one communicator; give HCCOMM_ALGO"));
+  }
+  agree("set HCCOMM_ALGO", value);
+  select::Rules rules = select::Rules::parse(value);
+  const std::lock_guard lock(mutex_);
+  rules_ = std::move(rules);
+  algorithms_ = value;
+  recipes_.clear();
+  last_ = nullptr;
+}
+
+std::string Communicator::describe() {
+  Json peers = Json::array();
+  for (int each = 0; each < size(); ++each) {
+    if (each == rank()) continue;
+    Json refusals = Json::array();
+    for (const Refusal& refusal : endpoint_->refusals(cards_[each])) {
+      refusals.push(
+          Json::object().add("transport", refusal.transport).add("reason", refusal.reason));
+    }
+    const auto candidates = endpoint_->candidates(cards_[each]);
+    peers.push(Json::object()
+                   .add("rank", each)
+                   .add("host", cards_[each].host)
+                   .add("pid", cards_[each].pid)
+                   .add("transport", candidates.empty() ? std::string("none") : candidates[0])
+                   .add("link", engine().describe(cards_[each].uuid))
+                   .add("refused", refusals));
+  }
+  std::string algorithms;
+  {
+    const std::lock_guard lock(mutex_);
+    algorithms = algorithms_;
+  }
+  Json devices = Json::array();
+  for (const engine::Staging::Report& each : engine().devices()) {
+    devices.push(Json::object()
+                     .add("device", each.device)
+                     .add("how", text("staged by ", each.device.substr(0, each.device.find(':')),
+                                      " (", each.library, ")"))
+                     .add("figures", each.text));
+  }
+  return Json::object()
+      .add("name", context_.name)
+      .add("rank", rank())
+      .add("size", size())
+      .add("hosts", group_.hosts)
+      .add("host", endpoint_->card().host)
+      .add("authenticated", endpoint_->authenticated())
+      .add("timeout", timeout_.count())
+      .add("algorithms", algorithms)
+      .add("devices", devices)
+      .add("peers", peers)
+      .add("two_level", islands_ != nullptr ? islands_->describe() : Json::object())
+      .str();
+}
+
+}  // namespace hccomm::comm
