@@ -54,6 +54,10 @@ class Channel final : public transport::Inbox {
   Channel(Engine& engine, transport::Card card) : engine_(engine), card_(std::move(card)) {}
 
   const transport::Card& card() const { return card_; }
+  // How to reach the peer, where so far only its uuid was known.
+  void know(const transport::Card& card) {
+    if (card_.addresses.empty()) card_ = card;
+  }
   State state() const { return state_; }
   bool up() const { return state_ == State::Up; }
   transport::Link* link() const { return link_.get(); }

@@ -203,14 +203,14 @@ void Engine::tick() {
   if (take_dump_request()) {
     for (Context* context : contexts_) write_dump(*context);
   }
+  // What is held for a process that has died is released, however idle this one is.
+  for (std::size_t i = up_.size(); i-- > 0;) {
+    if (!driving_ || up_[i]->bindings().empty()) look_at(*up_[i]);
+  }
   if (!driving_) progress();
   for (std::size_t i = 0; i < up_.size(); ++i) {
     Channel& channel = *up_[i];
     channel.silent_ticks = std::exchange(channel.heard, false) ? 0 : channel.silent_ticks + 1;
-    if (channel.bindings().empty()) {
-      channel.link()->sleeping(true);  // and awake: makes it look whether the peer still lives
-      channel.link()->sleeping(false);
-    }
     if (channel.idle()) {
       wire::Header beat;
       beat.type = wire::Type::Beat;

@@ -58,10 +58,8 @@ Engine::~Engine() {
 
 Channel& Engine::channel_of(const transport::Card& card) {
   auto& slot = channels_[card.uuid];
-  if (slot == nullptr) {
-    slot = std::make_unique<Channel>(*this, card);
-    if (auto orphan = orphans_.extract(card.uuid)) attach(*slot, std::move(orphan.mapped()));
-  }
+  if (slot == nullptr) slot = std::make_unique<Channel>(*this, card);
+  slot->know(card);
   return *slot;
 }
 
@@ -209,19 +207,20 @@ bool Engine::reserve(const std::string& uuid) {
     const bool mine_is_coming = found->second->state() == Channel::State::Dialing && uuid_ < uuid;
     if (found->second->up() || mine_is_coming) return false;
   }
-  orphans_.erase(uuid);  // who dials again has lost the first one
   return reserved_.insert(uuid).second;
 }
 
+// A peer may have met us before we have met it: then its channel is known by its uuid alone.
 void Engine::accepted(const std::string& uuid, std::unique_ptr<transport::Link> link) {
   Guard guard(*this);
   reserved_.erase(uuid);
-  const auto found = channels_.find(uuid);
-  if (found == channels_.end()) {
-    orphans_.insert_or_assign(uuid, std::move(link));
-  } else if (!found->second->up()) {
-    attach(*found->second, std::move(link));
+  auto& channel = channels_[uuid];
+  if (channel == nullptr) {
+    transport::Card card;
+    card.uuid = uuid;
+    channel = std::make_unique<Channel>(*this, std::move(card));
   }
+  if (!channel->up()) attach(*channel, std::move(link));
   call_back(guard);
 }
 

@@ -176,8 +176,7 @@ class Engine final : private StagingClient {
   std::vector<std::unique_ptr<Channel>> retired_;    // broken, of contexts that are not closed yet
   std::vector<std::unique_ptr<Channel>> graveyard_;  // dropped, maybe still on the call stack
   std::vector<Channel*> up_;                         // those with a link
-  std::unordered_map<std::string, std::unique_ptr<transport::Link>> orphans_;  // no channel yet
-  std::set<std::string> reserved_;  // uuids whose link is on its way to us
+  std::set<std::string> reserved_;                   // uuids whose link is on its way to us
   std::vector<std::pair<Clock::time_point, Channel*>> late_dials_;
   std::vector<Context*> contexts_;
   std::array<std::uint64_t, 256> closed_{};  // the last contexts removed: late frames are dropped

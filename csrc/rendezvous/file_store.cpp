@@ -17,6 +17,7 @@
 #include <cerrno>
 #include <charconv>
 #include <functional>
+#include <set>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -31,7 +32,8 @@ namespace {
 
 constexpr auto kFirstPause = std::chrono::microseconds(200);
 constexpr auto kLastPause = std::chrono::microseconds(5000);
-constexpr double kLingerSeconds = 1;  // the destructor's grace
+constexpr double kLingerSeconds = 1;                          // the destructor's grace
+constexpr auto kLookForDead = std::chrono::milliseconds(50);  // between two looks at all ranks
 constexpr std::size_t kMaxFileName = 200;
 constexpr const char* kMark = "open";
 constexpr time_t kOldSeconds = 60;  // nobody takes that long from mkdir to the mark
@@ -57,7 +59,7 @@ std::string file_of(const std::string& key) {
   for (const char each : key) {
     const bool plain = (each >= '0' && each <= '9') || (each >= 'a' && each <= 'z') ||
                        (each >= 'A' && each <= 'Z') || each == '-' || each == '_' || each == '.';
-    name += plain ? std::string(1, each) : "%" + hex({&each, 1});
+    name += plain ? std::string(1, each) : text("%", hex({&each, 1}));
   }
   if (name.size() <= kMaxFileName) return name;
   return text(name.substr(0, kMaxFileName - 40), "~", std::hex, fnv1a(key, 0xcbf29ce484222325), "-",
@@ -155,7 +157,7 @@ class FileStore final : public Store {
                              O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (const int err = errno; !fd) {
       mine_.clear();
-      return Status::from_errno(err, what);
+      return err == ENOENT ? in_store(ended()) : Status::from_errno(err, what);
     }
     return write_all(fd.get(), my_mark(), what);
   }
@@ -166,7 +168,9 @@ class FileStore final : public Store {
     const std::string draft = text("t.", getpid(), ".", hex(wire::random_bytes(8)));
     const UniqueFd fd(openat(folder_.get(), draft.c_str(),
                              O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (const int err = errno; !fd) return err == ENOENT ? ended() : Status::from_errno(err, what);
+    if (const int err = errno; !fd) {
+      return err == ENOENT ? in_store(ended()) : Status::from_errno(err, what);
+    }
     Status status = write_all(fd.get(), value, what);
     if (status.ok() &&
         renameat(folder_.get(), draft.c_str(), folder_.get(), file_of(key).c_str()) != 0) {
@@ -188,10 +192,14 @@ class FileStore final : public Store {
           errno == ENOENT) {
         status = ended();
       }
+      if (const int rank = status.ok() && !found ? died() : -1; rank >= 0) {
+        status = read_all(folder_.get(), name, value, found);  // its last word
+        if (status.ok() && !found) status = lost(rank);
+      }
       return found || !status.ok();
     });
     if (!over) return Status(Code::Timeout, text("store: \"", key, "\" is not there in time"));
-    if (!status.ok()) return Status(status.code(), text("store ", path_, ": ", status.text()));
+    if (!status.ok()) return in_store(status);
     return value;
   }
 
@@ -206,18 +214,57 @@ class FileStore final : public Store {
   }
 
  private:
-  Status ended() const {
+  Status in_store(const Status& status) const {
+    return {status.code(), text("store ", path_, ": ", status.text()), status.rank()};
+  }
+  static Status ended() {
+    return {Code::PeerLost, "rank 0 has ended it; see the output of rank 0", 0};
+  }
+  static Status lost(int rank) {
     return {Code::PeerLost,
-            text("store ", path_, ": rank 0 has ended it; see the output of rank 0"), 0};
+            text("rank ", rank, " has ended before all ranks had met; see what it wrote"), rank};
   }
 
-  // Once nobody has the store open, or the deadline has passed: removes our files, the mark last,
-  // so that nobody takes the directory for a fresh one halfway.
+  // A rank whose process has died with the store open, on this machine, or -1. Looks a few times a
+  // second. Not a rank that another process has taken up.
+  int died() {
+    const Clock::time_point now = Clock::now();
+    if (now < next_look_) return -1;
+    next_look_ = now + kLookForDead;
+    std::set<int> dead, alive;
+    for (const std::string& name : files_in(folder_.get())) {
+      const int rank = rank_of(name);
+      if (rank >= 0 && name != mine_) (is_left(name) ? dead : alive).insert(rank);
+    }
+    for (const int rank : dead) {
+      if (!alive.contains(rank)) return rank;
+    }
+    return -1;
+  }
+
+  static int rank_of(const std::string& file) {
+    if (file == kMark) return 0;
+    int rank = -1;
+    if (file.starts_with("m.")) std::from_chars(file.data() + 2, file.data() + file.size(), rank);
+    return rank;
+  }
+
+  // Whether whoever made that mark has died; who finishes takes it away first.
+  bool is_left(const std::string& file) const {
+    std::string mark;
+    bool found = false;
+    return read_all(folder_.get(), file, mark, found).ok() && found && mark.ends_with("\n") &&
+           owner_is_dead(mark) && faccessat(folder_.get(), file.c_str(), F_OK, 0) == 0;
+  }
+
+  // Once nobody that lives has the store open, or the deadline has passed: removes our files, the
+  // mark last, so that nobody takes the directory for a fresh one halfway.
   void sweep(Deadline deadline) {
     wait_for(deadline, [&] {
       const std::vector<std::string> names = files_in(folder_.get());
-      return std::none_of(names.begin(), names.end(),
-                          [](const std::string& name) { return name.starts_with("m."); });
+      return std::none_of(names.begin(), names.end(), [this](const std::string& name) {
+        return name.starts_with("m.") && !is_left(name);
+      });
     });
     for (const std::string& name : files_in(folder_.get())) {
       if (name.starts_with("m.") || name.starts_with("k.") || name.starts_with("t.")) {
@@ -233,6 +280,7 @@ class FileStore final : public Store {
   const bool made_;  // rank 0: the directory was not there before
   UniqueFd folder_;
   std::string mine_;  // the one file by which this rank shows that it is here
+  Clock::time_point next_look_ = Clock::now() + kLookForDead;
 };
 
 // Why values must not be put there, or ok.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 
@@ -19,6 +20,7 @@ namespace {
 
 constexpr double kCensusSeconds = 0.3;  // to find out who is there, once the deadline has passed
 constexpr double kGraceSeconds = 0.5;   // more than that: rank 0 tells the others
+constexpr double kLateSeconds = 0.3;    // for ranks that come after one has died
 constexpr double kLookSeconds = 0.005;
 constexpr std::size_t kMaxName = 200;
 constexpr std::size_t kMaxRanksNamed = 16;
@@ -100,6 +102,7 @@ class Meeting {
   Status gather(BookRecord& book);
   Status take_card(int rank, const std::string& bytes, BookRecord& book) const;
   Status missing(int first, BookRecord& book);
+  void await_the_late(int lost);
   Status check_own(const BookRecord& book, const CardRecord& mine) const;
   Status rank_0_missing(const char* what, const char* sign);
   Status with_rival(Status failure, const CardRecord& mine);
@@ -206,6 +209,7 @@ Result<Book> Meeting::bind(const transport::Card& card) {
   Status told = failure.ok()
                     ? store_.set(key("book"), encode(book))
                     : store_.set(key("book"), encode(BookRecord{head_, failure, {}, {}, {}}));
+  if (failure.code() == Code::PeerLost && told.ok()) await_the_late(failure.rank());
   if (!failure.ok()) return failure;
   if (!told.ok()) return in_store(told);
   return Book{std::move(book.job), book.tokens[0], std::move(book.cards)};
@@ -264,6 +268,17 @@ Status Meeting::missing(int first, BookRecord& book) {
                " did not arrive within ", in_seconds(time_),
                "; see whether they were started and what they wrote, or set a longer timeout"),
           first};
+}
+
+// Launchers start ranks within a moment of each other: those who have still to come shall hear who
+// is lost, and not find rank 0 gone.
+void Meeting::await_the_late(int lost) {
+  const Deadline until = Deadline::after(Seconds(kLateSeconds));
+  for (int rank = 1; rank < size_; ++rank) {
+    while (rank != lost && !until.passed() && !store_.get(key("card", rank), already())) {
+      std::this_thread::sleep_for(Seconds(kLookSeconds));
+    }
+  }
 }
 
 Result<Book> Meeting::read(const transport::Card& card) {

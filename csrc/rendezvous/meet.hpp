@@ -39,7 +39,9 @@ Result<std::string> agree_job(Store& store, const std::string& name, int rank, i
 
 // Requires: agree_job() has succeeded with the same store, name, rank and size.
 //
-// Fails: Timeout names the ranks that did not arrive; Mismatch also names a rank that two processes
+// Fails: PeerLost names a rank that died after it had opened the store, where the store can see
+// that;
+//        Timeout names the ranks that did not arrive; Mismatch also names a rank that two processes
 //        claim, with both. Ranks other than 0 wait up to a second past the deadline, so that all of
 //        them hear the reason from rank 0.
 Result<Book> exchange_cards(Store& store, const std::string& name, int rank, int size,

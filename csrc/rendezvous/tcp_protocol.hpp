@@ -24,12 +24,12 @@ inline std::string describe(const Endpoint& at) {
 }
 
 inline constexpr std::uint32_t kStoreMagic = 0x74736368;  // "hcst"
-inline constexpr std::uint8_t kStoreVersion = 1;
+inline constexpr std::uint8_t kStoreVersion = 2;
 
 enum class Ask : std::uint8_t {
-  Hello = 1,  // first of all: are you such a store?
+  Hello = 1,  // key: my rank; first of all: are you such a store?
   Set,        // key, value
-  Get,        // key; answered once it is there
+  Get,        // key; answered once it is there, or a rank has left without Quit
   Look,       // key; answered at once
   Quit,       // I need nothing more; the server closes
 };
@@ -45,7 +45,12 @@ struct Request {
 };
 static_assert(sizeof(Request) == 16 && std::is_trivially_copyable_v<Request>);
 
-enum class Answer : std::uint8_t { Done = 1, Found, Absent };
+enum class Answer : std::uint8_t {
+  Done = 1,
+  Found,   // the value follows
+  Absent,  // to Look
+  Lost,    // to Get: the rank that follows has gone, as a process that dies goes
+};
 
 // `value_bytes` of value follow.
 struct Reply {

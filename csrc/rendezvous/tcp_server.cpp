@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 
 #include "base/log.hpp"
@@ -23,6 +24,7 @@ static constexpr std::size_t kMaxHeld = std::size_t{1} << 30;  // bytes of value
 static constexpr auto kSilence = std::chrono::seconds(10);     // from accept to Hello
 static constexpr auto kPause = std::chrono::milliseconds(50);  // when descriptors have run out
 static constexpr std::size_t kChunk = 64 * 1024;
+static constexpr std::size_t kMaxRankDigits = 10;
 
 static std::string name_of(const sockaddr_storage& peer) {
   char host[NI_MAXHOST] = "?";
@@ -237,12 +239,35 @@ void TcpServer::expel_silent(Clock::time_point limit) {
   }
 }
 
+static std::shared_ptr<const std::string> text_of(int rank) {
+  return std::make_shared<const std::string>(std::to_string(rank));
+}
+
 void TcpServer::drop(int fd) {
   const auto each = guests_.find(fd);
   stop_waiting(each->second);
   held_bytes_ -= each->second.in.size();
   if (!each->second.proven) --unproven_;
+  const int rank = each->second.leaves ? -1 : each->second.rank;
   guests_.erase(each);
+  if (rank >= 0) lose(rank);
+}
+
+// The process of that rank has gone without a word: whoever waits for a value waits in vain, unless
+// another process has the rank.
+void TcpServer::lose(int rank) {
+  for (const auto& [fd, guest] : guests_) {
+    if (guest.rank == rank) return;
+  }
+  lost_.insert(rank);
+  const auto waiting = std::exchange(waiting_, {});
+  for (const auto& [key, fds] : waiting) {
+    for (const int fd : fds) {
+      Guest& guest = guests_.at(fd);
+      guest.waits_for.clear();
+      (void)reply(guest, Answer::Lost, guest.wait_id, text_of(rank));
+    }
+  }
 }
 
 void TcpServer::complain(const Guest& guest, const std::string& why) {
@@ -290,7 +315,7 @@ static const char* objection(const Request& request, bool proven) {
     return "it asked for what no client asks for";
   }
   if (hello == proven) return "it spoke out of turn";
-  if (request.key_bytes > kMaxKey || (request.key_bytes == 0) != (hello || quit)) {
+  if (request.key_bytes > (hello ? kMaxRankDigits : kMaxKey) || (request.key_bytes == 0) != quit) {
     return "it sent a key of an impossible length";
   }
   if (request.value_bytes > (request.ask == Ask::Set ? kMaxValue : 0)) {
@@ -332,6 +357,10 @@ TcpServer::Fate TcpServer::handle(Guest& guest, const Request& request, const st
     case Ask::Hello:
       guest.proven = true;
       --unproven_;
+      if (std::from_chars(key.data(), key.data() + key.size(), guest.rank).ec != std::errc()) {
+        guest.rank = -1;
+      }
+      lost_.erase(guest.rank);
       return reply(guest, Answer::Done, request.id);
     case Ask::Set: store(key, std::move(value)); return reply(guest, Answer::Done, request.id);
     case Ask::Get:
@@ -340,11 +369,12 @@ TcpServer::Fate TcpServer::handle(Guest& guest, const Request& request, const st
         return reply(guest, Answer::Found, request.id, found->second);
       }
       if (request.ask == Ask::Look) return reply(guest, Answer::Absent, request.id);
+      if (!lost_.empty()) return reply(guest, Answer::Lost, request.id, text_of(*lost_.begin()));
       guest.waits_for = key;
       guest.wait_id = request.id;
       waiting_[key].insert(guest.fd.get());
       return Fate::Stays;
-    case Ask::Quit: break;
+    case Ask::Quit: guest.leaves = true; break;
   }
   return Fate::Leaves;
 }

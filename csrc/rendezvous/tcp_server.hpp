@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -43,6 +44,8 @@ class TcpServer {
     std::string source;
     Clock::time_point since;
     bool proven = false;  // has said Hello
+    int rank = -1;        // as it said
+    bool leaves = false;  // has said Quit
     std::string in;
     std::string waits_for;  // key of an unanswered Get, or empty
     std::uint32_t wait_id = 0;
@@ -59,6 +62,7 @@ class TcpServer {
   void admit();
   void expel_silent(Clock::time_point limit);
   void drop(int fd);
+  void lose(int rank);
   void complain(const Guest& guest, const std::string& why);
 
   Fate on_event(Guest& guest);
@@ -82,7 +86,8 @@ class TcpServer {
   std::unordered_map<int, Guest> guests_;  // by descriptor
   std::unordered_map<std::string, Value> values_;
   std::unordered_map<std::string, std::unordered_set<int>> waiting_;  // key -> descriptors
-  std::size_t held_bytes_ = 0;                                        // values and what is arriving
+  std::set<int> lost_;          // ranks whose connection ended without Quit
+  std::size_t held_bytes_ = 0;  // values and what is arriving
   std::size_t unproven_ = 0;
   Clock::time_point paused_until_{};  // no more descriptors: accept() rests
 

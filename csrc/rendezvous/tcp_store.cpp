@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <thread>
 
@@ -37,7 +38,9 @@ class TcpStore final : public Store {
   ~TcpStore() override { finish(Deadline::after(Seconds(kLingerSeconds))); }
 
   void serve(std::unique_ptr<TcpServer> server) { server_ = std::move(server); }
-  Status hello(Deadline deadline) { return ask(Ask::Hello, {}, {}, deadline).status; }
+  Status hello(int rank, Deadline deadline) {
+    return ask(Ask::Hello, std::to_string(rank), {}, deadline).status;
+  }
 
   Status set(const std::string& key, std::string value) override {
     if (Status status = check_bounds(key, value.size()); !status.ok()) return status;
@@ -48,6 +51,7 @@ class TcpStore final : public Store {
     if (Status status = check_bounds(key, 0); !status.ok()) return status;
     if (!deadline.passed()) {
       Outcome outcome = ask(Ask::Get, key, {}, deadline);
+      if (outcome.status.ok() && outcome.answer == Answer::Lost) return lost(outcome.value);
       if (outcome.status.ok()) return std::move(outcome.value);
       if (outcome.status.code() != Code::Timeout) return outcome.status;
     }
@@ -81,6 +85,7 @@ class TcpStore final : public Store {
   bool take_reply(std::uint32_t id, Outcome& outcome);
   Status move_bytes();  // both ways, as far as they go now
   Status broken(int err) const;
+  Status lost(const std::string& rank) const;
 
   const Endpoint at_;
   UniqueFd fd_;
@@ -96,6 +101,15 @@ Status TcpStore::broken(int err) const {
   if (err == 0) return {Code::PeerLost, what + " was closed" + next, 0};
   const Status status = Status::from_errno(err, what);
   return {status.code(), status.text() + next, 0};
+}
+
+Status TcpStore::lost(const std::string& rank) const {
+  int number = -1;
+  std::from_chars(rank.data(), rank.data() + rank.size(), number);
+  return {Code::PeerLost,
+          text("store ", describe(at_), ": rank ", number,
+               " has ended before all ranks had met; see what it wrote"),
+          number};
 }
 
 // Reads while it writes: a server that is sending to us does not read what we send.
@@ -249,7 +263,7 @@ Result<std::unique_ptr<Store>> open_tcp_store(const Endpoint& at, int rank, Dead
     if (UniqueFd fd = dial(to, deadline, why)) {
       auto store = std::make_unique<TcpStore>(at, std::move(fd));
       const double seconds = std::min(kAttemptSeconds, deadline.left().count());
-      const Status status = store->hello(Deadline::after(Seconds(seconds)));
+      const Status status = store->hello(rank, Deadline::after(Seconds(seconds)));
       if (status.ok()) {
         store->serve(std::move(server));
         return std::unique_ptr<Store>(std::move(store));

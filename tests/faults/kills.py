@@ -23,6 +23,7 @@ WAYS = ("SIGKILL", "SIGKILL", "SIGSEGV", "exit", "segfault")
 SIGNALS = {"SIGKILL": 9, "SIGSEGV": 11}
 TIMEOUT = 20.0  # seconds of an operation: an error that comes only then is a fault
 INIT_TIMEOUT = 3.0
+_HELD = ("fds", "threads")
 PATIENCE = 10.0  # seconds on top of a deadline until a rank counts as hung
 
 
@@ -89,7 +90,10 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
 
 
 def _held(pool: Pool, number: int, transport: str) -> Trial:
-    """Compare what the oldest rank holds with what a new one does, after a job of these two."""
+    """Compare what the oldest rank holds with what a new one does, after a job of these two.
+
+    What is held for the dead is released at the next look, half a second later: no sooner.
+    """
     trial = Trial("kill", f"kill, held after all {transport}", number, {"transport": transport})
     pool.take(1)
     for process in pool.ranks[1:]:
@@ -101,12 +105,17 @@ def _held(pool: Pool, number: int, transport: str) -> Trial:
     deadline = time.monotonic() + TIMEOUT + PATIENCE
     try:
         old, new = (process.hear("done", deadline)["after"] for process in pair)
+        until = min(deadline, time.monotonic() + PATIENCE)
+        while any(old[each] > new[each] for each in _HELD) and time.monotonic() < until:
+            time.sleep(0.1)
+            pair[0].tell({"program": "count"})
+            old = pair[0].hear("done", deadline)
     except (Hung, EOFError, RuntimeError) as error:
         trial.hung += isinstance(error, Hung)
         trial.faults.append(f"{error}\n{others_say(pair)}")
         return trial
     trial.asked = trial.noticed = trial.named = 1
-    more = {name: old[name] - new[name] for name in ("fds", "threads")}
+    more = {name: old[name] - new[name] for name in _HELD}
     trial.leaked = sum(max(0, each) for each in more.values())
     if trial.leaked:
         trial.faults.append(f"a rank that lived through it holds more than a new one: {more}")

@@ -3,9 +3,14 @@
 // What a connection's end means to the engine: the communicators that have it lose the rank, those
 // made later get another connection, whichever of the two processes noticed what first.
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <filesystem>
+#include <thread>
 
 #include "engine/engine.hpp"
 #include "support/cluster.hpp"
+#include "transport/stream_link.hpp"
 
 namespace hccomm::test {
 
@@ -69,6 +74,32 @@ TEST_P(LinksOver, AnEndThatOnlyOneSideKnowsOfDoesNotKeepTheOtherOut) {
   cluster[1].meet(cards, 9);
   expect_sum_of_ones(cluster[1]);
   early.join();
+}
+
+static std::ptrdiff_t descriptors() {
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  return std::distance(begin(all), end(all));
+}
+
+// It has met us, we have never met it (our init failed, say), and it dies.
+TEST_P(LinksOver, TheEndOfAPeerWeNeverMetIsNoticedAndReleased) {
+  Cluster cluster(GetParam(), 2);
+  cluster.run(expect_sum_of_ones);
+  const auto before = descriptors();
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  UniqueFd theirs(ends[1]);
+
+  ASSERT_TRUE(cluster[0].engine().reserve("a stranger's id!"));
+  cluster[0].engine().accepted("a stranger's id!",
+                               std::make_unique<transport::StreamLink>(UniqueFd(ends[0]), "test"));
+  theirs.reset();
+
+  const Deadline deadline = Deadline::after(Seconds(30));
+  while (descriptors() > before && !deadline.passed()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  EXPECT_LE(descriptors(), before);
 }
 
 TEST_P(LinksOver, ManyGroupsOneAfterTheOtherKeepTheirLink) {
