@@ -224,6 +224,7 @@ Communicator::RecipePtr Communicator::make_recipe(const Call& call) {
     if (call.op == dtype::RedOp::PremulSum) recipe->multiply = dtype::multiply(call.type);
   }
   recipe->fingerprint = collective::fingerprint(call);
+  recipe->rooted = collective::find(call.collective).rooted;
   recipe->what = collective::describe(call);
   engine::finish_recipe(*recipe);
   return recipe;

@@ -4,6 +4,7 @@
 // a segment is forwarded while it is in cache.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "engine/engine.hpp"
 
@@ -17,62 +18,18 @@ static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before o
 static constexpr auto kGrace = std::chrono::seconds(2);  // for a reason that is on its way
 static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
 
-static std::vector<plan::Inlet> group_sends(const plan::Plan& plan,
-                                            std::vector<std::uint32_t>& order) {
-  std::vector<plan::Inlet> outlets;
-  for (std::uint32_t id = 0; id < plan.steps.size(); ++id) {
-    if (plan.steps[id].kind == Kind::Send) order.push_back(id);
-  }
-  const auto key = [&](std::uint32_t id) {
-    return std::pair(plan.steps[id].peer, plan.steps[id].index);
-  };
-  std::ranges::sort(order, {}, key);
-  for (std::uint32_t i = 0; i < order.size(); ++i) {
-    const int peer = plan.steps[order[i]].peer;
-    if (outlets.empty() || outlets.back().peer != peer) outlets.push_back({peer, i, 0});
-    ++outlets.back().count;
-  }
-  return outlets;
-}
-
-void finish_recipe(Recipe& recipe) {
-  const plan::Plan& plan = recipe.plan;
-  recipe.initial.clear();
-  for (std::uint32_t id = 0; id < plan.steps.size(); ++id) {
-    const Step& step = plan.steps[id];
-    StepState state;
-    state.waiting = step.dependencies;
-    recipe.initial.push_back(state);
-    const bool receives = step.kind == Kind::Recv || step.kind == Kind::RecvReduce;
-    if (step.dependencies == 0 && !receives) recipe.roots.push_back(id);
-  }
-  std::ranges::reverse(recipe.roots);
-  for (const plan::Inlet& inlet : plan.inlets) {
-    std::uint64_t largest = 0;
-    for (std::uint32_t k = 0; k < inlet.count; ++k) {
-      const Step& step = plan.steps[plan.recv_steps[inlet.first + k]];
-      largest = std::max(largest, step.dst.count * recipe.element_bytes);
-    }
-    recipe.inlet_largest.push_back(largest);
-  }
-  const auto extend = [&](const plan::Slice& slice) {
-    if (slice.space == plan::Space::Scratch || slice.count == 0) return;
-    std::uint64_t& extent = recipe.extent[static_cast<int>(slice.space)];
-    extent = std::max(extent, (slice.offset + slice.count) * recipe.element_bytes);
-  };
-  for (const Step& step : plan.steps) {
-    extend(step.src);
-    extend(step.dst);
-  }
-  for (const plan::Slice& term : plan.terms) extend(term);
-  recipe.outlets = group_sends(plan, recipe.send_steps);
-  for (const std::uint32_t id : recipe.send_steps) recipe.sent_count += plan.steps[id].src.count;
-}
-
 static const plan::Inlet* inlet_of(const std::vector<plan::Inlet>& inlets, int peer) {
   if (inlets.size() == 1) return inlets[0].peer == peer ? &inlets[0] : nullptr;
   const auto found = std::ranges::lower_bound(inlets, peer, {}, &plan::Inlet::peer);
   return found != inlets.end() && found->peer == peer ? &*found : nullptr;
+}
+
+// A rank that only sends would be done before it could hear that the others called something else:
+// two ranks that each take themselves for the root, say. So at the first use of a rooted call its
+// small messages, too, wait until the receiver says that it has called the same.
+static bool first_use(Context& context, std::uint64_t fingerprint) {
+  std::uint64_t& slot = context.met[(fingerprint * 0x9E3779B97F4A7C15ull) >> 56];
+  return std::exchange(slot, fingerprint) != fingerprint;
 }
 
 Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>& staged) {
@@ -82,6 +39,7 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   op.sequence = context.next_sequence++;
   context.history[op.sequence % context.history.size()] = recipe.fingerprint;
   context.recorder.begin(op);
+  op.confirms = recipe.rooted && first_use(context, recipe.fingerprint);
   while (context.window[op.sequence & (context.window.size() - 1)] != nullptr) {
     std::vector<Operation*> wider(context.window.size() * 2, nullptr);
     for (Operation* each : context.window) {
@@ -114,7 +72,8 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   return op;
 }
 
-// Tells a peer whose messages are large, and whose link pushes, that we are ready for them.
+// Tells a peer whose messages are large, and whose link pushes, that we are ready for them; also
+// one that wants to know whether we called the same.
 void Engine::issue_open(Operation& op, std::size_t inlet) {
   const int peer = op.recipe->plan.inlets[inlet].peer;
   Channel& channel = *op.context->channels[peer];
@@ -127,7 +86,8 @@ void Engine::issue_open(Operation& op, std::size_t inlet) {
     need(channel);
     return;
   }
-  if (channel.pulls() || op.recipe->inlet_largest[inlet] <= channel.eager_bytes()) return;
+  const bool small = op.recipe->inlet_largest[inlet] <= channel.eager_bytes();
+  if (!op.confirms && (small || channel.pulls())) return;
   Header header;
   header.type = Type::Open;
   header.context = op.context->id;
@@ -156,14 +116,17 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   header.context = op.context->id;
   header.sequence = op.sequence;
   header.fingerprint = op.recipe->fingerprint;
-  if (bytes <= channel.eager_bytes()) {
+  const bool opened = !op.opened.empty() && op.opened[step.peer] != 0;
+  if (bytes <= channel.eager_bytes() && op.confirms && !opened) {
+    op.blocked.push_back(id);
+  } else if (bytes <= channel.eager_bytes()) {
     header.length = bytes;
     channel.send(header, data, &op, id);
   } else if (channel.pulls()) {
     header.type = Type::Ready;
     header.address = reinterpret_cast<std::uintptr_t>(data);
     channel.send(header, nullptr);
-  } else if (!op.opened.empty() && op.opened[step.peer] != 0) {
+  } else if (opened) {
     channel.send_bulk({header, data, bytes, 0, &op, id});
   } else {
     op.blocked.push_back(id);

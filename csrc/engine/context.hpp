@@ -78,6 +78,9 @@ struct Context {
   std::vector<std::map<std::uint64_t, std::vector<Kept>>::node_type> early_spare;  // to use again
   // What the last collectives were, to answer a Probe that comes late.
   std::array<std::uint64_t, 64> history{};
+  // Fingerprints of rooted calls that all ranks are known to have called alike: slot by hash. The
+  // same on all ranks as long as they call the same.
+  std::array<std::uint64_t, 256> met{};
   Matching matching;
   Recorder recorder;
 

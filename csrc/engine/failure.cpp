@@ -281,6 +281,12 @@ void Engine::answer_probe(Context& context, int source, const Header& probe) {
 void Engine::receive_absent(Context& context, const Header& header, const std::byte* payload) {
   Operation* op = context.find(header.sequence);
   if (op == nullptr) return;
+  // A peer that has not called yet is not waited for: it may want our next message before it does.
+  if (std::exchange(op->confirms, false)) {
+    const std::vector<std::uint32_t> blocked = std::exchange(op->blocked, {});
+    for (const std::uint32_t id : blocked) issue_send(*op, id);
+    if (!op->running()) return;
+  }
   for (std::uint64_t at = 0; at + sizeof(std::uint32_t) <= header.length;
        at += sizeof(std::uint32_t)) {
     std::uint32_t rank = 0;

@@ -43,6 +43,7 @@ struct Recipe {
   dtype::ReduceMany reduce_many = nullptr;
   dtype::Scale multiply = nullptr, divide = nullptr;
   std::uint64_t fingerprint = 0;
+  bool rooted = false;                       // some of its ranks may only send
   std::string what;                          // "allreduce(count=4, f32, sum)", for messages
   std::vector<StepState> initial;            // one per step
   std::vector<std::uint32_t> roots;          // steps but receives without dependencies, last first
@@ -109,8 +110,9 @@ struct Operation {
   double factor = 1.0;
   std::uint32_t left = 0;  // steps to do
   std::vector<StepState> steps;
-  std::vector<std::uint8_t> opened;     // by rank: Open has come
-  std::vector<std::uint32_t> blocked;   // send steps that wait for an Open
+  bool confirms = false;               // even small messages wait for their Open (begin_collective)
+  std::vector<std::uint8_t> opened;    // by rank: Open has come
+  std::vector<std::uint32_t> blocked;  // send steps that wait for an Open
   std::vector<std::uint32_t> released;  // empty; its memory is used again
   std::vector<Stashed> stash;
   std::set<std::uint32_t> absent;  // ranks that have not called yet, as far as we were told

@@ -178,6 +178,54 @@ TEST_P(EngineOver, RanksThatDisagreeAllLearnWhoCalledWhat) {
   });
 }
 
+static std::shared_ptr<const engine::Recipe> broadcast_from(int root, Node& node) {
+  plan::Call call;
+  call.collective = plan::Collective::Broadcast;
+  call.type = dtype::DType::I64;
+  call.count = 1;
+  call.root = root;
+  call.in_place = true;
+  engine::Recipe recipe = *recipe_of(call, node, "binomial", 0, 70 + root);
+  recipe.rooted = true;
+  return std::make_shared<const engine::Recipe>(std::move(recipe));
+}
+
+TEST_P(EngineOver, TwoRootsOfOneBroadcastBothLearnAtThisCall) {
+  Cluster cluster(GetParam(), 2);
+
+  cluster.run([&](Node& node) {
+    std::int64_t value = node.rank();
+    const auto recipe = broadcast_from(node.rank(), node);
+    const Status status = node.engine().run(node.context(), job_of(recipe, &value, &value));
+
+    EXPECT_EQ(status.code(), Code::Mismatch) << status.text();
+  });
+}
+
+TEST_P(EngineOver, ARootDoesNotWaitForEverForARankThatWantsAnotherMessageFirst) {
+  Cluster cluster(GetParam(), 2);
+
+  cluster.run([&](Node& node) {
+    std::int64_t value = 5 - node.rank(), note = 7 * (1 - node.rank());
+    const auto broadcast = [&] {
+      const auto recipe = broadcast_from(0, node);
+      const Status status = node.engine().run(node.context(), job_of(recipe, &value, &value));
+      EXPECT_TRUE(status.ok()) << status.text();
+    };
+    if (node.rank() == 0) broadcast();
+    Operation* op =
+        node.rank() == 0
+            ? node.engine().start_send(node.context(), parcel(1, 1, &note, sizeof note))
+            : node.engine().start_recv(node.context(), parcel(0, 1, &note, sizeof note));
+    EXPECT_TRUE(node.engine().wait(*op, Deadline::after(Seconds(20))).ok());
+    node.engine().release(*op);
+    if (node.rank() == 1) broadcast();
+
+    EXPECT_EQ(value, 5);
+    EXPECT_EQ(note, 7);
+  });
+}
+
 TEST_P(EngineOver, AMessageOfAnotherTypeIsRefusedOnBothSides) {
   Cluster cluster(GetParam(), 2);
 

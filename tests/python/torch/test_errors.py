@@ -80,13 +80,6 @@ def test_wrong_calls_are_refused_before_a_byte_moves(two: Ranks) -> None:
     two.run(wrong_calls)
 
 
-def each_its_own_root(rank: int) -> None:
-    # A root only sends, and a small message has left when the call returns: as with every library
-    # that buffers, such a rank hears of the other's call when it next looks, at its next call.
-    dist.broadcast(torch.ones(2), src=rank)
-    dist.barrier()
-
-
 def disagree(what: str) -> str:
     rank = dist.get_rank()
     first = rank == 0
@@ -98,7 +91,10 @@ def disagree(what: str) -> str:
         "op": lambda: dist.all_reduce(
             torch.ones(2), op=dist.ReduceOp.SUM if first else dist.ReduceOp.MAX
         ),
-        "root": lambda: each_its_own_root(rank),
+        "root": lambda: dist.broadcast(torch.ones(2), src=rank),
+        "senders": lambda: (
+            dist.reduce(torch.ones(2), 1) if first else dist.broadcast(torch.ones(2), src=1)
+        ),
         "collective": lambda: (
             dist.all_reduce(torch.ones(2)) if first else dist.broadcast(torch.ones(2), src=0)
         ),
@@ -108,7 +104,7 @@ def disagree(what: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("what", ["count", "dtype", "op", "collective", "root"])
+@pytest.mark.parametrize("what", ["count", "dtype", "op", "collective", "root", "senders"])
 def test_ranks_that_disagree_are_told_so(what: str) -> None:
     with Ranks(2, timeout=20.0) as ranks:
         texts = ranks.run(disagree, what)
