@@ -44,7 +44,9 @@ def collected(program: Path, case: str, times: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [
-                *("valgrind", "--tool=callgrind", "--toggle-collect=measured"),
+                # Threads in turn: else the one that asks may starve those that still connect.
+                *("valgrind", "--tool=callgrind", "--fair-sched=yes"),
+                "--toggle-collect=measured",
                 *(f"--callgrind-out-file={folder}/out", str(program), case, str(times)),
             ],
             capture_output=True,
