@@ -24,7 +24,7 @@ class Array {
       return;
     }
     place_ = device_->allocate(0, std::max<std::size_t>(bytes_, 1)).take();
-    std::memcpy(inside(), values.data(), bytes_);
+    if (bytes_ != 0) std::memcpy(inside(), values.data(), bytes_);
   }
   Array(Array&& other) noexcept
       : device_(other.device_),
@@ -39,7 +39,7 @@ class Array {
   std::vector<std::int64_t> values() {
     if (device_ == nullptr) return host_;
     std::vector<std::int64_t> all(bytes_ / sizeof(std::int64_t));
-    std::memcpy(all.data(), inside(), bytes_);
+    if (bytes_ != 0) std::memcpy(all.data(), inside(), bytes_);
     return all;
   }
   engine::Where where(std::uint64_t offset = 0, void* stream = nullptr) const {
