@@ -199,7 +199,9 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
       }
       return;
     }
-    case Kind::Copy: std::memcpy(op.at(step.dst), op.at(step.src), bytes); break;
+    case Kind::Copy:
+      if (bytes != 0) std::memcpy(op.at(step.dst), op.at(step.src), bytes);
+      break;
     case Kind::Reduce: {
       const void* terms[64];
       std::vector<const void*> many;

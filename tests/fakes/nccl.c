@@ -68,15 +68,20 @@ static int (*launch)(void* stream, void (*)(void*), void*);
 static void* (*host_view)(const void*, size_t);
 
 /* The runtime that the program already uses. */
-static int find_runtime(void) {
+static void find_runtime(void) {
   const char* path = getenv(RUNTIME_SETTING);
   void* library = path != NULL ? dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD) : NULL;
-  if (library == NULL) return SYSTEM;
+  if (library == NULL) return;
   get_device = (int (*)(int*))dlsym(library, TEXT(RUNTIME_PREFIX) "GetDevice");
   launch =
       (int (*)(void*, void (*)(void*), void*))dlsym(library, TEXT(RUNTIME_PREFIX) "LaunchHostFunc");
   host_view = (void* (*)(const void*, size_t))dlsym(library, "fake_host_view");
-  return get_device != NULL && launch != NULL && host_view != NULL ? SUCCESS : SYSTEM;
+}
+
+static int has_runtime(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, find_runtime);
+  return get_device != NULL && launch != NULL && host_view != NULL;
 }
 
 /* ---- meeting -------------------------------------------------------------------------------- */
@@ -145,7 +150,7 @@ API int F(GetUniqueId)(unique_id* id) {
 
 API int F(CommInitRank)(comm** out, int size, unique_id id, int rank) {
   if (size < 1 || size > MAX_RANKS || rank < 0 || rank >= size) return ARGUMENT;
-  if (find_runtime() != SUCCESS) return SYSTEM;
+  if (!has_runtime()) return SYSTEM;
   comm* own = calloc(1, sizeof *own);
   own->shared = open_meeting(id.bytes, 0);
   if (own->shared == NULL) return free(own), ARGUMENT;
