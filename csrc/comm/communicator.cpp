@@ -163,13 +163,17 @@ bool Communicator::repeats_last(const Request& request) const {
       call.recv_counts != last.recv_counts || call.recv_offsets != last.recv_offsets) {
     return false;
   }
+  const auto serves = [](const Memory& buffer, std::uint64_t count) {
+    return count == 0 || (buffer.data != nullptr && buffer.count >= count);
+  };
+  if (!serves(request.input, last_input_) || !serves(request.output, last_output_)) return false;
   const std::size_t element = dtype::size_of(call.type);
   const std::byte* in = request.input.data;
   const std::byte* out = request.output.data;
-  return in != nullptr && out != nullptr && request.input.count >= last_input_ &&
-         request.output.count >= last_output_ &&
-         last.in_place == lies_in_place(call, group_, request.input, request.output, element) &&
-         (last.in_place || in + last_input_ * element <= out || out + last_output_ * element <= in);
+  const bool apart = last_input_ == 0 || last_output_ == 0 || in + last_input_ * element <= out ||
+                     out + last_output_ * element <= in;
+  return last.in_place == lies_in_place(call, group_, request.input, request.output, element) &&
+         (last.in_place || apart);
 }
 
 // Checks the request, and finds or makes its recipe.
@@ -187,9 +191,9 @@ Communicator::RecipePtr Communicator::recipe_for(const Request& request) {
   call.in_place = lies_in_place(call, group_, request.input, request.output, element);
   if (!call.in_place) check_overlap(request, input, output, element);
 
-  std::string key;
-  const auto put = [&key](const auto& value) {
-    key.append(reinterpret_cast<const char*>(&value), sizeof value);
+  key_.clear();
+  const auto put = [this](const auto& value) {
+    key_.append(reinterpret_cast<const char*>(&value), sizeof value);
   };
   put(call.collective), put(call.type), put(call.op), put(call.in_place), put(call.root);
   put(call.count);
@@ -197,11 +201,11 @@ Communicator::RecipePtr Communicator::recipe_for(const Request& request) {
     put(list->size());
     for (const std::uint64_t each : *list) put(each);
   }
-  RecipePtr& slot = recipes_[key];
+  RecipePtr& slot = recipes_[key_];
   if (slot == nullptr) {
     if (recipes_.size() > kMaxRecipes) {
       recipes_.clear();
-      return recipes_[key] = make_recipe(call);
+      return recipes_[key_] = make_recipe(call);
     }
     slot = make_recipe(call);
   }

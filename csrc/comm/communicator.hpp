@@ -131,8 +131,9 @@ class Communicator {
   std::string algorithms_;  // the text of rules_
   plan::Call last_call_;
   RecipePtr last_;
-  std::uint64_t last_input_ = 0, last_output_ = 0;                // elements that last_call_ needs
-  std::unordered_map<std::string, RecipePtr> recipes_;            // by the bytes of the call
+  std::uint64_t last_input_ = 0, last_output_ = 0;      // elements that last_call_ needs
+  std::unordered_map<std::string, RecipePtr> recipes_;  // by the bytes of the call
+  std::string key_;  // those of the call that is looked up; its memory is used again
   std::map<std::pair<std::vector<int>, std::string>, int> made_;  // groups made of these ranks
   int splits_ = 0;
   int shrinks_ = 0;
