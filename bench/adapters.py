@@ -12,7 +12,6 @@ from typing import Any
 from oneccl_adapter import OneCcl
 
 import hccomm
-from hccomm import bench
 
 PEERS = ("hccomm", "hccomm-torch", "gloo", "openmpi", "mpich", "impi", "oneccl")
 
@@ -20,7 +19,7 @@ PEERS = ("hccomm", "hccomm-torch", "gloo", "openmpi", "mpich", "impi", "oneccl")
 def make(name: str) -> Any:
     """Return the adapter called ``name``; the launcher's environment says who we are."""
     if name == "hccomm":
-        return bench.Hccomm(hccomm.init())
+        return hccomm.init()
     if name in ("hccomm-torch", "gloo"):
         return Torch("hccomm" if name == "hccomm-torch" else "gloo")
     if name == "oneccl":
@@ -140,13 +139,13 @@ class Torch:
 
 def version(adapter: Any) -> str:
     """Return what was measured, for the table's foot."""
-    found: str = getattr(adapter, "version", "") if not isinstance(adapter, bench.Hccomm) else ""
-    return found or f"hccomm {hccomm.version()}"
+    found: str = getattr(adapter, "version", f"hccomm {hccomm.version()}")
+    return found
 
 
 def end(adapter: Any) -> None:
     """Leave the group in good order."""
-    if isinstance(adapter, bench.Hccomm):
+    if isinstance(adapter, hccomm.Communicator):
         adapter.close()
     elif isinstance(adapter, Torch):
         adapter._dist.destroy_process_group()

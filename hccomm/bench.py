@@ -333,25 +333,6 @@ def _sum(comm: Adapter, value: float) -> float:
     return float(total[0])
 
 
-class Hccomm:
-    """hccomm's Communicator as an Adapter: all of it, and ``sendrecv``."""
-
-    def __init__(self, comm: Any) -> None:
-        self._comm = comm
-        self.rank: int = comm.rank
-        self.size: int = comm.size
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._comm, name)
-
-    def sendrecv(self, buffer: Any, dest: int, out: Any, source: int) -> None:
-        """Send to ``dest`` while receiving from ``source``."""
-        incoming = self._comm.recv(out, source, async_op=True)
-        outgoing = self._comm.send(buffer, dest, async_op=True)
-        incoming.wait()
-        outgoing.wait()
-
-
 # ---- nccl-tests' table -----------------------------------------------------------------------
 
 

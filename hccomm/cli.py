@@ -161,6 +161,11 @@ def tune(
     launched = launchers.detect()
     if launched.launcher != "none":
         with hccomm.init() as comm:
+            if comm.size < 2:
+                raise hccomm.InvalidArgument(
+                    "tune: the launcher started 1 rank, and one rank has nothing to choose; start "
+                    "2 or more, or run it without a launcher"
+                )
             measured = [tuning.measure(comm, seconds=seconds)]
             writes = comm.rank == 0
     else:
@@ -290,7 +295,7 @@ def _bench_rank(
             print(f"# hccomm {hccomm.version()} {name}, {comm.size} ranks")
             print("\n".join(benches.header()), flush=True)
         side: list[benches.Row] = []
-        for row in benches.run(benches.Hccomm(comm), name, options):
+        for row in benches.run(comm, name, options):
             if side and side[0].size != row.size:
                 side = []
             side.append(row)

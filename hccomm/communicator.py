@@ -284,12 +284,14 @@ class Communicator(Operations):
             for name, collective in COLLECTIVES.items():
                 general = getattr(self, name)
                 self.__dict__[name] = self._state.method(collective, general, self, name, Work)
+            exchange = self._state.method(0, self.sendrecv, self, "sendrecv", Work)
+            self.__dict__["sendrecv"] = exchange
 
     def _detach(self, why: str) -> None:
         self._ended = why
         if self._state is not None:
             self._state.detach()
-            for name in COLLECTIVES:  # they refer back to this object
+            for name in (*COLLECTIVES, "sendrecv"):  # they refer back to this object
                 self.__dict__.pop(name, None)
 
     def _wait_for_threads(self, handle: Any, seconds: float) -> bool:

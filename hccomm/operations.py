@@ -356,3 +356,26 @@ class Operations:
         Returns the rank it came from.
         """
         return self._issue(requests.recv(buffer, source, tag), timeout, async_op)  # type: ignore[no-any-return]
+
+    def sendrecv(
+        self,
+        buffer: Buffer,
+        dest: int,
+        out: B,
+        source: int,
+        *,
+        tag: int = 0,
+        timeout: float | None = None,
+    ) -> B:
+        """Send ``buffer`` to rank ``dest`` while receiving ``out`` from rank ``source``.
+
+        Both go on at once, so ranks that exchange, or shift around a ring, do not wait for each
+        other. It meets ``send``, ``recv`` and ``sendrecv`` of the same tag. ``buffer`` and ``out``
+        must not overlap. Returns ``out``.
+        """
+        outgoing, incoming = requests.sendrecv(self._size, buffer, dest, out, source, tag)
+        received = self._issue(incoming, timeout, True)
+        sent = self._issue(outgoing, timeout, True)
+        received.wait()
+        sent.wait()
+        return out

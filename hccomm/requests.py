@@ -242,6 +242,19 @@ def recv(buffer: Buffer, source: int, tag: int) -> Request:
     )  # fmt: skip
 
 
+def sendrecv(
+    size: int, buffer: Buffer, dest: int, out: Buffer, source: int, tag: int
+) -> tuple[Request, Request]:
+    """Send to ``dest`` and receive from ``source``. Wrong ranks are found before either begins."""
+    outgoing, incoming = send(buffer, dest, tag), recv(out, source, tag)
+    for name, request in (("dest", outgoing), ("source", incoming)):
+        if not 0 <= request.root < size:
+            raise InvalidArgument(
+                f"sendrecv: {name} is {request.root}; the ranks of this group are 0 to {size - 1}"
+            )
+    return outgoing, incoming
+
+
 def _gathering(
     name: str,
     size: int,

@@ -129,10 +129,8 @@ def _times(
             options = bench.Options(sizes, seconds=seconds, warmup=2, check=False)
             mode = "in" if collective in ("allreduce", "broadcast", "reduce") else "out"
             try:
-                for row in bench.run(
-                    bench.Hccomm(group), COLLECTIVES[collective], options, (mode,)
-                ):
-                    best = bench.mean_over_ranks(bench.Hccomm(comm), row.min_us)
+                for row in bench.run(group, COLLECTIVES[collective], options, (mode,)):
+                    best = bench.mean_over_ranks(comm, row.min_us)
                     yield Timing(collective, each["name"], row.size, best)
             except InvalidArgument:
                 continue  # it does not serve so many ranks or hosts; all ranks find that alike
@@ -156,15 +154,15 @@ def _model(comm: Communicator, seconds: float) -> str:
     sizes = (8, 1 << 10, 64 << 10, 1 << 20, 4 << 20)
     options = bench.Options(sizes, seconds=seconds, warmup=2, check=False)
     sent = {
-        row.size: bench.mean_over_ranks(bench.Hccomm(comm), row.min_us)
-        for row in bench.run(bench.Hccomm(comm), "sendrecv", options, ("out",))
+        row.size: bench.mean_over_ranks(comm, row.min_us)
+        for row in bench.run(comm, "sendrecv", options, ("out",))
     }
     alpha = sent[8]
     beta = (4 << 20) / max(sent[4 << 20] - alpha, 1e-3) / 1e3
     with _ruled(comm, "allreduce", "direct") as group:
         large = bench.Options((1 << 20,), seconds=seconds, warmup=2, check=False)
-        row = next(iter(bench.run(bench.Hccomm(group), "all_reduce", large, ("in",))))
-        reduced = bench.mean_over_ranks(bench.Hccomm(comm), row.min_us)
+        row = next(iter(bench.run(group, "all_reduce", large, ("in",))))
+        reduced = bench.mean_over_ranks(comm, row.min_us)
     peers = max(comm.size - 1, 1)
     gamma = (1 << 20) * peers / max(reduced - peers * sent[1 << 20], 1e-3) / 1e3
     return (

@@ -181,6 +181,13 @@ int main(int argc, char** argv) {
   const std::size_t least = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 8;
   const std::size_t most = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 4 << 20;
   const int repetitions = argc > 5 ? std::atoi(argv[5]) : 9;
+  const auto named = [&](const Kind& kind) { return which == "all" || which == kind.name; };
+  if (std::none_of(std::begin(kKinds), std::end(kKinds), named)) {
+    std::fprintf(stderr, "collective is \"%s\"; one of: all", which.c_str());
+    for (const Kind& kind : kKinds) std::fprintf(stderr, " %s", kind.name);
+    std::fprintf(stderr, "\n");
+    return 2;
+  }
   char folder[] = "/tmp/hccomm-bench-XXXXXX";
   if (mkdtemp(folder) == nullptr) return 1;
   const std::string url = std::string("file://") + folder + "/meet";

@@ -35,6 +35,7 @@ struct Functions {
 
 PyObject* make_error = nullptr;  // hccomm.errors.from_code(code, text, rank)
 
+constexpr int kSendrecv = 0;     // as a Method's collective: a send and a receive together
 constexpr double kSlice = 0.25;  // seconds between looks at Python's signals
 
 // One communicator as the fast path sees it.
@@ -146,22 +147,36 @@ bool describe(hccomm_call& call, int size, PyObject* input, PyObject* output, He
   return true;
 }
 
-// Runs `call`, looking at Python's signals every kSlice, so that Ctrl-C ends the wait. Returns the
-// code, or -1 with a Python error set: then the operation is still using its buffers.
-int execute(State& state, hccomm_comm* comm, const hccomm_call& call, hccomm_error* error) {
-  hccomm_work* work = nullptr;
+// Runs `calls` at the same time, looking at Python's signals every kSlice, so that Ctrl-C ends the
+// wait. Returns the first code that is not OK, or -1 with a Python error set. `busy`: operations
+// are still using their buffers.
+template <std::size_t kCalls>
+int execute(State& state, hccomm_comm* comm, const hccomm_call (&calls)[kCalls],
+            hccomm_error* error, bool& busy) {
+  hccomm_work* works[kCalls] = {};
   int code = HCCOMM_OK;
-  int done = 0;
+  std::size_t over = 0;
   state.inside.fetch_add(1, std::memory_order_relaxed);
   do {
-    Py_BEGIN_ALLOW_THREADS if (work == nullptr) code = functions.start(comm, &call, &work, error);
-    if (code == HCCOMM_OK) code = functions.wait(work, kSlice, error);
-    done = code != HCCOMM_TIMEOUT || work == nullptr;
-    if (done == 0) code = functions.test(work, &done, error);  // whose deadline was it?
-    done = done != 0 || code != HCCOMM_OK;
-    Py_END_ALLOW_THREADS if (done == 0 && PyErr_CheckSignals() != 0) code = -1;
-  } while (done == 0 && code == HCCOMM_OK);
-  if (work != nullptr) functions.release(work);
+    Py_BEGIN_ALLOW_THREADS for (std::size_t i = 0; i < kCalls && code == HCCOMM_OK; ++i) {
+      if (works[i] == nullptr) code = functions.start(comm, &calls[i], &works[i], error);
+    }
+    for (int done = 1; over < kCalls && code == HCCOMM_OK && done != 0; over += done != 0 ? 1 : 0) {
+      code = functions.wait(works[over], kSlice, error);
+      // Whose deadline was it?
+      if (code == HCCOMM_TIMEOUT) code = functions.test(works[over], &done, error);
+    }
+    Py_END_ALLOW_THREADS if (over < kCalls && code == HCCOMM_OK && PyErr_CheckSignals() != 0) {
+      code = -1;
+    }
+  } while (over < kCalls && code == HCCOMM_OK);
+  for (hccomm_work* work : works) {
+    if (work == nullptr) continue;
+    int done = 1;
+    if (code != HCCOMM_OK) functions.test(work, &done, nullptr);
+    busy = busy || done == 0;
+    functions.release(work);
+  }
   state.inside.fetch_sub(1, std::memory_order_relaxed);
   return code;
 }
@@ -370,15 +385,48 @@ PyObject* invoke(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
   }
   if (found.async) return begin(*method, comm, call, found, in, out);
   hccomm_error error;
-  const int code = execute(state, comm, call, &error);
+  bool busy = false;
+  const int code = execute(state, comm, {call}, &error, busy);
   if (code == HCCOMM_OK) return result(call.collective, call, found);
-  if (code > 0) return raise(code, error);
-  in.held = out.held = false;  // interrupted: the operation goes on, so its memory must stay
-  return nullptr;
+  if (busy) in.held = out.held = false;  // the operation goes on, so its memory must stay
+  return code > 0 ? raise(code, error) : nullptr;
 }
 
-PyMethodDef method_definition = {
-    "operation", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(invoke)),
+// One half of sendrecv; false where the general way must go.
+bool describe(hccomm_call& call, int collective, PyObject* array, PyObject* peer, int size,
+              Held& held) {
+  const long rank = PyLong_Check(peer) ? PyLong_AsLong(peer) : -1;
+  if (rank < 0 || rank >= size) return PyErr_Clear(), false;
+  call.struct_size = sizeof call;
+  call.collective = collective;
+  call.root = static_cast<std::int32_t>(rank);
+  return describe(call, size, array, array, held, held);
+}
+
+// sendrecv(buffer, dest, out, source): two operations at the same time.
+PyObject* exchange(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* names) {
+  auto* method = static_cast<Method*>(PyCapsule_GetPointer(self, nullptr));
+  if (method == nullptr) return nullptr;
+  State& state = *method->state;
+  hccomm_comm* comm = state.comm.load(std::memory_order_relaxed);
+  hccomm_call receiving{}, sending{};
+  Held in, out;
+  if (comm == nullptr || nargs != 4 || names != nullptr ||
+      !describe(receiving, HCCOMM_RECV, args[2], args[3], state.size, out) ||
+      !describe(sending, HCCOMM_SEND, args[0], args[1], state.size, in)) {
+    return PyObject_Vectorcall(method->general, args, static_cast<std::size_t>(nargs), names);
+  }
+  hccomm_error error;
+  bool busy = false;
+  const int code = execute(state, comm, {receiving, sending}, &error, busy);
+  if (code == HCCOMM_OK) return Py_NewRef(args[2]);
+  if (busy) in.held = out.held = false;
+  return code > 0 ? raise(code, error) : nullptr;
+}
+
+template <auto kFunction>
+PyMethodDef definition = {
+    "operation", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(kFunction)),
     METH_FASTCALL | METH_KEYWORDS, "An operation of hccomm.Communicator; see there."};
 
 void destroy(PyObject* capsule) {
@@ -408,7 +456,8 @@ class Attached {
     held->owner = owner.inc_ref().ptr();
     held->name = name.inc_ref().ptr();
     held->make = make.inc_ref().ptr();
-    return py::reinterpret_steal<py::object>(PyCFunction_New(&method_definition, capsule.ptr()));
+    PyMethodDef& called = collective == kSendrecv ? definition<exchange> : definition<invoke>;
+    return py::reinterpret_steal<py::object>(PyCFunction_New(&called, capsule.ptr()));
   }
   int inside() const { return state_->inside.load(); }
   void detach() { state_->comm.store(nullptr); }

@@ -309,6 +309,36 @@ def exchange(comm: hccomm.Communicator, count: int) -> bool:
     return bool((into == left).all())
 
 
+def sendrecv(comm: hccomm.Communicator, count: int) -> list[str]:
+    """Shift around the ring, the plain call and the one with options; then three wrong calls."""
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    mine = np.full(count, comm.rank, "i4")
+    for options in ({}, {"tag": 7, "timeout": 60.0}):
+        into = np.full(count, -1, "i4")
+        assert comm.sendrecv(mine, right, into, left, **options) is into
+        assert (into == left).all()
+    meeting = np.zeros(count, "i4")  # it meets send and recv
+    receiving = comm.recv(meeting, left, async_op=True)
+    comm.send(mine, right, async_op=True).wait()
+    receiving.wait()
+    assert (meeting == left).all()
+    itself = np.zeros(count, "i4")
+    comm.sendrecv(mine, comm.rank, itself, comm.rank)
+    assert (itself == comm.rank).all()
+    errors = []
+    for wrong in (
+        (mine, comm.size, meeting, left),
+        (mine, right, meeting, -1),
+        (mine, right, mine.tobytes(), left),
+    ):
+        try:
+            comm.sendrecv(*wrong)
+        except hccomm.InvalidArgument as error:
+            errors.append(str(error))
+    comm.barrier()
+    return errors
+
+
 def any_source(comm: hccomm.Communicator) -> list[int]:
     """Rank 0 receives one message from each, in any order; returns the sources."""
     if comm.rank != 0:

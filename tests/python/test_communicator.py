@@ -75,6 +75,14 @@ def test_everyone_may_send_before_anyone_receives(ranks: Any, count: int) -> Non
     assert all(ranks(3).run(on_ranks.exchange, count))
 
 
+@pytest.mark.parametrize("count", [1, 400_000])
+def test_an_exchange_is_one_call(ranks: Any, count: int) -> None:
+    for dest, source, out in ranks(3).run(on_ranks.sendrecv, count):
+        assert "dest is 3; the ranks of this group are 0 to 2" in dest
+        assert "source is -1" in source
+        assert "read-only" in out
+
+
 def test_messages_from_any_source_name_their_sender(ranks: Any) -> None:
     assert sorted(ranks(4).run(on_ranks.any_source)[0]) == [1, 2, 3]
 

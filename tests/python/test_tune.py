@@ -121,3 +121,15 @@ def test_wrong_ranks_are_refused(asked: str) -> None:
 
     with pytest.raises(hccomm.InvalidArgument, match="--ranks"):
         cli._tune_ranks(asked)
+
+
+def test_one_launched_rank_has_nothing_to_measure(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hccomm", "tune", str(table)],
+        capture_output=True, text=True, check=False, timeout=60, env=os.environ | one,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "started 1 rank" in done.stderr
+    assert not table.exists()
