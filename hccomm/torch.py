@@ -13,6 +13,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -23,7 +25,7 @@ from torch._C._distributed_c10d import Backend as _Backend
 
 from hccomm import _torch_glue
 
-__all__ = ["Options", "describe", "devices"]
+__all__ = ["Options", "describe", "devices", "flight_recorder", "write_flight_recorder"]
 
 
 class Options(_Backend.Options):  # type: ignore[misc, unused-ignore]
@@ -80,6 +82,27 @@ def describe(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
     text: str = torch.ops.hccomm.describe(chosen.boxed())
     answer: dict[str, Any] = json.loads(text)
     return answer
+
+
+def flight_recorder(*, only_active: bool = False) -> dict[str, Any]:
+    """Return the last operations of this process in the fields of torch's own flight recorder.
+
+    ``TORCH_FR_BUFFER_SIZE`` says how many (2000; 0 switches it off). ``only_active`` leaves out
+    those that have completed. Loads the glue.
+    """
+    _torch_glue.load()
+    answer: dict[str, Any] = json.loads(torch.ops.hccomm.flight_recorder(only_active))
+    return answer
+
+
+def write_flight_recorder(path: str | os.PathLike[str]) -> None:
+    """Write the flight recorder as a pickle, which torch's analyser reads.
+
+    One file per rank, ``<prefix><rank>``, in one folder; then
+    ``python -m torch.distributed.flight_recorder.fr_trace <folder> --prefix <prefix>``.
+    """
+    with open(path, "wb") as file:
+        pickle.dump(flight_recorder(), file, protocol=2)
 
 
 def devices() -> list[dict[str, Any]]:

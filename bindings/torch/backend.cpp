@@ -12,6 +12,7 @@
 
 #include "errands.hpp"
 #include "errors.hpp"
+#include "flight_recorder.hpp"
 
 namespace hccomm::glue {
 
@@ -66,17 +67,12 @@ c10d::ErrorType HccommBackend::getError() {
   }
 }
 
-void HccommBackend::note_failure(int code) const {
-  int healthy = HCCOMM_OK;
-  health_->compare_exchange_strong(healthy, code);
-}
-
 void HccommBackend::abort() {
   const std::shared_ptr<Group> group = group_;
   if (!group) return;
   hccomm_error error{};
   hccomm_abort(group->handle(), "abort() of the process group", &error);
-  note_failure(HCCOMM_ABORTED);
+  note_failure(health_, HCCOMM_ABORTED);
 }
 
 void HccommBackend::shutdown() {
@@ -104,7 +100,30 @@ Ticket HccommBackend::ticket(const Operation& operation, const char* title) cons
   const double seconds = operation.call.timeout > 0
                              ? operation.call.timeout
                              : static_cast<double>(options_->timeout.count()) / 1e3;
-  return {rank_, operation.type, title, &operation.shown, sequence_, seconds, timed_};
+  return {rank_,     operation.type, title,  &operation.shown,
+          sequence_, seconds,        timed_, operation.noted};
+}
+
+uint64_t HccommBackend::note(const Operation& operation) {
+  FlightRecorder& recorder = FlightRecorder::get();
+  if (!recorder.enabled()) return 0;
+  if (!recorded_as_) {
+    FlightRecorder::Group group;
+    group.name = pg_uid_.empty() ? options_->group_name : pg_uid_;
+    group.description = pg_desc_;
+    group.prefix = options_->backend == "nccl" ? "nccl:" : "gloo:";
+    group.rank = rank_;
+    for (const uint64_t rank : options_->global_ranks_in_group) {
+      group.ranks.push_back(static_cast<int64_t>(rank));
+    }
+    for (int rank = 0; group.ranks.size() < static_cast<std::size_t>(size_); ++rank) {
+      group.ranks.push_back(rank);
+    }
+    recorded_as_ = recorder.add(std::move(group));
+  }
+  const auto limit = operation.call.timeout > 0 ? static_cast<int64_t>(operation.call.timeout * 1e3)
+                                                : static_cast<int64_t>(options_->timeout.count());
+  return recorder.begin(*recorded_as_, operation, limit);
 }
 
 void HccommBackend::run(Operation& operation) {
@@ -112,12 +131,13 @@ void HccommBackend::run(Operation& operation) {
   operation.point();
   hccomm_error error{};
   if (hccomm_run(comm, &operation.call, &error) == HCCOMM_OK) return;
-  if (error.code != HCCOMM_INVALID_ARGUMENT) note_failure(error.code);
+  if (error.code != HCCOMM_INVALID_ARGUMENT) note_failure(health_, error.code);
   raise(error, ticket(operation, nullptr).timeout);
 }
 
 WorkPtr HccommBackend::launch(Operation& operation, const char* title) {
   ++sequence_;
+  operation.noted = note(operation);
   if (!operation.async && !batch_) {
     if (title) {  // the profiler's event begins with the work
       auto work = c10::make_intrusive<OperationWork>(ticket(operation, title),

@@ -105,13 +105,14 @@ class HccommBackend final : public c10d::Backend {
   template <typename Each>
   WorkPtr together(c10d::OpType type, const char* name, const Tensors& shown, bool async,
                    const Each& each);
-  void note_failure(int code) const;
+  uint64_t note(const Operation& operation);  // in the flight recorder
 
   std::shared_ptr<Group> group_;
   const Health health_;
   const c10::intrusive_ptr<Options> options_;
   uint64_t sequence_ = 0;
   bool timed_ = false;
+  std::optional<std::size_t> recorded_as_;     // our number in the flight recorder
   std::optional<std::vector<WorkPtr>> batch_;  // between start- and endCoalescing()
   bool part_of_one_ = false;                   // inside together(), which records the whole
   // split() is asked once per device type: the last child and the name it was made under.

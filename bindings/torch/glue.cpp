@@ -6,6 +6,7 @@
 #include "device.cpp"
 #include "errands.cpp"
 #include "errors.cpp"
+#include "flight_recorder.cpp"
 #include "generic_device.cpp"
 #include "group.cpp"
 #include "lists.cpp"

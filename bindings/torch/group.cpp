@@ -8,11 +8,17 @@
 
 #include "device.hpp"
 #include "errors.hpp"
+#include "flight_recorder.hpp"
 
 namespace hccomm::glue {
 
 static std::mutex world_mutex;  // guards world_group
 static std::weak_ptr<Group> world_group;
+
+void note_failure(const Health& health, int code) {
+  int healthy = HCCOMM_OK;
+  if (health->compare_exchange_strong(healthy, code)) FlightRecorder::get().write();
+}
 
 std::shared_ptr<Group> Group::meet(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
                                    double timeout) {

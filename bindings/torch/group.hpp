@@ -19,6 +19,9 @@ namespace hccomm::glue {
 // Whether the group still works: the code of its first failure. Outlives the group in its works.
 using Health = std::shared_ptr<std::atomic<int>>;
 
+// Notes a failure. The first one has the flight recorder written.
+void note_failure(const Health& health, int code);
+
 // A communicator with what it stands on.
 //
 // Owns:   the hccomm_comm, the store it met on, and a share of its parent, which therefore closes

@@ -12,6 +12,7 @@
 #include "backend.hpp"
 #include "device.hpp"
 #include "errors.hpp"
+#include "flight_recorder.hpp"
 
 namespace hccomm::glue {
 
@@ -84,6 +85,9 @@ TORCH_LIBRARY(hccomm, library) {
       "attach(__torch__.torch.classes.c10d.ProcessGroup group, int[] global_ranks, str name, "
       "str alias, float timeout, str[] settings, Device? islands) -> ()",
       hccomm::glue::attach);
+  library.def("flight_recorder(bool only_active) -> str", [](bool only_active) {
+    return hccomm::glue::FlightRecorder::get().json(only_active);
+  });
   library.def("devices() -> str", hccomm::glue::describe_devices);
   library.def("describe(__torch__.torch.classes.c10d.ProcessGroup group) -> str",
               hccomm::glue::describe);

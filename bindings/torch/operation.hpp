@@ -78,6 +78,7 @@ struct Operation {
   Keep keep;
   std::vector<at::Tensor> shown;  // to the profiler; empty when it does not listen
   bool async = true;
+  uint64_t noted = 0;  // its number in the flight recorder
 
  private:
   static void place(const std::vector<uint64_t>& sizes, std::vector<uint64_t>& places) {

@@ -10,6 +10,7 @@
 
 #include "errands.hpp"
 #include "errors.hpp"
+#include "flight_recorder.hpp"
 
 namespace hccomm::glue {
 
@@ -33,16 +34,16 @@ class FutureErrand final : public Errand {
 // Ends an operation whose Work was dropped: its results still reach the tensors.
 class OrphanErrand final : public Errand {
  public:
-  OrphanErrand(Keep keep, Health health, hccomm_work* handle)
-      : keep_(std::move(keep)), health_(std::move(health)), handle_(handle) {}
+  OrphanErrand(Keep keep, Health health, hccomm_work* handle, uint64_t noted)
+      : keep_(std::move(keep)), health_(std::move(health)), handle_(handle), noted_(noted) {}
   ~OrphanErrand() override { hccomm_release(handle_); }
 
   void run() noexcept override {
     hccomm_error error{};
     const int code = hccomm_wait(handle_, 0, &error);
-    int healthy = HCCOMM_OK;
+    FlightRecorder::get().end(noted_, code == HCCOMM_OK, -1);
     if (code != HCCOMM_OK) {
-      health_->compare_exchange_strong(healthy, code);
+      note_failure(health_, code);
       return;
     }
     try {
@@ -57,6 +58,7 @@ class OrphanErrand final : public Errand {
   Keep keep_;
   Health health_;
   hccomm_work* handle_;
+  uint64_t noted_;
 };
 
 }  // namespace
@@ -73,6 +75,7 @@ OperationWork::OperationWork(const Ticket& ticket, Keep keep, Health health, hcc
 OperationWork::OperationWork(const Ticket& ticket, Keep keep)
     : Work(ticket.rank, ticket.type, ticket.title), ticket_(ticket), keep_(std::move(keep)) {
   finish_copies();
+  FlightRecorder::get().end(ticket_.noted, true, -1);
   state_.store(kSucceeded, std::memory_order_relaxed);
 }
 
@@ -81,7 +84,8 @@ OperationWork::~OperationWork() {
   if (!isCompleted()) {
     try {
       hccomm_work* const handle = std::exchange(handle_, nullptr);
-      errands::when_done(handle, new OrphanErrand(std::move(keep_), std::move(health_), handle));
+      errands::when_done(
+          handle, new OrphanErrand(std::move(keep_), std::move(health_), handle, ticket_.noted));
     } catch (const std::exception& failure) {
       TORCH_WARN("hccomm: ", failure.what());
     }
@@ -93,7 +97,9 @@ OperationWork::~OperationWork() {
 void OperationWork::settle(int code, const hccomm_error& error) {
   const std::lock_guard lock(mutex_);
   if (state_.load(std::memory_order_relaxed) != kRunning) return;
-  int healthy = HCCOMM_OK;
+  const bool from_any = opType_ == c10d::OpType::RECVANYSOURCE && handle_ != nullptr;
+  FlightRecorder::get().end(ticket_.noted, code == HCCOMM_OK,
+                            from_any ? hccomm_source(handle_) : -1);
   if (code == HCCOMM_OK) {
     try {
       finish_copies();
@@ -102,7 +108,7 @@ void OperationWork::settle(int code, const hccomm_error& error) {
     }
   } else {
     exception_ = exception_of(error, ticket_.timeout);
-    health_->compare_exchange_strong(healthy, code);
+    note_failure(health_, code);
   }
   keep_.held.clear();
   keep_.residents.clear();
@@ -154,6 +160,16 @@ bool OperationWork::wait(std::chrono::milliseconds timeout) {
   if (state_.load(std::memory_order_acquire) == kFailed) std::rethrow_exception(exception_);
   synchronize();
   return true;
+}
+
+void OperationWork::blockCurrentStream() {
+  const bool has_kernel = c10::impl::hasDeviceGuardImpl(c10::kCUDA) &&
+                          c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount() > 0;
+  if (has_kernel && !isCompleted()) {
+    Work::blockCurrentStream();
+  } else {
+    wait(kNoTimeout);
+  }
 }
 
 void OperationWork::finish_copies() {
@@ -283,6 +299,16 @@ bool BatchWork::wait(std::chrono::milliseconds timeout) {
   }
   end_record();
   return true;
+}
+
+void BatchWork::blockCurrentStream() {
+  for (const WorkPtr& work : works_) work->blockCurrentStream();
+}
+
+float BatchWork::getDuration() const {
+  float longest = 0;
+  for (const WorkPtr& work : works_) longest = std::max(longest, work->getDuration());
+  return longest;
 }
 
 FuturePtr BatchWork::getFuture() {

@@ -32,6 +32,7 @@ struct Ticket {
   uint64_t sequence = 0;
   double timeout = 0;  // seconds, of the operation
   bool timed = false;  // whether getDuration() will be asked
+  uint64_t noted = 0;  // its number in the flight recorder
 };
 
 // One operation.
@@ -59,6 +60,8 @@ class OperationWork final : public c10d::Work {
   std::vector<at::Tensor> result() override;
   void synchronize() override;
   bool wait(std::chrono::milliseconds timeout) override;
+  // The host goes on at once where torch has a kernel that waits (CUDA); elsewhere it waits.
+  void blockCurrentStream() override;
   FuturePtr getFuture() override;
   FuturePtr getFutureResult() override;
   float getDuration() const override;
@@ -98,8 +101,10 @@ class BatchWork final : public c10d::Work {
   std::vector<at::Tensor> result() override;
   void synchronize() override;
   bool wait(std::chrono::milliseconds timeout) override;
+  void blockCurrentStream() override;
   FuturePtr getFuture() override;
   FuturePtr getFutureResult() override;
+  float getDuration() const override;  // of the longest
   uint64_t getSequencenumber() const override { return ticket_.sequence; }
 
  private:

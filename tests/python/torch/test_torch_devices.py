@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -229,6 +230,66 @@ def futures() -> None:
 
 def test_futures_give_device_tensors(pair: Ranks) -> None:
     pair.run(futures)
+
+
+def works() -> None:
+    rank, device = dist.get_rank(), here()
+    backend = dist.group.WORLD._get_backend(torch.device(device))
+    work = dist.all_reduce(torch.full((4000,), 1.0 + rank, device=device), async_op=True)
+    work.block_current_stream()
+    doubled = work.result()[0] * 2  # ordered behind the operation, whatever the host did
+    assert doubled.tolist() == [6.0] * 4000
+    assert work.is_completed()
+    assert work.is_success()
+    assert work.exception() is None
+    batch = torch.ones(3, device=device), torch.ones(4, device=device)
+    with dist._coalescing_manager(device=torch.device(device), async_ops=True) as manager:
+        for tensor in batch:
+            dist.all_reduce(tensor)
+    manager.wait()
+    assert [tensor.sum().item() for tensor in batch] == [6.0, 8.0]
+    before = backend._get_sequence_number_for_group()
+    got = torch.empty(2, device=device)
+    pending = dist.irecv(got)  # from anybody
+    dist.send(torch.full((2,), 5.0 + rank, device=device), 1 - rank)
+    pending.wait()
+    assert pending._source_rank() == 1 - rank
+    assert got.tolist() == [6.0 - rank] * 2
+    assert backend._get_sequence_number_for_group() == before + 2
+    backend.monitored_barrier(timedelta(seconds=30))
+    dist.group.WORLD._enable_collectives_timing()
+    timed = dist.all_reduce(torch.ones(1000, device=device), async_op=True)
+    timed.wait()
+    assert timed._get_duration() > 0
+
+
+def test_works_of_device_tensors_answer_everything(pair: Ranks) -> None:
+    pair.run(works)
+
+
+def failing_work() -> tuple[str, bool]:
+    """Receive what nobody sends: the work tells why it failed, however it is asked."""
+    device = here()
+    got = torch.empty(3, device=device)
+    backend = dist.group.WORLD._get_backend(torch.device(device))
+    backend.set_timeout(timedelta(seconds=1))
+    work = backend.recv([got], 1 - dist.get_rank(), 0)
+    future, result = work.get_future(), work.get_future_result()
+    with pytest.raises(dist.DistBackendError, match="Timed out waiting 1000ms") as caught:
+        work.wait()
+    assert work.is_completed()
+    assert not work.is_success()
+    with pytest.raises(dist.DistBackendError, match="Timeout"):
+        future.wait()
+    assert result.wait() != 0
+    return str(caught.value), "Timeout" in str(work.exception())
+
+
+def test_a_failed_work_of_device_tensors_tells_why(simulated: None) -> None:
+    with Ranks(2, vendors=["alder", "birch"]) as ranks:
+        texts = ranks.run(failing_work)
+
+    assert all(told for _, told in texts), texts
 
 
 def dropped() -> None:
