@@ -32,7 +32,7 @@ SOURCES := $(shell find csrc bindings hccomm -type f -not -name '*.pyc' -not -na
 help:
 	@echo "make demo     train a classifier on two simulated vendors and the CPU, on two hosts"
 	@echo "make test     build, then every test: ctest and pytest   (PYTEST_ARGS= CTEST_ARGS= PRESET=)"
-	@echo "make bench    the collectives table, nccl-tests' columns  (BENCH_ARGS=)"
+	@echo "make bench    beside MPI, Gloo and oneCCL; bench/results  (BENCH_ARGS=--ranks 2,4)"
 	@echo "make check    format, lint, types, layers, headers        (CHECK_ARGS=--fix)"
 	@echo "make install  the package into $(VENV), with the torch glue prebuilt"
 	@echo "make clean    remove what was built; make distclean also $(VENV)"
@@ -48,7 +48,10 @@ test: $(VENV)/.hccomm $(VENV)/.test cpp
 	exit $$status
 
 bench: $(VENV)/.hccomm $(VENV)/.demo
-	$(BIN)/hccomm bench $(BENCH_ARGS)
+	$(BIN)/cmake --preset release
+	$(BIN)/cmake --build build/release -j $(JOBS) --target collectives
+	$(BIN)/python bench/mpis.py install
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 check: $(VENV)/.check $(VENV)/.build $(VENV)/.torch
 	$(BIN)/python tools/check.py $(CHECK_ARGS)
