@@ -115,6 +115,7 @@ def _make(
         callbacks = _Callbacks(library, store)
         config.store = callbacks.table
     code = int(library.lib.hccomm_init(config, made, error))
+    os.environ.pop("HCCOMM_KEY", None)  # Python's own copy: children shall not inherit it
     if callbacks is not None and callbacks.failure is not None:
         raise callbacks.failure
     library.check(code, error)

@@ -55,7 +55,12 @@ SEAMS: dict[tuple[str, str], set[str]] = {
     ("capi", "algorithm"): {"algorithm/algorithm.hpp", "algorithm/algorithms.hpp"},
     ("capi", "transport"): {"transport/transport.hpp", "transport/transports.hpp"},
     ("capi", "rendezvous"): {"rendezvous/store.hpp"},
-    ("rendezvous", "transport"): {"transport/transport.hpp"},
+    # The store's connections are encrypted as links are.
+    ("rendezvous", "transport"): {
+        "transport/transport.hpp",
+        "transport/byte_stream.hpp",
+        "transport/handshake_io.hpp",
+    },
 }
 
 # Folders that only compute: no socket, no thread, no clock.

@@ -39,6 +39,8 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_DUMP_SIGNAL", "flag", "0", "SIGUSR1 writes them, too (needs HCCOMM_DUMP)."},
     {"HCCOMM_EAGER", "bytes", "auto",
      "Largest message sent without waiting for its receiver; auto is the transport's own."},
+    {"HCCOMM_ENCRYPT", "flag", "0",
+     "TLS 1.3 under the job key on every TCP connection; alike on all ranks, and needs a key."},
     {"HCCOMM_HIP_LIB", "text", "", "Path of AMD's libamdhip64; empty searches for it."},
     {"HCCOMM_HOST", "text", "",
      "Overrides this rank's host identity, so one machine can stand for several hosts."},

@@ -94,11 +94,11 @@ static std::uint64_t hash_of(const std::string& value) {
   return hash;
 }
 
-Endpoint::Endpoint(std::string job, std::string key) {
+Endpoint::Endpoint(std::string job, std::string key, bool encrypts) {
   static const int registered = pthread_atfork(
       nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
   if (registered != 0) throw Error(Code::System, "endpoint: pthread_atfork failed");
-  identity_ = {std::move(job), std::move(key), wire::random_bytes(16)};
+  identity_ = {std::move(job), std::move(key), wire::random_bytes(16), encrypts};
   engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), identity_.uuid,
                                              engine_settings());
   card_.uuid = identity_.uuid;
@@ -108,8 +108,17 @@ Endpoint::Endpoint(std::string job, std::string key) {
   card_.cores = static_cast<std::uint32_t>(available_cores());
   checks_ = config::raw("HCCOMM_INTEGRITY") == "crc32c";
   card_.choices = hash_of(text(config::raw("HCCOMM_ALGO"), '\n', config::raw("HCCOMM_SEGMENT"),
-                               '\n', select::table_text(), checks_ ? "\ncrc32c" : ""));
+                               '\n', select::table_text()));
+  card_.choices = (card_.choices & ~(kChecksFrames | kEncrypts)) | (checks_ ? kChecksFrames : 0) |
+                  (encrypts ? kEncrypts : 0);
   for (const transport::Builtin* each : allowed_transports()) {
+    if (encrypts && !each->keeps_secret) {
+      closed_.push_back(
+          {each->name,
+           "HCCOMM_ENCRYPT=1: its bytes would cross the network in clear; tcp carries "
+           "them encrypted"});
+      continue;
+    }
     auto opened = each->open(identity_, *this);
     if (!opened.ok()) {
       closed_.push_back({each->name, opened.status().text()});

@@ -17,6 +17,9 @@
 
 namespace hccomm::comm {
 
+// Bits of Card::choices that say which setting differs; the rest of it is a hash.
+inline constexpr std::uint64_t kChecksFrames = 1, kEncrypts = 2;
+
 // A transport that this process could not open, or a pair could not use, and why.
 struct Refusal {
   std::string transport;
@@ -29,7 +32,7 @@ struct Refusal {
 class Endpoint final : private engine::Dialer, private transport::Acceptor {
  public:
   // local_ranks: how many ranks share this machine, to tell whether they outnumber the cores.
-  Endpoint(std::string job, std::string key);
+  Endpoint(std::string job, std::string key, bool encrypts = false);
   ~Endpoint();
 
   const std::string& job() const { return identity_.job; }

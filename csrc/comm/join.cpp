@@ -55,23 +55,35 @@ static void check(const Meeting& meeting) {
   }
 }
 
-static std::string load_key() {
-  std::string key = wire::load_job_key().take();
+// The job key, where there is one, and whether it is to encrypt.
+static rendezvous::Credentials load_credentials() {
+  static constexpr const char* kRemedy =
+      "; make one with `hccomm keygen FILE` and set HCCOMM_KEY_FILE on all ranks";
+  rendezvous::Credentials found{wire::load_job_key().take(), config::flag("HCCOMM_ENCRYPT")};
   const std::string mode = config::raw("HCCOMM_AUTH");
-  if (mode == "off") return {};
-  if (mode == "require" && key.empty()) {
+  if (mode == "off" && found.encrypts) {
     throw Error(Code::InvalidArgument,
-                "init: HCCOMM_AUTH=require, but there is no job key; make one with `hccomm keygen "
-                "FILE` and set HCCOMM_KEY_FILE on all ranks");
+                "init: HCCOMM_ENCRYPT=1 needs the job key that HCCOMM_AUTH=off forbids; unset one");
   }
-  return key;
+  if (mode == "off") found.key.clear();
+  if (!found.key.empty()) return found;
+  if (mode == "require") {
+    throw Error(Code::InvalidArgument,
+                text("init: HCCOMM_AUTH=require, but there is no job key", kRemedy));
+  }
+  if (found.encrypts) {
+    throw Error(Code::InvalidArgument,
+                text("init: HCCOMM_ENCRYPT=1, but there is no job key", kRemedy));
+  }
+  return found;
 }
 
 // The endpoint of this process where its job is the meeting's, else a new one.
-static std::shared_ptr<Endpoint> endpoint_for(const Meeting& meeting, const std::string& job) {
+static std::shared_ptr<Endpoint> endpoint_for(const Meeting& meeting, const std::string& job,
+                                              const rendezvous::Credentials& with) {
   std::shared_ptr<Endpoint> shared = meeting.own_endpoint ? nullptr : Endpoint::of_process();
   if (shared != nullptr && shared->job() == job) return shared;
-  auto made = std::make_shared<Endpoint>(job, load_key());
+  auto made = std::make_shared<Endpoint>(job, with.key, with.encrypts);
   if (shared == nullptr && !meeting.own_endpoint) Endpoint::set_of_process(made);
   return made;
 }
@@ -90,19 +102,24 @@ static void say_whether_authenticated(const Endpoint& endpoint,
 // Ranks that choose algorithms by different rules would run different plans.
 static void check_choices(const std::vector<transport::Card>& cards) {
   for (std::size_t rank = 1; rank < cards.size(); ++rank) {
-    if (cards[rank].choices == cards[0].choices) continue;
+    const std::uint64_t differs = cards[rank].choices ^ cards[0].choices;
+    if (differs == 0) continue;
+    const char* what = (differs & kEncrypts) != 0       ? "HCCOMM_ENCRYPT"
+                       : (differs & kChecksFrames) != 0 ? "HCCOMM_INTEGRITY"
+                                                        : "HCCOMM_ALGO, HCCOMM_SEGMENT or "
+                                                          "HCCOMM_TABLE (its content)";
     throw Error(Code::Mismatch,
                 text("init: rank ", rank, " (host ", cards[rank].host, ", pid ", cards[rank].pid,
-                     ") has another HCCOMM_ALGO, HCCOMM_SEGMENT, HCCOMM_INTEGRITY or HCCOMM_TABLE "
-                     "(its content) than rank 0; set them alike on all ranks"),
+                     ") has another ", what, " than rank 0; set it alike on all ranks"),
                 static_cast<int>(rank));
   }
 }
 
-static std::unique_ptr<Communicator> alone(const Meeting& meeting) {
+static std::unique_ptr<Communicator> alone(const Meeting& meeting,
+                                           const rendezvous::Credentials& with) {
   const std::shared_ptr<Endpoint> shared = Endpoint::of_process();
   const std::string job = shared != nullptr ? shared->job() : wire::random_bytes(16);
-  const auto endpoint = endpoint_for(meeting, job);
+  const auto endpoint = endpoint_for(meeting, job, with);
   std::uint64_t id = 0;
   const std::string random = wire::random_bytes(8);
   std::memcpy(&id, random.data(), sizeof id);
@@ -111,12 +128,12 @@ static std::unique_ptr<Communicator> alone(const Meeting& meeting) {
 }
 
 static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::Store& store,
-                                          Deadline deadline) {
+                                          const rendezvous::Credentials& with, Deadline deadline) {
   const std::shared_ptr<Endpoint> shared = meeting.own_endpoint ? nullptr : Endpoint::of_process();
   const std::string mine = shared != nullptr ? shared->job() : std::string();
   const std::string job =
       rendezvous::agree_job(store, meeting.name, meeting.rank, meeting.size, mine, deadline).take();
-  const auto endpoint = endpoint_for(meeting, job);
+  const auto endpoint = endpoint_for(meeting, job, with);
   rendezvous::Book book = rendezvous::exchange_cards(store, meeting.name, meeting.rank,
                                                      meeting.size, endpoint->card(), deadline)
                               .take();
@@ -139,9 +156,10 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
   ask_launcher(meeting);
   check(meeting);
   log::set_rank(meeting.rank);
-  if (meeting.size == 1 && meeting.store == nullptr) return alone(meeting);
+  const rendezvous::Credentials with = load_credentials();
+  if (meeting.size == 1 && meeting.store == nullptr) return alone(meeting, with);
   if (const char* master = std::getenv("MASTER_ADDR")) transport::set_route_hint(master);
-  if (meeting.store != nullptr) return meet(meeting, *meeting.store, deadline);
+  if (meeting.store != nullptr) return meet(meeting, *meeting.store, with, deadline);
 
   std::string url = meeting.url.empty() ? config::raw("HCCOMM_RENDEZVOUS") : meeting.url;
   if (url.empty()) {
@@ -153,8 +171,8 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
   if (url.starts_with("tcp://")) {
     transport::set_route_hint(url.substr(6, url.rfind(':') - 6));
   }
-  const auto store = rendezvous::open_store(url, meeting.rank, deadline).take();
-  auto made = meet(meeting, *store, deadline);
+  const auto store = rendezvous::open_store(url, meeting.rank, deadline, with).take();
+  auto made = meet(meeting, *store, with, deadline);
   store->finish(deadline);
   return made;
 }

@@ -110,7 +110,8 @@ std::unique_ptr<Store> callback_store(const Callbacks& callbacks) {
   return std::make_unique<CallbackStore>(callbacks);
 }
 
-Result<std::unique_ptr<Store>> open_store(const std::string& url, int rank, Deadline deadline) {
+Result<std::unique_ptr<Store>> open_store(const std::string& url, int rank, Deadline deadline,
+                                          const Credentials& with) {
   if (rank < 0) {
     return Status(Code::InvalidArgument, text("rendezvous: rank ", rank, " is negative"));
   }
@@ -118,7 +119,7 @@ Result<std::unique_ptr<Store>> open_store(const std::string& url, int rank, Dead
   if (all.starts_with("tcp://")) {
     Result<Endpoint> endpoint = endpoint_of(url, all.substr(6));
     if (!endpoint) return endpoint.status();
-    return open_tcp_store(endpoint.value(), rank, deadline);
+    return open_tcp_store(endpoint.value(), rank, deadline, with);
   }
   if (all.starts_with("file:///") && all.find_last_not_of('/') > 7 &&
       all.find('\0') == std::string_view::npos) {

@@ -55,9 +55,17 @@ struct Callbacks {
 // Requires: the callbacks work until the Store is destroyed. Its finish() does nothing.
 std::unique_ptr<Store> callback_store(const Callbacks& callbacks);
 
+// What the connections of a store of ours prove, and how they are kept from others.
+struct Credentials {
+  std::string key;        // 32 bytes, or empty: they prove nothing
+  bool encrypts = false;  // TLS; needs the key
+};
+
 // Opens "tcp://host:port", served by rank 0, or "file:///directory", made by rank 0; waits for
-// rank 0 until the deadline. Anything else is InvalidArgument.
-Result<std::unique_ptr<Store>> open_store(const std::string& url, int rank, Deadline deadline);
+// rank 0 until the deadline. Anything else is InvalidArgument. A file needs no credentials: its
+// folder's permissions are its own.
+Result<std::unique_ptr<Store>> open_store(const std::string& url, int rank, Deadline deadline,
+                                          const Credentials& with = {});
 
 // Whether the bounds above hold; for implementations.
 Status check_bounds(const std::string& key, std::size_t value_bytes);

@@ -21,7 +21,7 @@ namespace hccomm::rendezvous {
 
 static constexpr std::size_t kMaxClients = 4096;
 static constexpr std::size_t kMaxHeld = std::size_t{1} << 30;  // bytes of values, all clients
-static constexpr auto kSilence = std::chrono::seconds(10);     // from accept to Hello
+static constexpr auto kSilence = std::chrono::seconds(2);      // from accept to Hello
 static constexpr auto kPause = std::chrono::milliseconds(50);  // when descriptors have run out
 static constexpr std::size_t kChunk = 64 * 1024;
 static constexpr std::size_t kMaxRankDigits = 10;
@@ -81,7 +81,7 @@ static bool is_loopback(const std::string& host) {
   return host.starts_with("127.") || host == "::1" || host == "localhost";
 }
 
-Result<std::unique_ptr<TcpServer>> TcpServer::start(const Endpoint& at) {
+Result<std::unique_ptr<TcpServer>> TcpServer::start(const Endpoint& at, const Credentials& with) {
   addrinfo hints{}, *found = nullptr;
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_NUMERICSERV;
@@ -105,7 +105,7 @@ Result<std::unique_ptr<TcpServer>> TcpServer::start(const Endpoint& at) {
                " on this machine: ranks on other machines cannot reach it; give another address");
   }
   try {
-    return std::unique_ptr<TcpServer>(new TcpServer(std::move(fd), bound));
+    return std::unique_ptr<TcpServer>(new TcpServer(std::move(fd), bound, with));
   } catch (const Error& failure) {
     return failure.status();
   } catch (const std::exception& failure) {  // no thread, no memory
@@ -114,8 +114,9 @@ Result<std::unique_ptr<TcpServer>> TcpServer::start(const Endpoint& at) {
   }
 }
 
-TcpServer::TcpServer(UniqueFd listener, Endpoint bound)
+TcpServer::TcpServer(UniqueFd listener, Endpoint bound, Credentials with)
     : bound_(std::move(bound)),
+      with_(std::move(with)),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       listener_(std::move(listener)) {
@@ -192,8 +193,15 @@ void TcpServer::turn() {
   if (door) admit();  // after the events: no descriptor is used anew among them
 }
 
+void TcpServer::pause() {
+  paused_until_ = Clock::now() + kPause;
+  epoll_event event{0, {.fd = listener_.get()}};
+  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
+}
+
 void TcpServer::admit() {
   for (int each = 0; each < 64; ++each) {
+    if (!make_room()) return pause();
     sockaddr_storage peer{};
     socklen_t bytes = sizeof peer;
     UniqueFd fd(accept4(listener_.get(), reinterpret_cast<sockaddr*>(&peer), &bytes,
@@ -203,10 +211,7 @@ void TcpServer::admit() {
       log::write_once(log::Level::Warn, "store/files",
                       Status::from_errno(err, "rendezvous: the store cannot admit a rank").text() +
                           "; raise `ulimit -n` of rank 0");
-      paused_until_ = Clock::now() + kPause;
-      epoll_event event{0, {.fd = listener_.get()}};
-      epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
-      return;
+      return pause();
     }
     if (guests_.size() >= kMaxClients) {
       log::write_once(log::Level::Warn, "store/full",
@@ -218,7 +223,8 @@ void TcpServer::admit() {
     setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     const int raw = fd.get();
     Guest& guest = guests_[raw];
-    guest.fd = std::move(fd);
+    guest.stream = transport::ByteStream(std::move(fd));
+    if (!with_.key.empty()) guest.shaking = await_proof();
     guest.source = name_of(peer);
     guest.since = Clock::now();
     ++unproven_;
@@ -278,29 +284,40 @@ void TcpServer::complain(const Guest& guest, const std::string& why) {
 
 // Reads unless a reply is on its way: who takes no answers may ask no more questions.
 bool TcpServer::watch(const Guest& guest, bool added) {
-  epoll_event event{guest.head.empty() ? EPOLLIN : EPOLLOUT, {.fd = guest.fd.get()}};
-  return epoll_ctl(epoll_.get(), added ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, guest.fd.get(), &event) ==
-         0;
+  const int fd = guest.stream.fd();
+  const bool out = !guest.head.empty() || guest.wants_write;
+  epoll_event event{out ? EPOLLOUT : EPOLLIN, {.fd = fd}};
+  return epoll_ctl(epoll_.get(), added ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event) == 0;
 }
 
 TcpServer::Fate TcpServer::on_event(Guest& guest) {
-  if (guest.head.empty()) return receive(guest);
-  if (flush(guest) == Fate::Leaves) return Fate::Leaves;
-  return parse(guest);  // what came before the reply was due
+  if (!guest.head.empty()) {
+    if (flush(guest) == Fate::Leaves) return Fate::Leaves;
+    if (!guest.head.empty()) return Fate::Stays;
+  }
+  if (guest.shaking) return shake(guest);
+  if (guest.securing) return secure(guest);
+  if (parse(guest) == Fate::Leaves) return Fate::Leaves;  // what came before a reply was due
+  return receive(guest);
 }
 
 TcpServer::Fate TcpServer::receive(Guest& guest) {
   char chunk[kChunk];
-  const ssize_t got = recv(guest.fd.get(), chunk, sizeof chunk, 0);
-  if (got < 0) return errno == EAGAIN || errno == EINTR ? Fate::Stays : Fate::Leaves;
-  if (got == 0) return Fate::Leaves;
-  if (held_bytes_ + static_cast<std::size_t>(got) > kMaxHeld) {
-    complain(guest, text("the store holds its limit of ", kMaxHeld, " bytes"));
-    return Fate::Leaves;
+  while (guest.head.empty()) {
+    const iovec room{chunk, sizeof chunk};
+    const ssize_t got = guest.stream.receive(&room, 1);
+    if (got < 0) return errno == EAGAIN || errno == EINTR ? Fate::Stays : Fate::Leaves;
+    if (got == 0) return Fate::Leaves;
+    if (held_bytes_ + static_cast<std::size_t>(got) > kMaxHeld) {
+      complain(guest, text("the store holds its limit of ", kMaxHeld, " bytes"));
+      return Fate::Leaves;
+    }
+    guest.in.append(chunk, static_cast<std::size_t>(got));
+    held_bytes_ += static_cast<std::size_t>(got);
+    if (parse(guest) == Fate::Leaves) return Fate::Leaves;
+    if (!guest.stream.holds()) break;  // the descriptor tells of the rest
   }
-  guest.in.append(chunk, static_cast<std::size_t>(got));
-  held_bytes_ += static_cast<std::size_t>(got);
-  return parse(guest);
+  return Fate::Stays;
 }
 
 // Why no client sends this, or nullptr.
@@ -329,8 +346,7 @@ TcpServer::Fate TcpServer::parse(Guest& guest) {
     const std::uint32_t magic = kStoreMagic;
     const std::size_t have = std::min(guest.in.size(), sizeof magic);
     if (std::memcmp(guest.in.data(), &magic, have) != 0) {
-      complain(guest, "it is no client of this store");
-      return Fate::Leaves;
+      return refuse(guest, guest.in, "it is no client of this store");
     }
     Request request;
     if (guest.in.size() < sizeof request) return Fate::Stays;
@@ -372,7 +388,7 @@ TcpServer::Fate TcpServer::handle(Guest& guest, const Request& request, const st
       if (!lost_.empty()) return reply(guest, Answer::Lost, request.id, text_of(*lost_.begin()));
       guest.waits_for = key;
       guest.wait_id = request.id;
-      waiting_[key].insert(guest.fd.get());
+      waiting_[key].insert(guest.stream.fd());
       return Fate::Stays;
     case Ask::Quit: guest.leaves = true; break;
   }
@@ -408,13 +424,13 @@ TcpServer::Fate TcpServer::reply(Guest& guest, Answer answer, std::uint32_t id, 
 // Sends what goes out now; watches for the rest.
 TcpServer::Fate TcpServer::flush(Guest& guest) {
   const std::size_t head = guest.head.size(), all = head + (guest.body ? guest.body->size() : 0);
-  while (guest.sent < all) {
-    const bool in_head = guest.sent < head;
-    const char* from =
-        in_head ? guest.head.data() + guest.sent : guest.body->data() + guest.sent - head;
-    const std::size_t bytes = in_head ? head - guest.sent : all - guest.sent;
-    const int more = in_head && all > head ? MSG_MORE : 0;
-    const ssize_t sent = send(guest.fd.get(), from, bytes, MSG_NOSIGNAL | MSG_DONTWAIT | more);
+  while (guest.sent < all || guest.stream.unsent()) {
+    const std::size_t in_body = guest.sent < head ? 0 : guest.sent - head;
+    const iovec parts[2] = {
+        {guest.head.data() + std::min(guest.sent, head), head - std::min(guest.sent, head)},
+        {guest.body ? const_cast<char*>(guest.body->data()) + in_body : nullptr,
+         all - head - in_body}};
+    const ssize_t sent = guest.stream.send(parts, 2);
     if (sent > 0) guest.sent += static_cast<std::size_t>(sent);
     if (sent >= 0 || errno == EINTR) continue;
     if (errno != EAGAIN) return Fate::Leaves;
@@ -431,7 +447,7 @@ void TcpServer::stop_waiting(Guest& guest) {
   if (guest.waits_for.empty()) return;
   const auto waiters = waiting_.find(guest.waits_for);
   if (waiters != waiting_.end()) {
-    waiters->second.erase(guest.fd.get());
+    waiters->second.erase(guest.stream.fd());
     if (waiters->second.empty()) waiting_.erase(waiters);
   }
   guest.waits_for.clear();

@@ -18,7 +18,10 @@
 #include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/unique_fd.hpp"
+#include "rendezvous/store.hpp"
 #include "rendezvous/tcp_protocol.hpp"
+#include "transport/byte_stream.hpp"
+#include "wire/handshake.hpp"
 
 namespace hccomm::rendezvous {
 
@@ -28,8 +31,8 @@ namespace hccomm::rendezvous {
 //         client sends, are dropped with one log line per source.
 class TcpServer {
  public:
-  // Port 0 takes a free one; bound() tells which.
-  static Result<std::unique_ptr<TcpServer>> start(const Endpoint& at);
+  // Port 0 takes a free one; bound() tells which. With a key every client must prove it.
+  static Result<std::unique_ptr<TcpServer>> start(const Endpoint& at, const Credentials& with = {});
   ~TcpServer();
 
   const Endpoint& bound() const noexcept { return bound_; }
@@ -40,7 +43,10 @@ class TcpServer {
   using Value = std::shared_ptr<const std::string>;
   // One connection, from either end of which bytes are pending in `in` or `head` and `body`.
   struct Guest {
-    UniqueFd fd;
+    transport::ByteStream stream;
+    std::unique_ptr<wire::Handshake> shaking;  // until it has proved the key
+    bool securing = false;                     // TLS is being agreed
+    bool wants_write = false;                  // it can go on when the socket takes bytes
     std::string source;
     Clock::time_point since;
     bool proven = false;  // has said Hello
@@ -55,17 +61,23 @@ class TcpServer {
   };
   enum class Fate : std::uint8_t { Stays, Leaves };
 
-  TcpServer(UniqueFd listener, Endpoint bound);
+  TcpServer(UniqueFd listener, Endpoint bound, Credentials with);
   void serve() noexcept;
   bool over();  // finish() was called, and nobody is left or the time is up
   void turn();  // waits for events and deals with them
   void admit();
+  bool make_room();  // for one more that has proved nothing yet
+  void pause();      // admits nobody for a moment
   void expel_silent(Clock::time_point limit);
   void drop(int fd);
   void lose(int rank);
   void complain(const Guest& guest, const std::string& why);
 
   Fate on_event(Guest& guest);
+  std::unique_ptr<wire::Handshake> await_proof() const;
+  Fate shake(Guest& guest);
+  Fate refuse(Guest& guest, std::string_view first, const std::string& why);
+  Fate secure(Guest& guest);
   Fate receive(Guest& guest);
   Fate parse(Guest& guest);
   Fate handle(Guest& guest, const Request& request, const std::string& key, std::string value);
@@ -76,6 +88,7 @@ class TcpServer {
   bool watch(const Guest& guest, bool added);
 
   const Endpoint bound_;
+  const Credentials with_;
   UniqueFd epoll_, wake_;
   std::mutex mutex_;  // guards finishing_ and finish_by_
   bool finishing_ = false;

@@ -15,6 +15,9 @@
 #include <thread>
 
 #include "rendezvous/tcp_server.hpp"
+#include "transport/byte_stream.hpp"
+#include "transport/handshake_io.hpp"
+#include "wire/crypto.hpp"
 
 namespace hccomm::rendezvous {
 namespace {
@@ -29,12 +32,13 @@ constexpr std::size_t kChunk = 256 * 1024;
 
 // One connection to the server; on rank 0 also the server.
 //
-// Owns:   the socket and what has come but was not asked for any more.
+// Owns:   the connection and what has come but was not asked for any more.
 // Thread: one.
 // Fails:  Timeout leaves it usable; after any other code it is not.
 class TcpStore final : public Store {
  public:
-  TcpStore(Endpoint at, UniqueFd fd) : at_(std::move(at)), fd_(std::move(fd)) {}
+  TcpStore(Endpoint at, transport::ByteStream stream)
+      : at_(std::move(at)), stream_(std::move(stream)) {}
   ~TcpStore() override { finish(Deadline::after(Seconds(kLingerSeconds))); }
 
   void serve(std::unique_ptr<TcpServer> server) { server_ = std::move(server); }
@@ -62,13 +66,13 @@ class TcpStore final : public Store {
   }
 
   void finish(Deadline deadline) noexcept override {
-    if (fd_) {
+    if (stream_.fd() >= 0) {
       Request quit;
       quit.ask = Ask::Quit;
+      const iovec bytes{&quit, sizeof quit};
       // A connection that takes no 16 bytes now is closed without them: that says the same.
-      [[maybe_unused]] const auto sent =
-          send(fd_.get(), &quit, sizeof quit, MSG_NOSIGNAL | MSG_DONTWAIT);
-      fd_.reset();
+      [[maybe_unused]] const auto sent = stream_.send(&bytes, 1);
+      stream_ = {};
     }
     if (server_) server_->finish(deadline);
     server_.reset();
@@ -83,12 +87,12 @@ class TcpStore final : public Store {
 
   Outcome ask(Ask ask, const std::string& key, const std::string& value, Deadline deadline);
   bool take_reply(std::uint32_t id, Outcome& outcome);
-  Status move_bytes();  // both ways, as far as they go now
-  Status broken(int err) const;
+  Status move_bytes();           // both ways, as far as they go now
+  Status broken(int err) const;  // 0: closed
   Status lost(const std::string& rank) const;
 
   const Endpoint at_;
-  UniqueFd fd_;
+  transport::ByteStream stream_;
   std::unique_ptr<TcpServer> server_;
   std::string out_, in_;
   std::size_t out_sent_ = 0;
@@ -99,7 +103,7 @@ Status TcpStore::broken(int err) const {
   const std::string what = text("store ", describe(at_), ": the connection to rank 0");
   const char* next = "; see the output of rank 0, which serves this store";
   if (err == 0) return {Code::PeerLost, what + " was closed" + next, 0};
-  const Status status = Status::from_errno(err, what);
+  const Status status = stream_.failed(err, what);
   return {status.code(), status.text() + next, 0};
 }
 
@@ -114,9 +118,9 @@ Status TcpStore::lost(const std::string& rank) const {
 
 // Reads while it writes: a server that is sending to us does not read what we send.
 Status TcpStore::move_bytes() {
-  while (out_sent_ < out_.size()) {
-    const ssize_t sent = send(fd_.get(), out_.data() + out_sent_, out_.size() - out_sent_,
-                              MSG_NOSIGNAL | MSG_DONTWAIT);
+  while (out_sent_ < out_.size() || stream_.unsent()) {
+    const iovec rest{out_.data() + out_sent_, out_.size() - out_sent_};
+    const ssize_t sent = stream_.send(&rest, 1);
     if (sent >= 0) {
       out_sent_ += static_cast<std::size_t>(sent);
     } else if (errno == EAGAIN) {
@@ -125,13 +129,14 @@ Status TcpStore::move_bytes() {
       return broken(errno);
     }
   }
-  if (out_sent_ == out_.size()) {
+  if (out_sent_ == out_.size() && !stream_.unsent()) {
     out_.clear();
     out_sent_ = 0;
   }
   const std::size_t had = in_.size();
   in_.resize(had + kChunk);
-  const ssize_t got = recv(fd_.get(), in_.data() + had, kChunk, MSG_DONTWAIT);
+  const iovec room{in_.data() + had, kChunk};
+  const ssize_t got = stream_.receive(&room, 1);
   const int err = errno;
   in_.resize(had + (got > 0 ? static_cast<std::size_t>(got) : 0));
   if (got == 0) return broken(0);
@@ -154,6 +159,11 @@ bool TcpStore::take_reply(std::uint32_t id, Outcome& outcome) {
     }
     const std::size_t all = sizeof reply + reply.value_bytes;
     if (in_.size() < all) return false;
+    if (reply.answer == Answer::Refused) {
+      outcome.status = {Code::Unavailable, text("store ", describe(at_), ": rank 0 refused: ",
+                                                in_.substr(sizeof reply, reply.value_bytes))};
+      return true;
+    }
     if (reply.id == id) {
       outcome.answer = reply.answer;
       outcome.value = in_.substr(sizeof reply, reply.value_bytes);
@@ -167,7 +177,7 @@ bool TcpStore::take_reply(std::uint32_t id, Outcome& outcome) {
 TcpStore::Outcome TcpStore::ask(Ask ask, const std::string& key, const std::string& value,
                                 Deadline deadline) {
   Outcome outcome;
-  if (!fd_) {
+  if (stream_.fd() < 0) {
     outcome.status = broken(0);
     return outcome;
   }
@@ -181,7 +191,7 @@ TcpStore::Outcome TcpStore::ask(Ask ask, const std::string& key, const std::stri
     Status moved = move_bytes();
     if (take_reply(request.id, outcome)) return outcome;
     if (!moved.ok()) {
-      fd_.reset();
+      stream_ = {};
       outcome.status = std::move(moved);
       return outcome;
     }
@@ -191,7 +201,8 @@ TcpStore::Outcome TcpStore::ask(Ask ask, const std::string& key, const std::stri
                              "\" in time; see whether it still runs")};
       return outcome;
     }
-    pollfd entry{fd_.get(), static_cast<short>(out_.empty() ? POLLIN : POLLIN | POLLOUT), 0};
+    if (stream_.holds()) continue;
+    pollfd entry{stream_.fd(), static_cast<short>(out_.empty() ? POLLIN : POLLIN | POLLOUT), 0};
     poll(&entry, 1, deadline.left_ms());
   }
 }
@@ -248,12 +259,37 @@ UniqueFd dial(const Endpoint& at, Deadline deadline, std::string& why) {
   return {};
 }
 
+// The connection, once both ends have proved what the credentials ask for.
+Result<transport::ByteStream> meet_server(UniqueFd fd, const Endpoint& at, const Credentials& with,
+                                          Deadline deadline) {
+  if (with.key.empty()) return transport::ByteStream(std::move(fd));
+  wire::Terms terms{kStoreJob, with.key, wire::random_bytes(16), kStoreUuid, kStoreTransport, {}};
+  terms.encrypts = with.encrypts;
+  terms.kernel_tls = with.encrypts && transport::kernel_tls();
+  auto greeting = transport::greet(fd.get(), terms, deadline, true);
+  if (!greeting) {
+    const Status& why = greeting.status();
+    return Status(why.code(), text("store ", describe(at), ": ", why.text()), 0);
+  }
+  return transport::ByteStream(std::move(fd), std::move(greeting.value().tls));
+}
+
+Status check(const Credentials& with) {
+  if (!with.encrypts) return {};
+  if (with.key.empty()) {
+    return {Code::InvalidArgument, "rendezvous: a store is encrypted under a job key; give one"};
+  }
+  return transport::tls_available();
+}
+
 }  // namespace
 
-Result<std::unique_ptr<Store>> open_tcp_store(const Endpoint& at, int rank, Deadline deadline) {
+Result<std::unique_ptr<Store>> open_tcp_store(const Endpoint& at, int rank, Deadline deadline,
+                                              const Credentials& with) {
+  if (Status status = check(with); !status.ok()) return status;
   std::unique_ptr<TcpServer> server;
   if (rank == 0) {
-    Result<std::unique_ptr<TcpServer>> started = TcpServer::start(at);
+    Result<std::unique_ptr<TcpServer>> started = TcpServer::start(at, with);
     if (!started) return started.status();
     server = std::move(started).take();
   }
@@ -261,9 +297,15 @@ Result<std::unique_ptr<Store>> open_tcp_store(const Endpoint& at, int rank, Dead
   std::string why = "no attempt was made";
   for (auto pause = kFirstPause;; pause = std::min(pause * 2, kLastPause)) {
     if (UniqueFd fd = dial(to, deadline, why)) {
-      auto store = std::make_unique<TcpStore>(at, std::move(fd));
       const double seconds = std::min(kAttemptSeconds, deadline.left().count());
-      const Status status = store->hello(rank, Deadline::after(Seconds(seconds)));
+      const Deadline soon = Deadline::after(Seconds(seconds));
+      auto stream = meet_server(std::move(fd), to, with, soon);
+      Status status = stream.ok() ? Status() : stream.status();
+      std::unique_ptr<TcpStore> store;
+      if (status.ok()) {
+        store = std::make_unique<TcpStore>(at, std::move(stream).value());
+        status = store->hello(rank, soon);
+      }
       if (status.ok()) {
         store->serve(std::move(server));
         return std::unique_ptr<Store>(std::move(store));

@@ -12,6 +12,8 @@
 namespace hccomm::rendezvous {
 
 // Connects, again and again until the deadline while nobody answers. Rank 0 serves first.
-Result<std::unique_ptr<Store>> open_tcp_store(const Endpoint& at, int rank, Deadline deadline);
+// Unavailable: who answers is no such store, or does not hold the same key.
+Result<std::unique_ptr<Store>> open_tcp_store(const Endpoint& at, int rank, Deadline deadline,
+                                              const Credentials& with = {});
 
 }  // namespace hccomm::rendezvous

@@ -87,14 +87,30 @@ Status run_handshake(int fd, wire::Handshake& handshake, Deadline deadline) {
   }
 }
 
-Result<Greeting> greet(int fd, const wire::Terms& terms, Deadline deadline) {
+std::string tls_secret(const wire::Handshake& handshake) { return handshake.secret("tls"); }
+
+Tls::Options tls_options(const wire::Terms& terms, const wire::Handshake& handshake) {
+  Tls::Options options;
+  options.kernel = terms.kernel_tls;
+  if (terms.kernel_tls || handshake.peer_kernel_tls()) options.records_per_key = 0;
+  return options;
+}
+
+Result<Greeting> greet(int fd, const wire::Terms& terms, Deadline deadline, bool through_tls) {
   if (Status status = wire::usable(terms); !status.ok()) return status;
   if (terms.peer_uuid.size() != terms.uuid.size()) {
     return Status(Code::InvalidArgument, "handshake: the peer's card has no valid uuid");
   }
   wire::Handshake handshake(wire::Role::Initiator, terms);
   if (Status status = run_handshake(fd, handshake, deadline); !status.ok()) return status;
-  return Greeting{handshake.verdict(), handshake.peer_extra(), handshake.verdict_text()};
+  Greeting greeting{handshake.verdict(), handshake.peer_extra(), handshake.verdict_text(), nullptr};
+  if (through_tls && terms.encrypts && greeting.verdict == wire::Verdict::Accepted) {
+    auto tls = Tls::open(fd, wire::Role::Initiator, tls_secret(handshake),
+                         tls_options(terms, handshake), deadline);
+    if (!tls) return tls.status();
+    greeting.tls = std::move(tls).value();
+  }
+  return greeting;
 }
 
 }  // namespace hccomm::transport

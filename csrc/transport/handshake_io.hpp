@@ -6,10 +6,12 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
+#include "transport/tls.hpp"
 #include "wire/handshake.hpp"
 
 namespace hccomm::transport {
@@ -24,11 +26,18 @@ Status run_handshake(int fd, wire::Handshake& handshake, Deadline deadline);
 // How the dialing side was received.
 struct Greeting {
   wire::Verdict verdict = wire::Verdict::Refused;
-  std::string extra;  // the acceptor's
-  std::string text;   // why, for a verdict that is not Accepted
+  std::string extra;         // the acceptor's
+  std::string text;          // why, for a verdict that is not Accepted
+  std::unique_ptr<Tls> tls;  // where the terms say that the connection is to be encrypted
 };
 
-// The whole handshake of the dialing side.
-Result<Greeting> greet(int fd, const wire::Terms& terms, Deadline deadline);
+// The whole handshake of the dialing side. `through_tls`: where the terms say that the job is
+// encrypted TLS follows, over which all the rest goes; `fd` must outlive it.
+Result<Greeting> greet(int fd, const wire::Terms& terms, Deadline deadline,
+                       bool through_tls = false);
+
+// What both sides of a proven handshake make their TLS session of.
+std::string tls_secret(const wire::Handshake& handshake);
+Tls::Options tls_options(const wire::Terms& terms, const wire::Handshake& handshake);
 
 }  // namespace hccomm::transport

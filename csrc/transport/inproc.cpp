@@ -229,10 +229,14 @@ class InprocTransport final : public Transport {
 
 Builtin inproc_transport() {
   return {
-      "inproc", "ranks that are threads of one process", 100,
+      "inproc",
+      "ranks that are threads of one process",
+      100,
       [](const Identity& identity, Acceptor& acceptor) -> Result<std::unique_ptr<Transport>> {
         return std::unique_ptr<Transport>(std::make_unique<InprocTransport>(identity, acceptor));
-      }};
+      },
+      nullptr,
+      true};
 }
 
 }  // namespace hccomm::transport

@@ -47,6 +47,12 @@ Status Guest::decide(wire::Verdict verdict, std::string_view why) {
   return run_handshake(fd_.get(), handshake_, deadline_);
 }
 
+Result<std::unique_ptr<Tls>> Guest::encrypt() {
+  if (!terms_.encrypts) return std::unique_ptr<Tls>();
+  return Tls::open(fd_.get(), wire::Role::Acceptor, tls_secret(handshake_),
+                   tls_options(terms_, handshake_), deadline_);
+}
+
 Listener::Listener(UniqueFd socket, wire::Terms terms, Welcome welcome)
     : socket_(std::move(socket)),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),

@@ -15,6 +15,7 @@
 #include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/unique_fd.hpp"
+#include "transport/tls.hpp"
 #include "wire/handshake.hpp"
 
 namespace hccomm::transport {
@@ -37,16 +38,21 @@ class Guest {
   // Sends the verdict; after Accepted both sides may go on talking on fd(). At most once; a guest
   // without a verdict is Refused when the callback returns.
   Status decide(wire::Verdict verdict, std::string_view why = {});
+  // After Accepted, where the terms say that the job is encrypted: TLS, over which all the rest
+  // goes. Nothing where they do not.
+  Result<std::unique_ptr<Tls>> encrypt();
   UniqueFd release() noexcept { return std::move(fd_); }
 
  private:
   friend class Listener;
   // `fd` stays the caller's when this throws.
   Guest(UniqueFd&& fd, wire::Terms terms, Deadline deadline)
-      : handshake_(wire::Role::Acceptor, std::move(terms)),
+      : terms_(terms),
+        handshake_(wire::Role::Acceptor, std::move(terms)),
         deadline_(deadline),
         fd_(std::move(fd)) {}
 
+  const wire::Terms terms_;
   wire::Handshake handshake_;
   Deadline deadline_;
   UniqueFd fd_;

@@ -2,7 +2,6 @@
 #include "transport/stream_link.hpp"
 
 #include <fcntl.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
 
 #include <algorithm>
@@ -23,10 +22,11 @@ static constexpr std::size_t kAlignment = 16;  // of payloads that the inbox get
 // little more, as the rest of a large frame would have to be copied out of the buffer.
 static constexpr std::size_t kTailBytes = 1024;
 
-StreamLink::StreamLink(UniqueFd fd, std::string description)
-    : fd_(std::move(fd)), description_(std::move(description)) {
-  const int flags = fcntl(fd_.get(), F_GETFL);
-  if (flags < 0 || fcntl(fd_.get(), F_SETFL, flags | O_NONBLOCK) < 0) {
+StreamLink::StreamLink(ByteStream stream, std::string description)
+    : stream_(std::move(stream)), description_(std::move(description)) {
+  if (stream_.encrypted()) description_ += ", encrypted";
+  const int flags = fcntl(fd(), F_GETFL);
+  if (flags < 0 || fcntl(fd(), F_SETFL, flags | O_NONBLOCK) < 0) {
     throw Error(Status::from_errno(errno, description_ + ": cannot be made non-blocking"));
   }
 }
@@ -40,21 +40,17 @@ Progress StreamLink::send(Outgoing& frame) noexcept {
   constexpr std::size_t kHead = sizeof frame.header;
   const std::size_t total = kHead + frame.header.length;
   iovec parts[2];
-  msghdr message{};
-  message.msg_iov = parts;
   for (;;) {
+    std::size_t count = 0;
     if (frame.sent < kHead) {
-      parts[message.msg_iovlen++] = {reinterpret_cast<char*>(&frame.header) + frame.sent,
-                                     kHead - frame.sent};
+      parts[count++] = {reinterpret_cast<char*>(&frame.header) + frame.sent, kHead - frame.sent};
     }
     const std::size_t done = frame.sent < kHead ? 0 : frame.sent - kHead;
     if (frame.header.length != 0) {
-      parts[message.msg_iovlen++] = {const_cast<std::byte*>(frame.payload) + done,
-                                     frame.header.length - done};
+      parts[count++] = {const_cast<std::byte*>(frame.payload) + done, frame.header.length - done};
     }
-    const ssize_t taken = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t taken = stream_.send(parts, count);
     const int err = errno;
-    message.msg_iovlen = 0;
     if (taken < 0 && err == EINTR) continue;
     if (taken < 0 && (err == EAGAIN || err == EWOULDBLOCK || err == ENOBUFS)) {
       blocked_ = true;
@@ -62,11 +58,11 @@ Progress StreamLink::send(Outgoing& frame) noexcept {
     }
     if (taken < 0) {
       cut_ = true;
-      if (status_.ok()) status_ = Status::from_errno(err, description_ + ": send");
+      if (status_.ok()) status_ = stream_.failed(err, description_ + ": send");
       return Progress::Broken;
     }
     frame.sent += static_cast<std::size_t>(taken);
-    blocked_ = frame.sent != total;
+    blocked_ = frame.sent != total || stream_.unsent();
     return blocked_ ? Progress::Again : Progress::Done;
   }
 }
@@ -78,8 +74,8 @@ bool StreamLink::pending() noexcept {
 }
 
 bool StreamLink::sleeping(bool asleep) noexcept {
-  // What is still in the socket keeps fd() readable.
-  return !asleep || !(fresh_ || ended_ || cut_);
+  // What is still in the socket keeps fd() readable; what TLS has read off it does not.
+  return !asleep || !(fresh_ || ended_ || cut_ || stream_.holds());
 }
 
 bool StreamLink::poll(Inbox& inbox, std::size_t budget) noexcept {
@@ -108,12 +104,11 @@ bool StreamLink::receive() noexcept {
   const iovec parts[2] = {{large_.direct, large_.left},
                           {buffer_.get() + end_, placed ? std::min(room, kTailBytes) : room}};
   for (;;) {
-    const ssize_t got = placed ? readv(fd_.get(), parts, 2)
-                               : recv(fd_.get(), parts[1].iov_base, room, MSG_DONTWAIT);
+    const ssize_t got = placed ? stream_.receive(parts, 2) : stream_.receive(parts + 1, 1);
     if (const int err = errno; got < 0) {
       if (err == EINTR) continue;
       if (err == EAGAIN || err == EWOULDBLOCK) return false;
-      return end(Status::from_errno(err, description_ + ": receive"));
+      return end(stream_.failed(err, description_ + ": receive"));
     }
     if (got == 0) return end({Code::PeerLost, description_ + ": the peer closed the connection"});
     received_ = static_cast<std::size_t>(got);
@@ -123,7 +118,7 @@ bool StreamLink::receive() noexcept {
   if (placed) large_.direct += in_place;
   large_.left -= in_place;
   end_ += received_ - in_place;
-  drained_ = received_ < (placed ? parts[0].iov_len + parts[1].iov_len : room);
+  drained_ = received_ < (placed ? parts[0].iov_len + parts[1].iov_len : room) && !stream_.holds();
   return true;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A Link over any connected byte stream: TCP between hosts, a Unix socket inside one. Small frames
+// A Link over any connected byte stream: TCP between hosts, in clear or inside TLS, and a Unix
+// socket inside one. Small frames
 // are parsed where the kernel put them; the payload of large ones is received straight into its
 // destination, or in pieces that stay in the processor's cache.
 #pragma once
@@ -10,18 +11,21 @@
 #include <string>
 
 #include "base/unique_fd.hpp"
+#include "transport/byte_stream.hpp"
 #include "transport/transport.hpp"
 
 namespace hccomm::transport {
 
-// Owns:   the descriptor, and a receive buffer once something is to be received.
+// Owns:   the stream, and a receive buffer once something is to be received.
 // Thread: as Link.
 // Fails:  PeerLost when the peer closes or the connection breaks, Integrity when what arrives is
 //         no frame. What had arrived whole before is handed over first.
 class StreamLink final : public Link {
  public:
   // `description` goes into every error: "tcp to 10.0.0.2 port 4000".
-  StreamLink(UniqueFd fd, std::string description);
+  StreamLink(UniqueFd fd, std::string description)
+      : StreamLink(ByteStream(std::move(fd)), std::move(description)) {}
+  StreamLink(ByteStream stream, std::string description);
 
   Progress send(Outgoing& frame) noexcept override;
   bool poll(Inbox& inbox, std::size_t budget) noexcept override;
@@ -30,7 +34,7 @@ class StreamLink final : public Link {
   void discard() noexcept override;
 
   bool sleeping(bool asleep) noexcept override;
-  int fd() const noexcept override { return fd_.get(); }
+  int fd() const noexcept override { return stream_.fd(); }
   bool wants_write() const noexcept override { return blocked_; }
 
   std::size_t eager_bytes() const noexcept override;
@@ -56,7 +60,7 @@ class StreamLink final : public Link {
   bool next_part(Inbox& inbox) noexcept;
   void compact() noexcept;
 
-  UniqueFd fd_;
+  ByteStream stream_;
   std::string description_;
   Status status_;         // the first failure
   bool blocked_ = false;  // the last send was not taken whole

@@ -105,9 +105,10 @@ struct Card {
 
 // Who connects, and with what secret. The same on all ranks of a job, except self and peer.
 struct Identity {
-  std::string job;   // 16 bytes: rejects strays of other jobs
-  std::string key;   // 32 bytes, or empty: no authentication
-  std::string uuid;  // of this process
+  std::string job;        // 16 bytes: rejects strays of other jobs
+  std::string key;        // 32 bytes, or empty: no authentication
+  std::string uuid;       // of this process
+  bool encrypts = false;  // HCCOMM_ENCRYPT: nothing leaves this host in clear
 };
 
 // What a listener hands over once a stranger has proved to be a peer.
@@ -165,6 +166,9 @@ struct Builtin {
   Result<std::unique_ptr<Transport>> (*open)(const Identity&, Acceptor&);
   // What there is to choose from, for transports that choose; nullptr for the others.
   Result<std::vector<Finding>> (*survey)() = nullptr;
+  // With Identity::encrypts nobody else can read what it carries: it is encrypted, or it never
+  // leaves this host and this user. Others are not opened then.
+  bool keeps_secret = false;
 };
 
 }  // namespace hccomm::transport

@@ -15,7 +15,8 @@
 namespace hccomm::wire {
 
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
-inline constexpr std::uint16_t kVersionMinor = 1;  // 1.1: frames may be sealed
+// 1.1: frames may be sealed; 1.2: connections may be encrypted
+inline constexpr std::uint16_t kVersionMinor = 2;
 
 enum class Type : std::uint8_t {
   Data = 1,     // a message of a collective: whole (eager), or a part of an opened one

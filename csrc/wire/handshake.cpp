@@ -22,6 +22,8 @@ constexpr std::size_t kMaxText = 200;
 enum class Kind : std::uint8_t { Call = 1, Answer = 2, Refusal = 3 };
 // How the proofs are made. Without keys both sides use the lesser of their modes.
 enum class Mode : std::uint8_t { Compare = 1, JobId = 2, Key = 3 };
+// Bits of Hello::capabilities.
+constexpr std::uint32_t kEncrypts = 1, kKernelTls = 2;
 
 // What every version of hccomm sends first, for ever; `bytes` is the rest of the message.
 struct Opening {
@@ -38,7 +40,7 @@ static_assert(sizeof(Opening) == 16);
 struct Hello {
   Mode mode;
   std::uint8_t reserved[3];
-  std::uint32_t capabilities;  // bits of later minor versions; unknown ones are ignored
+  std::uint32_t capabilities;  // unknown ones are ignored
   char transport[8];           // padded with zeros
   char uuid[kUuidBytes];
   char peer_uuid[kUuidBytes];
@@ -89,6 +91,22 @@ Mode mode_of(const Terms& terms) {
 
 }  // namespace
 
+std::string refusal(std::string_view why) {
+  why = why.substr(0, kMaxText);
+  Opening opening{};
+  std::memcpy(opening.magic, kMagic, sizeof kMagic);
+  opening.major = kVersionMajor;
+  opening.minor = kVersionMinor;
+  opening.kind = Kind::Refusal;
+  opening.bytes = static_cast<std::uint16_t>(why.size());
+  return bytes_of(opening) + std::string(why);
+}
+
+bool begins_handshake(std::string_view bytes) noexcept {
+  const std::size_t have = std::min<std::size_t>(bytes.size(), 4);
+  return std::memcmp(bytes.data(), kMagic, have) == 0;
+}
+
 Status usable(const Terms& terms) {
   const auto wrong = [](const char* what, std::size_t bytes) {
     return Status(Code::InvalidArgument, text("handshake: ", what, " of ", bytes, " bytes"));
@@ -99,6 +117,10 @@ Status usable(const Terms& terms) {
   if (terms.extra.size() > kMaxExtra) return wrong("extra data", terms.extra.size());
   if (terms.transport.empty() || terms.transport.size() > sizeof(Hello::transport)) {
     return wrong("a transport name", terms.transport.size());
+  }
+  if (terms.encrypts && terms.key.empty()) {
+    return {Code::InvalidArgument,
+            "handshake: HCCOMM_ENCRYPT=1 needs a job key; set HCCOMM_KEY_FILE on all ranks"};
   }
   return terms.key.empty() ? Status() : crypto_available();
 }
@@ -126,6 +148,7 @@ struct Handshake::State {
   std::size_t need = sizeof(Opening);
   std::string mine, theirs;  // both Hello messages, with their Openings: the transcript
   bool proven = false;
+  bool peer_kernel_tls = false;
   Verdict verdict = Verdict::Refused;
   std::string peer_uuid, peer_extra, verdict_text;
 
@@ -141,6 +164,7 @@ struct Handshake::State {
 
   void say_hello();
   std::string proof(Role by) const;
+  std::string transcript() const;
   void refuse(std::string_view why);
   Status check_opening_so_far() const;
   Status take();  // the part is whole
@@ -160,6 +184,7 @@ void Handshake::State::say_hello() {
   opening.bytes = static_cast<std::uint16_t>(sizeof(Hello) + terms.extra.size());
   Hello hello{};
   hello.mode = mode;
+  hello.capabilities = (terms.encrypts ? kEncrypts : 0) | (terms.kernel_tls ? kKernelTls : 0);
   std::memcpy(hello.transport, terms.transport.data(), terms.transport.size());
   std::memcpy(hello.uuid, terms.uuid.data(), kUuidBytes);
   std::memcpy(hello.peer_uuid, peer_uuid.data(), kUuidBytes);
@@ -170,21 +195,17 @@ void Handshake::State::say_hello() {
 
 std::string Handshake::State::proof(Role by) const {
   if (mode == Mode::Compare) return terms.job + std::string(kDigestBytes - kJobBytes, '\0');
-  const bool mine_first = role == Role::Initiator;
-  return hmac_sha256(role_key(terms, by), terms.job + (mine_first ? mine + theirs : theirs + mine));
+  return hmac_sha256(role_key(terms, by), terms.job + transcript());
+}
+
+std::string Handshake::State::transcript() const {
+  return role == Role::Initiator ? mine + theirs : theirs + mine;
 }
 
 // What the acceptor sends in place of an Answer, so that the dialing side can say why.
 void Handshake::State::refuse(std::string_view why) {
   if (role != Role::Acceptor) return;
-  why = why.substr(0, kMaxText);
-  Opening opening{};
-  std::memcpy(opening.magic, kMagic, sizeof kMagic);
-  opening.major = kVersionMajor;
-  opening.minor = kVersionMinor;
-  opening.kind = Kind::Refusal;
-  opening.bytes = static_cast<std::uint16_t>(why.size());
-  out = bytes_of(opening) + std::string(why);
+  out = refusal(why);
 }
 
 // Strangers are known by their first bytes: no need to wait for sixteen of them.
@@ -238,6 +259,9 @@ std::string Handshake::State::objection(const Hello& hello) const {
         "one side has a job key and the other has none; give all ranks the same "
         "HCCOMM_KEY_FILE or HCCOMM_KEY, or none");
   }
+  if (terms.encrypts != ((hello.capabilities & kEncrypts) != 0)) {
+    return "one side has HCCOMM_ENCRYPT=1 and the other has not; set it alike on all ranks";
+  }
   if (target != terms.uuid) return "the dialing side looks for another process at this address";
   if (uuid == terms.uuid) return "a process does not connect to itself";
   if (role == Role::Initiator && uuid != peer_uuid)
@@ -254,6 +278,7 @@ Status Handshake::State::take_hello() {
   theirs += in;
   peer_uuid.assign(hello.uuid, kUuidBytes);
   peer_extra = in.substr(sizeof hello);
+  peer_kernel_tls = (hello.capabilities & kKernelTls) != 0;
   mode = std::min(mode, hello.mode);
   if (role == Role::Acceptor) {
     say_hello();
@@ -369,6 +394,14 @@ void Handshake::decide(Verdict verdict, std::string_view why) {
   state.expect(Stage::Done, 0);
 }
 
+std::string Handshake::secret(std::string_view purpose) const {
+  const State& state = *state_;
+  HCCOMM_CHECK(state.proven && !state.terms.key.empty(), "a secret comes of a proven key");
+  return hkdf_sha256(state.terms.key, state.terms.job,
+                     "hccomm/1 " + std::string(purpose) + state.transcript(), kDigestBytes);
+}
+
+bool Handshake::peer_kernel_tls() const noexcept { return state_->peer_kernel_tls; }
 bool Handshake::proven() const noexcept { return state_->proven; }
 bool Handshake::done() const noexcept {
   return state_->stage == Stage::Done && state_->out.empty();

@@ -39,6 +39,10 @@ struct Terms {
   std::string peer_uuid;  // 16 bytes, whom I dial
   std::string transport;  // "tcp", at most 8 bytes
   std::string extra;      // the transport's own, authenticated with the rest; <= kMaxExtra
+  // HCCOMM_ENCRYPT: nothing is to cross between hosts in clear. Both sides must say so; needs a
+  // key. What is done about it is the transport's.
+  bool encrypts = false;
+  bool kernel_tls = false;  // this side's kernel may do the encryption
 };
 
 enum class Verdict : std::uint8_t { Accepted = 1, Duplicate = 2, Refused = 3 };
@@ -68,6 +72,10 @@ class Handshake {
   // Acceptor only: the peer is proven; say whether it may stay. Then send output() once more.
   void decide(Verdict verdict, std::string_view why = {});
 
+  // 32 bytes that only the two ends of this very handshake can know. Requires: proven(), a key.
+  std::string secret(std::string_view purpose) const;
+  bool peer_kernel_tls() const noexcept;
+
   bool proven() const noexcept;      // the peer has shown the key (acceptor: now decide())
   bool done() const noexcept;        // nothing more to send or to receive
   Verdict verdict() const noexcept;  // once done
@@ -79,5 +87,9 @@ class Handshake {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// What an acceptor that holds no handshake at all answers to one that was begun, and how it knows.
+std::string refusal(std::string_view why);
+bool begins_handshake(std::string_view bytes) noexcept;  // its first 4 bytes, or fewer
 
 }  // namespace hccomm::wire

@@ -99,6 +99,9 @@ Result<std::string> load_job_key() {
                     "`head -c 32 /dev/urandom | base64`");
     }
     remembered = std::move(key);
+    // The bytes themselves too: /proc/PID/environ shows what the process was started with.
+    char* const shown = std::getenv("HCCOMM_KEY");
+    explicit_bzero(shown, std::strlen(shown));
     unsetenv("HCCOMM_KEY");
   }
   return remembered;

@@ -136,7 +136,7 @@ class ShmTransport final : public Transport {
   }
 
   wire::Terms terms_for(const std::string& peer_uuid) const {
-    return {identity_.job, identity_.key, identity_.uuid, peer_uuid, "shm", {}};
+    return {identity_.job, identity_.key, identity_.uuid, peer_uuid, "shm", {}, identity_.encrypts};
   }
 
   // Runs in a thread of the listener.
@@ -196,7 +196,7 @@ Result<std::unique_ptr<Transport>> open_shm(const Identity& identity, Acceptor& 
 }  // namespace
 
 Builtin shm_transport() {
-  return {"shm", "processes of one machine, through shared memory", 90, open_shm};
+  return {"shm", "processes of one machine, through shared memory", 90, open_shm, nullptr, true};
 }
 
 }  // namespace hccomm::transport

@@ -19,8 +19,15 @@ static constexpr int kBacklog = 1024;
 static constexpr Seconds kGreetSeconds{4.0};  // the listener gives a connection two
 static constexpr std::chrono::milliseconds kFirstPause{10}, kLongestPause{100};
 
+static wire::Terms terms_of(const Identity& identity, std::string transport) {
+  wire::Terms terms{identity.job, identity.key, identity.uuid, {}, std::move(transport), {}};
+  terms.encrypts = identity.encrypts;
+  terms.kernel_tls = identity.encrypts && kernel_tls();
+  return terms;
+}
+
 Port::Port(const Identity& identity, std::string transport, Listener::Welcome welcome)
-    : terms_{identity.job, identity.key, identity.uuid, {}, std::move(transport), {}},
+    : terms_(terms_of(identity, std::move(transport))),
       welcome_(std::move(welcome)),
       stop_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (const int err = errno; !stop_) {
@@ -36,6 +43,9 @@ Result<std::vector<Interface>> chosen_interfaces() {
 
 Status Port::open() {
   if (Status status = wire::usable(terms_); !status.ok()) return status;
+  if (terms_.encrypts) {
+    if (Status status = tls_available(); !status.ok()) return status;
+  }
   auto chosen = chosen_interfaces();
   if (!chosen) return chosen.status();
   Status last;
@@ -105,7 +115,7 @@ Result<Met> Port::connect_once(std::span<const Place> places, const wire::Terms&
   const std::string description = describe(fd.get());
   if (!watch(fd.get())) return Status(Code::Unavailable, terms.transport + ": closed");
   const Deadline soon(std::min(deadline.at(), Deadline::after(kGreetSeconds).at()));
-  auto greeting = greet(fd.get(), terms, soon);
+  auto greeting = greet(fd.get(), terms, soon, true);
   unwatch(fd.get());
   if (!greeting) {
     const Status& why = greeting.status();
@@ -118,7 +128,7 @@ Result<Met> Port::connect_once(std::span<const Place> places, const wire::Terms&
     case wire::Verdict::Duplicate: return Status(Code::Aborted, why);
     case wire::Verdict::Refused: return Status(Code::Unavailable, why);
   }
-  return Met{std::move(fd), description};
+  return Met{std::move(fd), description, std::move(greeting.value().tls)};
 }
 
 // False when there is no point in going on.

@@ -26,7 +26,8 @@ Result<std::vector<Interface>> chosen_interfaces();
 // A connection over which both sides have proved to be peers, and the acceptor has agreed.
 struct Met {
   UniqueFd fd;
-  std::string description;  // "tcp to 10.0.0.2 port 4000 from 10.0.0.1"
+  std::string description;   // "tcp to 10.0.0.2 port 4000 from 10.0.0.1"
+  std::unique_ptr<Tls> tls;  // over fd, where the job is encrypted
 };
 
 // Owns:   the listening sockets and their handshakes' threads.

@@ -38,8 +38,9 @@ class TcpTransport final : public Transport {
   Result<std::unique_ptr<Link>> connect(const Card& peer, Deadline deadline) override {
     auto met = port_.connect(address_of(peer), peer.uuid, deadline);
     if (!met) return met.status();
-    return std::unique_ptr<Link>(
-        std::make_unique<StreamLink>(std::move(met.value().fd), met.value().description));
+    Met found = std::move(met).value();
+    return std::unique_ptr<Link>(std::make_unique<StreamLink>(
+        ByteStream(std::move(found.fd), std::move(found.tls)), found.description));
   }
   void stop() noexcept override { port_.stop(); }
 
@@ -60,7 +61,8 @@ void TcpTransport::welcome(Guest& guest) {
     if (guest.decide(wire::Verdict::Accepted).ok()) {
       configure(guest.fd());
       const std::string description = describe(guest.fd());
-      link = std::make_unique<StreamLink>(guest.release(), description);
+      auto tls = guest.encrypt().take();
+      link = std::make_unique<StreamLink>(ByteStream(guest.release(), std::move(tls)), description);
     }
   } catch (const std::exception& problem) {
     HCCOMM_LOG(Warn, "tcp: a peer's connection is dropped: ", problem.what());
@@ -81,6 +83,8 @@ Result<std::unique_ptr<Transport>> open(const Identity& identity, Acceptor& acce
 }  // namespace
 }  // namespace tcp
 
-Builtin tcp_transport() { return {"tcp", "sockets; reaches every host", 10, tcp::open}; }
+Builtin tcp_transport() {
+  return {"tcp", "sockets; reaches every host", 10, tcp::open, nullptr, true};
+}
 
 }  // namespace hccomm::transport

@@ -28,12 +28,18 @@ using test::matches;
 using test::payload_of;
 using test::poll_until;
 
-class EachTransport : public testing::TestWithParam<const Builtin*> {
+// A transport, and whether HCCOMM_ENCRYPT is set: those that keep secrets must work alike.
+struct Way {
+  const Builtin* builtin;
+  bool encrypts;
+};
+
+class EachTransport : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
     job_ = wire::random_bytes(16);
-    dialer_ = std::make_unique<Member>(builtin(), job_, key_);
-    server_ = std::make_unique<Member>(builtin(), job_, key_);
+    dialer_ = member(job_, key_);
+    server_ = member(job_, key_);
     for (const auto& each : {dialer_.get(), server_.get()}) {
       if (!each->why_not().empty()) GTEST_SKIP() << builtin().name << ": " << each->why_not();
     }
@@ -41,7 +47,11 @@ class EachTransport : public testing::TestWithParam<const Builtin*> {
     if (why.ends_with("two endpoints of one process"))
       GTEST_SKIP() << builtin().name << ": " << why;
   }
-  const Builtin& builtin() const { return *GetParam(); }
+  const Builtin& builtin() const { return *GetParam().builtin; }
+  std::unique_ptr<Member> member(const std::string& job, const std::string& key) const {
+    return std::make_unique<Member>(builtin(), job, key, wire::random_bytes(16),
+                                    GetParam().encrypts);
+  }
 
   // A connected pair of links: `dialed_` and `taken_`.
   void connect() {
@@ -227,10 +237,10 @@ TEST_P(EachTransport, ADuplicateIsAborted) {
 }
 
 TEST_P(EachTransport, AnotherJobOrKeyStaysOutside) {
-  Member stray(builtin(), wire::random_bytes(16), key_),
-      thief(builtin(), job_, std::string(32, 'x'));
+  const auto stray = member(wire::random_bytes(16), key_),
+             thief = member(job_, std::string(32, 'x'));
 
-  for (Member* each : {&stray, &thief}) {
+  for (Member* each : {stray.get(), thief.get()}) {
     auto link = each->transport().connect(server_->card(), Deadline::after(Seconds(5)));
     ASSERT_FALSE(link.ok());
     EXPECT_NE(link.status().code(), Code::Aborted);
@@ -238,6 +248,22 @@ TEST_P(EachTransport, AnotherJobOrKeyStaysOutside) {
 
   EXPECT_EQ(server_->waiting(), 0u);
   ASSERT_NO_FATAL_FAILURE(connect());
+}
+
+TEST_P(EachTransport, OneSideThatEncryptsAndOneThatDoesNotIsARefusalThatSaysSo) {
+  if (!builtin().keeps_secret || builtin().preference >= 100) {
+    GTEST_SKIP() << builtin().name << " is not used with HCCOMM_ENCRYPT, or never leaves a process";
+  }
+  Member other(builtin(), job_, key_, wire::random_bytes(16), !GetParam().encrypts);
+
+  auto outwards = dialer_->transport().connect(other.card(), Deadline::after(Seconds(5)));
+  auto inwards = other.transport().connect(dialer_->card(), Deadline::after(Seconds(5)));
+
+  for (const auto* each : {&outwards, &inwards}) {
+    ASSERT_FALSE(each->ok());
+    EXPECT_NE(each->status().text().find("HCCOMM_ENCRYPT"), std::string::npos)
+        << each->status().text();
+  }
 }
 
 TEST_P(EachTransport, AnotherProcessAtTheAddressIsNotTakenForThePeer) {
@@ -438,9 +464,22 @@ std::vector<const Builtin*> all() {
   return out;
 }
 
+std::vector<Way> ways() {
+  std::vector<Way> out;
+  for (const Builtin& each : transports()) {
+    out.push_back({&each, false});
+    if (each.keeps_secret && each.preference < 100) out.push_back({&each, true});
+  }
+  return out;
+}
+
+std::string way_of(const testing::TestParamInfo<Way>& each) {
+  return std::string(each.param.builtin->name) + (each.param.encrypts ? "_encrypted" : "");
+}
+
 std::string name_of(const testing::TestParamInfo<const Builtin*>& each) { return each.param->name; }
 
-INSTANTIATE_TEST_SUITE_P(Builtins, EachTransport, testing::ValuesIn(all()), name_of);
+INSTANTIATE_TEST_SUITE_P(Builtins, EachTransport, testing::ValuesIn(ways()), way_of);
 INSTANTIATE_TEST_SUITE_P(Builtins, EachTransportAcrossProcesses, testing::ValuesIn(all()), name_of);
 
 }  // namespace

@@ -25,13 +25,13 @@ inline Deadline soon() { return Deadline::after(test::kPatience); }
 class Member final : public Acceptor {
  public:
   Member(const Builtin& builtin, const std::string& job, const std::string& key,
-         const std::string& uuid = wire::random_bytes(16))
+         const std::string& uuid = wire::random_bytes(16), bool encrypts = false)
       : name_(builtin.name) {
     card_.uuid = uuid;
     card_.host = host_id();
     card_.machine = machine_id();
     card_.pid = getpid();
-    auto opened = builtin.open({job, key, uuid}, *this);
+    auto opened = builtin.open({job, key, uuid, encrypts}, *this);
     if (!opened.ok()) {
       why_not_ = opened.status().text();
       return;

@@ -148,4 +148,21 @@ inline std::vector<Make> all_places() {
   };
 }
 
+// Connects, sends `bytes`, and returns whether the server closed.
+inline bool is_dropped_after(const rendezvous::Endpoint& at, const std::string& bytes) {
+  const UniqueFd fd = dial(at.port);
+  EXPECT_EQ(send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL),
+            static_cast<ssize_t>(bytes.size()));
+  char answer[64];
+  for (;;) {  // SO_RCVTIMEO bounds it
+    const ssize_t got = recv(fd.get(), answer, sizeof answer, 0);
+    if (got > 0) continue;
+    return got == 0 || errno == ECONNRESET;
+  }
+}
+
+inline std::string bytes_of(const rendezvous::Request& request) {
+  return {reinterpret_cast<const char*>(&request), sizeof request};
+}
+
 }  // namespace hccomm::test

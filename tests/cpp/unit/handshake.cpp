@@ -256,7 +256,7 @@ TEST(Handshake, AnotherMajorVersionIsNamedOnBothSides) {
   const Status server = pair.acceptor.feed(hello, used);
   const Status dialer = Pair::pass(pair.acceptor, pair.initiator);
 
-  EXPECT_NE(server.text().find("wire version 9.1"), std::string::npos) << server.text();
+  EXPECT_NE(server.text().find("wire version 9.2"), std::string::npos) << server.text();
   EXPECT_NE(dialer.text().find("does not talk to version 9"), std::string::npos) << dialer.text();
 }
 
@@ -310,6 +310,50 @@ std::string unhex(std::string_view digits) {
     out.push_back(static_cast<char>(std::stoi(std::string(digits.substr(i, 2)), nullptr, 16)));
   }
   return out;
+}
+
+TEST(Handshake, BothEndsDeriveOneSecretAndNoOtherConnectionThat) {
+  Pair one(dialer_terms(kKey), server_terms(kKey)), two(dialer_terms(kKey), server_terms(kKey));
+  ASSERT_EQ(one.prove(), Status());
+  ASSERT_EQ(two.prove(), Status());
+
+  EXPECT_EQ(one.initiator.secret("tls"), one.acceptor.secret("tls"));
+  EXPECT_EQ(one.initiator.secret("tls").size(), 32u);
+  EXPECT_NE(one.initiator.secret("tls"), two.initiator.secret("tls"));
+  EXPECT_NE(one.initiator.secret("tls"), one.initiator.secret("other"));
+}
+
+TEST(Handshake, EncryptionMustBeWantedByBoth) {
+  for (const bool server_wants : {false, true}) {
+    Terms dialer = dialer_terms(kKey), server = server_terms(kKey);
+    dialer.encrypts = !server_wants;
+    server.encrypts = server_wants;
+    Pair pair(dialer, server);
+
+    const Status refused = Pair::pass(pair.initiator, pair.acceptor);
+    const Status told = Pair::pass(pair.acceptor, pair.initiator);
+
+    EXPECT_NE(refused.text().find("HCCOMM_ENCRYPT"), std::string::npos) << refused.text();
+    EXPECT_NE(told.text().find("HCCOMM_ENCRYPT"), std::string::npos) << told.text();
+  }
+}
+
+TEST(Handshake, EncryptionWithoutAKeyIsNamed) {
+  Terms terms = server_terms();
+  terms.encrypts = true;
+
+  EXPECT_NE(usable(terms).text().find("needs a job key"), std::string::npos);
+}
+
+TEST(Handshake, ARefusalWithoutAHandshakeIsUnderstood) {
+  Handshake dialer(Role::Initiator, dialer_terms(kKey));
+  EXPECT_TRUE(begins_handshake(dialer.output()));
+  EXPECT_FALSE(begins_handshake("hcst"));
+  std::size_t used = 0;
+
+  const Status status = dialer.feed(refusal("not today"), used);
+
+  EXPECT_NE(status.text().find("the peer refused: not today"), std::string::npos) << status.text();
 }
 
 TEST(Crypto, HkdfGivesTheFirstVectorOfRfc5869) {

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "support/link_pair.hpp"
+#include "support/tls_pair.hpp"
 
 namespace hccomm::transport {
 namespace {
@@ -175,12 +176,12 @@ TEST(StreamLink, SleepingReportsWhatPendingHasReceived) {
   EXPECT_TRUE(pair.link->sleeping(true));
 }
 
-// 1 GiB through one buffer's worth of memory on either side; the receiver checks each piece.
-class LongStream : public testing::TestWithParam<bool> {};
+// 256 MiB through one buffer's worth of memory on either side; the receiver checks each piece.
+class LongStream : public testing::TestWithParam<std::tuple<bool, bool>> {};
 
 TEST_P(LongStream, ArrivesInOrderAndWhole) {
   constexpr std::size_t kFrame = (512 << 10) + 48;  // crosses every page boundary
-  constexpr std::uint32_t kFrames = 2048;
+  constexpr std::uint32_t kFrames = 512;
   struct Checker final : Inbox {
     explicit Checker(bool direct_) : direct(direct_), landing(kFrame) {}
     void deliver(const wire::Header& header, const std::byte* payload) override {
@@ -208,19 +209,30 @@ TEST_P(LongStream, ArrivesInOrderAndWhole) {
     std::uint32_t index = 0, frames = 0;
     std::size_t offset = 0;
     bool right = true;
-  } checker(GetParam());
+  } checker(std::get<0>(GetParam()));
   HalfPair pair;
-  StreamLink sender(std::move(pair.other), "the sender");
+  const bool encrypted = std::get<1>(GetParam());
+  const std::uint32_t frames = encrypted ? kFrames / 4 : kFrames;
+  std::unique_ptr<StreamLink> sending;
+  if (encrypted) {
+    ASSERT_TRUE(tls_available().ok()) << tls_available().text();
+    test::TlsPair tls;
+    pair.link = std::move(tls.left);
+    sending = std::move(tls.right);
+  } else {
+    sending = std::make_unique<StreamLink>(std::move(pair.other), "the sender");
+  }
+  StreamLink& sender = *sending;
 
   bool sent = true;
   std::thread thread([&] {
     Collector unused;
     const auto payload = payload_of(1, kFrame);
-    for (std::uint32_t i = 0; i < kFrames && sent; ++i) {
+    for (std::uint32_t i = 0; i < frames && sent; ++i) {
       sent = test::send_all(sender, unused, header_of(i, kFrame), payload.data());
     }
   });
-  const bool all = poll_until(*pair.link, checker, [&] { return checker.frames == kFrames; });
+  const bool all = poll_until(*pair.link, checker, [&] { return checker.frames == frames; });
   if (!all) shutdown(pair.link->fd(), SHUT_RDWR);
   thread.join();
 
@@ -228,8 +240,11 @@ TEST_P(LongStream, ArrivesInOrderAndWhole) {
   EXPECT_TRUE(checker.right);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, LongStream, testing::Bool(),
-                         [](const auto& each) { return each.param ? "Direct" : "Pieces"; });
+INSTANTIATE_TEST_SUITE_P(Ways, LongStream, testing::Combine(testing::Bool(), testing::Bool()),
+                         [](const auto& each) {
+                           return std::string(std::get<0>(each.param) ? "Direct" : "Pieces") +
+                                  (std::get<1>(each.param) ? "Encrypted" : "");
+                         });
 
 }  // namespace
 }  // namespace hccomm::transport
