@@ -56,7 +56,7 @@ def trials(
                 what["delay"] *= 0.1  # it takes milliseconds
             yield _trial(pools[what["transport"]], number, what, late)
         for transport, pool in pools.items():
-            yield _held(pool, count, transport)
+            yield held(pool, count, transport)
     finally:
         for each in pools.values():
             each.close()
@@ -89,12 +89,12 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
     return trial
 
 
-def _held(pool: Pool, number: int, transport: str) -> Trial:
+def held(pool: Pool, number: int, transport: str) -> Trial:
     """Compare what the oldest rank holds with what a new one does, after a job of these two.
 
     What is held for the dead is released at the next look, half a second later: no sooner.
     """
-    trial = Trial("kill", f"kill, held after all {transport}", number, {"transport": transport})
+    trial = Trial("held", f"held after all {transport}", number, {"transport": transport})
     pool.take(1)
     for process in pool.ranks[1:]:
         pool.drop(process)

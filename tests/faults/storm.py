@@ -22,6 +22,7 @@ import kills
 import leaks
 import mismatches
 import shrinks
+import soaks
 import stops
 import strays
 from report import Report, Trial
@@ -76,6 +77,10 @@ def _shrink(options: argparse.Namespace) -> Iterator[Trial]:
     )
 
 
+def _soak(options: argparse.Namespace) -> Iterator[Trial]:
+    return soaks.trials(options.count, options.seed, transports=_names(options))
+
+
 def _names(options: argparse.Namespace) -> list[str]:
     return str(options.transports).split(",")
 
@@ -113,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--at-work", action="store_true", help="kill none while they meet")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
+    one = add("soak", _soak, 1800, "stops, deaths and shrinking without end")
+    one.description = "Here --count is seconds."
     return parser
 
 

@@ -21,6 +21,7 @@ import forks
 import kills
 import mismatches
 import shrinks
+import soaks
 import stops
 import strays
 from pool import Nursery
@@ -139,6 +140,13 @@ def test_children_do_not_hide_a_death_nor_use_a_communicator() -> None:
 def test_survivors_go_on_without_the_dead_and_new_ranks_join() -> None:
     """One or two ranks die, the rest shrink and sum right; the next job fills up with others."""
     assert_calm(shrinks.trials(6, 8, ranks=(3, 4, 5), late=LATE))
+
+
+def test_ranks_go_on_through_stops_and_deaths() -> None:
+    """The soak in short: one job by each transport, killed down to half its ranks."""
+    report = assert_calm(soaks.trials(0.1, 9, ranks=6))
+
+    assert sum(each.what.get("deaths", 0) for each in report.trials) == 4
 
 
 def test_nothing_is_left_behind() -> None:

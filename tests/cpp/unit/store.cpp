@@ -4,7 +4,6 @@
 #include "rendezvous/store.hpp"
 
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -138,58 +137,6 @@ TEST_P(EveryStore, ServesManyRanksAtOnce) {
   for (std::thread& rank : ranks) rank.join();
 
   EXPECT_EQ(right, kRanks - 1);
-}
-
-// A process that opens the store as `rank` and is killed with it open.
-pid_t die_in_store(Place& place, int rank) {
-  int ready[2];
-  EXPECT_EQ(pipe(ready), 0);
-  const pid_t child = fork();
-  if (child == 0) {
-    const auto store = place.open(rank);
-    [[maybe_unused]] const auto told = write(ready[1], "x", 1);
-    for (;;) pause();
-  }
-  char byte = 0;
-  EXPECT_EQ(read(ready[0], &byte, 1), 1);
-  close(ready[0]);
-  close(ready[1]);
-  kill(child, SIGKILL);
-  return child;
-}
-
-TEST_P(EveryStore, NamesTheRankThatDiedToWhoeverWaits) {
-  if (std::string(GetParam().name) == "callback") GTEST_SKIP() << "it is the caller's to notice";
-  auto zero = place->open(0), one = place->open(1);
-  EXPECT_TRUE(zero->set("there", "still").ok());
-
-  const pid_t child = die_in_store(*place, 2);  // not reaped yet, as under a launcher
-  const Status at_zero = zero->get("card/2", soon()).status();
-  const Status at_one = one->get("book", soon()).status();
-  waitpid(child, nullptr, 0);
-
-  for (const Status& each : {at_zero, at_one}) {
-    EXPECT_EQ(each.code(), Code::PeerLost) << each.text();
-    EXPECT_EQ(each.rank(), 2) << each.text();
-  }
-  EXPECT_EQ(one->get("there", soon()).take(), "still");
-  one->finish(soon());
-  zero->finish(soon());  // the dead rank keeps nobody
-}
-
-TEST_P(EveryStore, GoesOnWhenAnotherProcessTakesTheRankOfTheDead) {
-  if (std::string(GetParam().name) == "callback") GTEST_SKIP() << "it is the caller's to notice";
-  auto zero = place->open(0), heir = place->open(1);
-
-  const pid_t child = die_in_store(*place, 1);
-  waitpid(child, nullptr, 0);
-  std::thread later([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
-    EXPECT_TRUE(heir->set("card/1", "mine").ok());
-  });
-
-  EXPECT_EQ(zero->get("card/1", soon()).take(), "mine");
-  later.join();
 }
 
 INSTANTIATE_TEST_SUITE_P(Stores, EveryStore, testing::ValuesIn(test::all_places()),
