@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hccomm import errors
 from hccomm._native import Library, library
@@ -23,6 +23,10 @@ from hccomm.operations import Operations
 from hccomm.requests import COLLECTIVES, Request
 from hccomm.work import CHandle, Handle, Work
 
+if TYPE_CHECKING:
+    from hccomm.rendezvous import Store
+
+_ADRIFT = "in no group since reconfigure() was called"
 _MANY_ORPHANS = 64  # then look which of them are done
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -134,6 +138,39 @@ class Communicator(Operations):
         library.check(code, error)
         return Communicator(made[0], f"{self._name}/shrink")
 
+    def reconfigure(
+        self,
+        rank: int,
+        size: int,
+        *,
+        rendezvous: str = "",
+        store: Store | None = None,
+        name: str = "world",
+        timeout: float | None = None,
+    ) -> None:
+        """Become the communicator of other ranks: survivors call this, new processes ``init``.
+
+        Ends what is in flight (Aborted), then meets at ``rendezvous`` or in ``store``, under a
+        ``name`` that was not used there before. No process restarts; connections between processes
+        that knew each other stay. When it raises, the communicator belongs to no group: reconfigure
+        it again, or close it. Groups made of it before stay as they are.
+        """
+        from hccomm.rendezvous import Place, meet_again
+
+        if self._ended != _ADRIFT:
+            self._usable("reconfigure")
+            self._detach(_ADRIFT)
+            error = self._library.error()
+            self._library.lib.hccomm_abort(self._handle, b"reconfigure() was called", error)
+        if not self._wait_for_threads(self._handle, 5.0):
+            raise errors.Timeout("reconfigure: another thread is still inside a call; end it first")
+        meet_again(self._library, self._handle, rank, size, Place(rendezvous, store, name), timeout)
+        for each in self._orphans:
+            each.release()
+        self._orphans.clear()
+        self._rank, self._size, self._name, self._ended = rank, size, name, ""
+        self._attach_fast_path()
+
     def coalesce(self) -> Batch:
         """Return a batch: operations started on it together, all done when its block ends.
 
@@ -195,7 +232,7 @@ class Communicator(Operations):
 
         Closing twice is fine. Operations still pending afterwards raise Aborted.
         """
-        if self._ended:
+        if self._ended and self._ended != _ADRIFT:
             return
         seconds = _seconds(timeout, "close")
         handle, self._handle = self._handle, None

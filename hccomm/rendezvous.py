@@ -16,6 +16,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hccomm import launchers
@@ -32,6 +33,15 @@ class Store(Protocol):
 
     def get(self, key: str, timeout: float) -> bytes | None:
         """Return the value of ``key``, waiting for it; None when it is not there in time."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where ranks meet: a URL or a store, and the name that tells meetings there apart."""
+
+    url: str = ""
+    store: Store | None = None
+    name: str = "world"
 
 
 def init(
@@ -103,23 +113,54 @@ def _make(
     name: str,
     seconds: float,
 ) -> Communicator:
+    made, place = library.ffi.new("hccomm_comm**"), Place(url, store, name)
+    _meet(library, launched.rank, launched.size, place, seconds, library.lib.hccomm_init, made)
+    return Communicator(made[0], name)
+
+
+def _meet(
+    library: Library,
+    rank: int,
+    size: int,
+    place: Place,
+    seconds: float,
+    function: Callable[..., int],
+    target: Any,
+) -> None:
+    """Call ``function`` (hccomm_init, or with the config first a like one) and check its answer."""
     ffi = library.ffi
-    config, made, error = ffi.new("hccomm_config*"), ffi.new("hccomm_comm**"), library.error()
-    label, address = ffi.new("char[]", name.encode()), ffi.new("char[]", url.encode())
+    config, error = ffi.new("hccomm_config*"), library.error()
+    label, address = ffi.new("char[]", place.name.encode()), ffi.new("char[]", place.url.encode())
     config.struct_size = ffi.sizeof("hccomm_config")
-    config.rank, config.size = launched.rank, launched.size
-    config.rendezvous = address if url else ffi.NULL
+    config.rank, config.size = rank, size
+    config.rendezvous = address if place.url else ffi.NULL
     config.name, config.timeout = label, seconds
     callbacks = None
-    if store is not None:
-        callbacks = _Callbacks(library, store)
+    if place.store is not None:
+        callbacks = _Callbacks(library, place.store)
         config.store = callbacks.table
-    code = int(library.lib.hccomm_init(config, made, error))
+    code = int(function(config, target, error))
     os.environ.pop("HCCOMM_KEY", None)  # Python's own copy: children shall not inherit it
     if callbacks is not None and callbacks.failure is not None:
         raise callbacks.failure
     library.check(code, error)
-    return Communicator(made[0], name)
+
+
+def meet_again(
+    library: Library, handle: Any, rank: int, size: int, place: Place, timeout: float | None
+) -> None:
+    """Make ``handle`` the communicator of the ranks that meet at ``place``."""
+    _check_rank(rank, size)
+    if not place.url and place.store is None and size > 1:
+        raise InvalidArgument(
+            "reconfigure: no place to meet; pass rendezvous= or store=, and a name that has not "
+            "been used there"
+        )
+
+    def call(config: Any, target: Any, error: Any) -> int:
+        return int(library.lib.hccomm_reconfigure(target, config, error))
+
+    _meet(library, rank, size, place, _seconds(timeout, "reconfigure"), call, handle)
 
 
 class _Callbacks:

@@ -72,30 +72,43 @@ const char* hccomm_version(void) { return "0.1.0"; }
 
 // ---- communicators -----------------------------------------------------------------------------
 
+static std::unique_ptr<Communicator> meet(const hccomm_config* config) {
+  require(config != nullptr && config->struct_size == sizeof *config,
+          "init: config.struct_size is not sizeof(hccomm_config); set it");
+  hccomm::comm::Meeting meeting;
+  meeting.rank = config->rank;
+  meeting.size = config->size;
+  if (config->name != nullptr) meeting.name = config->name;
+  if (config->rendezvous != nullptr) meeting.url = config->rendezvous;
+  meeting.timeout = Seconds(config->timeout);
+  meeting.own_endpoint = (config->flags & HCCOMM_THREAD_RANK) != 0;
+  std::unique_ptr<hccomm::rendezvous::Store> store;
+  if (config->store != nullptr) {
+    require(config->store->set != nullptr && config->store->get != nullptr,
+            "init: config.store has no set or no get");
+    store = hccomm::rendezvous::callback_store(hccomm::rendezvous::Callbacks{
+        config->store->context, config->store->set, config->store->get});
+    meeting.store = store.get();
+  }
+  return hccomm::comm::join(meeting);
+}
+
 int hccomm_init(const hccomm_config* config, hccomm_comm** comm, hccomm_error* error) {
   return guarded(error, [&] {
     require(comm != nullptr, "init: comm is null; pass where to store the communicator");
     *comm = nullptr;
-    require(config != nullptr && config->struct_size == sizeof *config,
-            "init: config.struct_size is not sizeof(hccomm_config); set it");
-    hccomm::comm::Meeting meeting;
-    meeting.rank = config->rank;
-    meeting.size = config->size;
-    if (config->name != nullptr) meeting.name = config->name;
-    if (config->rendezvous != nullptr) meeting.url = config->rendezvous;
-    meeting.timeout = Seconds(config->timeout);
-    meeting.own_endpoint = (config->flags & HCCOMM_THREAD_RANK) != 0;
-    std::unique_ptr<hccomm::rendezvous::Store> store;
-    if (config->store != nullptr) {
-      require(config->store->set != nullptr && config->store->get != nullptr,
-              "init: config.store has no set or no get");
-      store = hccomm::rendezvous::callback_store(hccomm::rendezvous::Callbacks{
-          config->store->context, config->store->set, config->store->get});
-      meeting.store = store.get();
-    }
     auto made = std::make_unique<hccomm_comm>();
-    made->self = hccomm::comm::join(meeting);
+    made->self = meet(config);
     *comm = made.release();
+    return succeed(error);
+  });
+}
+
+int hccomm_reconfigure(hccomm_comm* comm, const hccomm_config* config, hccomm_error* error) {
+  return guarded(error, [&] {
+    require(comm != nullptr, "reconfigure: comm is null");
+    comm->self->leave("reconfigure() was called");
+    comm->self = meet(config);
     return succeed(error);
   });
 }

@@ -200,6 +200,14 @@ typedef struct hccomm_config {
 
 /* Collective. Meets the other ranks and makes the communicator of all of them. */
 HCCOMM_API int hccomm_init(const hccomm_config* config, hccomm_comm** comm, hccomm_error* error);
+/* Collective over the ranks of `config`, of which some may have `comm` and others come new (those
+ * call hccomm_init with the same config): ends what `comm` has in flight (ABORTED), meets, and
+ * makes `comm` the communicator of these ranks. No process restarts, links between processes that
+ * knew each other stay. `config` names a place or a name that none of them has met at. When it
+ * fails, `comm` belongs to no group until the next hccomm_reconfigure. No other thread may be in a
+ * call with `comm`; groups made of it stay as they are. */
+HCCOMM_API int hccomm_reconfigure(hccomm_comm* comm, const hccomm_config* config,
+                                  hccomm_error* error);
 /* Makes the group of some ranks of `parent`, in this order. Only its members call it; no network
  * I/O happens. Members tell groups apart by (ranks, name); with name NULL by how many groups of
  * these ranks they have made before. */

@@ -14,6 +14,7 @@ namespace hccomm::comm {
 using plan::Call;
 using plan::Collective;
 
+static constexpr Seconds kLeaveSeconds{0.1};
 static constexpr std::size_t kMaxRecipes = 1024;  // plans kept per communicator
 
 // FNV-1a; ids only need to differ, and to be equal on all ranks.
@@ -414,6 +415,13 @@ void Communicator::leave_islands(bool quiet) {
   if (!quiet)
     engine().poison(context_, Status(Code::Aborted, context_.name + " is closed", rank()), false);
   islands_.reset();
+}
+
+void Communicator::leave(const std::string& reason) {
+  if (closed_ || Endpoint::forked()) return;
+  fail(Status(Code::Aborted, text(context_.who[rank()], " has left ", context_.name, ": ", reason),
+              rank()));
+  (void)close(kLeaveSeconds);  // what is still in flight has failed
 }
 
 Status Communicator::close(Seconds timeout) {

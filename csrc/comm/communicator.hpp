@@ -95,6 +95,8 @@ class Communicator {
   void abort(const std::string& reason);
   // Fails everything of this communicator, on all its ranks.
   void fail(const Status& why);
+  // Aborts what is in flight, on all ranks, and closes.
+  void leave(const std::string& reason);
   // Waits for what is in flight, says goodbye. Timeout when something was left.
   Status close(Seconds timeout);
   std::string describe();  // JSON

@@ -426,6 +426,51 @@ def _sum_until_stopped(job: Job, pipe: Connection, comm: hccomm.Communicator) ->
             return True
 
 
+def train(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Train in groups as the driver makes them: ask for one, take its state over, work, ask again.
+
+    The batch of a step is the same whoever shares it. A step that fails counts for nobody, or for
+    those that have finished it: who is ahead gives its state to the others.
+    """
+    import training
+
+    model, comm = training.Model(), None
+    try:
+        while True:
+            pipe.send(("ready", {"step": model.step}))
+            order = pipe.recv()
+            if order == "end":
+                return {"weights": model.weights.tolist(), "loss": model.loss()}
+            place = {"rendezvous": order["url"], "name": order["name"], "timeout": job["timeout"]}
+            with contextlib.suppress(hccomm.PeerLost):
+                if comm is None:
+                    comm = hccomm.init(rank=order["rank"], size=order["size"], **place)
+                else:
+                    comm.reconfigure(order["rank"], order["size"], **place)
+                _train_together(model, comm, order["root"], job["steps"], pipe)
+    finally:
+        if comm is not None:
+            comm.close()
+
+
+def _train_together(
+    model: Any, comm: hccomm.Communicator, root: int, steps: int, pipe: Any
+) -> None:
+    """Work until all steps are done or rank 0 is told that others wait to join."""
+    state = model.state()
+    comm.broadcast(state, root=root)
+    model.load(state)
+    said = np.zeros(1)
+    while model.step < steps and not said[0]:
+        gradient = model.gradient(comm.rank, comm.size)
+        comm.all_reduce(gradient)
+        model.apply(gradient)
+        said[0] = comm.rank == 0 and pipe.poll() and pipe.recv() == "make room"
+        comm.broadcast(said, root=0)
+        if model.step % 10 == 0:
+            pipe.send(("at", {"step": model.step}))
+
+
 PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "kill": kill,
     "loop": loop,
@@ -435,4 +480,5 @@ PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "parent": parent,
     "use_in_child": use_in_child,
     "survive": survive,
+    "train": train,
 }

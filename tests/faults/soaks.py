@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak: ranks work for a long time while they are stopped for moments, killed, and replaced.
 
-Promise: a stop of less than a second disturbs nobody; after a death the others shrink and go on with
-right sums; when half are left, new processes join the rest in a new meeting. In the end the rank
-that lived through all of it holds no more descriptors and threads than a new one.
+Promise: a stop of less than a second disturbs nobody; after a death the others shrink and go on
+with right sums; when half are left, new processes join the rest in a new meeting. In the end the
+rank that lived through all of it holds no more descriptors and threads than a new one.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import forks
 import kills
 import leaks
 import mismatches
+import rejoins
 import shrinks
 import soaks
 import stops
@@ -81,6 +82,11 @@ def _soak(options: argparse.Namespace) -> Iterator[Trial]:
     return soaks.trials(options.count, options.seed, transports=_names(options))
 
 
+def _rejoin(options: argparse.Namespace) -> Iterator[Trial]:
+    ranks = [each for each in _range(options.ranks) if each > 1]
+    return rejoins.trials(options.count, options.seed, transports=_names(options), ranks=ranks)
+
+
 def _names(options: argparse.Namespace) -> list[str]:
     return str(options.transports).split(",")
 
@@ -118,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--at-work", action="store_true", help="kill none while they meet")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
+    add("rejoin", _rejoin, 12, "training loses a worker and gets another; the loss must not tell")
     one = add("soak", _soak, 1800, "stops, deaths and shrinking without end")
     one.description = "Here --count is seconds."
     return parser

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import forks
 import kills
 import mismatches
+import rejoins
 import shrinks
 import soaks
 import stops
@@ -140,6 +141,11 @@ def test_children_do_not_hide_a_death_nor_use_a_communicator() -> None:
 def test_survivors_go_on_without_the_dead_and_new_ranks_join() -> None:
     """One or two ranks die, the rest shrink and sum right; the next job fills up with others."""
     assert_calm(shrinks.trials(6, 8, ranks=(3, 4, 5), late=LATE))
+
+
+def test_training_that_loses_and_regains_a_worker_ends_where_it_would_have() -> None:
+    """Survivors reconfigure in their processes, a new one joins; the loss does not tell."""
+    assert_calm(rejoins.trials(2, 10, ranks=(3,), late=LATE))
 
 
 def test_ranks_go_on_through_stops_and_deaths() -> None:
