@@ -3,13 +3,18 @@
 // The instruction has a latency of three cycles and takes one a cycle, so three parts of a block
 // are computed side by side and joined: the crc of A followed by B is shift(crc(A), |B|) ^ crc(B).
 // shift() is linear over GF(2): a table for each byte of its argument.
+//
+// Where the processor multiplies polynomials in wide registers (VPCLMULQDQ), 256 bytes are folded
+// onto the next 256 at a time: 16 lanes of 128 bits, each moved on by 2048 bits, that is multiplied
+// by x^2048 mod P, half by half. What is left at the end, 16 bytes congruent to all that went
+// before, goes through the instruction.
 #include "base/crc32c.hpp"
 
 #include <array>
 #include <cstring>
 
 #if defined(__x86_64__)
-#include <nmmintrin.h>
+#include <immintrin.h>
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
 #endif
@@ -132,6 +137,86 @@ HCCOMM_CRC_TARGET static std::uint32_t by_instruction(std::uint32_t crc, const v
   return ~static_cast<std::uint32_t>(state);
 }
 
+#if defined(__x86_64__)
+#define HCCOMM_FOLD_TARGET \
+  __attribute__((target("avx512f,avx512vl,avx512bw,vpclmulqdq,pclmul,sse4.2")))
+
+// x^bits mod P as the multiplication of reflected halves wants it: one place up.
+static constexpr std::uint64_t power(std::size_t bits) {
+  std::uint32_t value = 0x80000000u;  // 1
+  for (std::size_t k = 0; k < bits; ++k) value = shift_one_bit(value);
+  return std::uint64_t{value} << 1;
+}
+
+// What moves a lane on by `Bits`: its first half is 64 bits further from the end than its second.
+template <std::size_t Bits>
+HCCOMM_FOLD_TARGET static inline __m512i mover() {
+  constexpr std::uint64_t kFirst = power(Bits + 32), kSecond = power(Bits - 32);
+  return _mm512_set4_epi64(static_cast<long long>(kSecond), static_cast<long long>(kFirst),
+                           static_cast<long long>(kSecond), static_cast<long long>(kFirst));
+}
+
+HCCOMM_FOLD_TARGET static inline __m512i moved_onto(__m512i lanes, __m512i by, __m512i next) {
+  constexpr int kXor3 = 0x96;
+  return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(lanes, by, 0x00),
+                                   _mm512_clmulepi64_epi128(lanes, by, 0x11), next, kXor3);
+}
+
+HCCOMM_FOLD_TARGET static inline __m512i at_64(const unsigned char* at, std::size_t index) {
+  return _mm512_loadu_si512(at + 64 * index);
+}
+
+// 16 bytes congruent to the four lanes, through the instruction.
+HCCOMM_FOLD_TARGET static std::uint64_t remainder_of(__m512i lanes) {
+  const __m128i by = _mm_set_epi64x(static_cast<long long>(power(128 - 32)),
+                                    static_cast<long long>(power(128 + 32)));
+  alignas(64) __m128i parts[4];
+  _mm512_store_si512(parts, lanes);
+  __m128i left = parts[0];
+  for (int each = 1; each < 4; ++each) {
+    left = _mm_xor_si128(
+        _mm_xor_si128(_mm_clmulepi64_si128(left, by, 0x00), _mm_clmulepi64_si128(left, by, 0x11)),
+        parts[each]);
+  }
+  const auto first = static_cast<std::uint64_t>(_mm_extract_epi64(left, 0));
+  return step(step(std::uint64_t{0}, first),
+              static_cast<std::uint64_t>(_mm_extract_epi64(left, 1)));
+}
+
+static constexpr std::size_t kFold = 256;  // bytes of one step
+static constexpr std::size_t kWorthFolding = 512;
+
+HCCOMM_FOLD_TARGET static std::uint32_t by_folding(std::uint32_t crc, const void* data,
+                                                   std::size_t bytes) noexcept {
+  if (bytes < kWorthFolding) return by_instruction(crc, data, bytes);
+  const auto* at = static_cast<const unsigned char*>(data);
+  const __m512i before = _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(~crc)));
+  __m512i a = _mm512_xor_si512(at_64(at, 0), before), b = at_64(at, 1), c = at_64(at, 2),
+          d = at_64(at, 3);
+  const __m512i far = mover<8 * kFold>(), near = mover<512>();
+  for (at += kFold, bytes -= kFold; bytes >= kFold; at += kFold, bytes -= kFold) {
+    a = moved_onto(a, far, at_64(at, 0));
+    b = moved_onto(b, far, at_64(at, 1));
+    c = moved_onto(c, far, at_64(at, 2));
+    d = moved_onto(d, far, at_64(at, 3));
+  }
+  __m512i all = moved_onto(moved_onto(moved_onto(a, near, b), near, c), near, d);
+  for (; bytes >= 64; at += 64, bytes -= 64) all = moved_onto(all, near, at_64(at, 0));
+  return by_instruction(~static_cast<std::uint32_t>(remainder_of(all)), at, bytes);
+}
+
+static bool folds() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("vpclmulqdq") &&
+         __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.2");
+}
+#else
+static bool folds() { return false; }
+static std::uint32_t by_folding(std::uint32_t crc, const void* data, std::size_t bytes) noexcept {
+  return by_instruction(crc, data, bytes);
+}
+#endif
+
 static bool has_instruction() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("sse4.2");
@@ -143,19 +228,26 @@ static bool has_instruction() {
 #else
 
 static bool has_instruction() { return false; }
+static bool folds() { return false; }
 static std::uint32_t by_instruction(std::uint32_t crc, const void* data,
                                     std::size_t bytes) noexcept {
+  return detail::crc32c_by_tables(crc, data, bytes);
+}
+static std::uint32_t by_folding(std::uint32_t crc, const void* data, std::size_t bytes) noexcept {
   return detail::crc32c_by_tables(crc, data, bytes);
 }
 
 #endif
 
 std::uint32_t crc32c(std::uint32_t crc, const void* data, std::size_t bytes) noexcept {
-  static const auto way = has_instruction() ? by_instruction : detail::crc32c_by_tables;
+  static const auto way = folds()             ? by_folding
+                          : has_instruction() ? by_instruction
+                                              : detail::crc32c_by_tables;
   return way(crc, data, bytes);
 }
 
 const char* crc32c_kind() noexcept {
+  if (folds()) return "vpclmulqdq";
   if (!has_instruction()) return "tables";
 #if defined(__x86_64__)
   return "sse4.2";
