@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/log.hpp"
 
@@ -328,11 +329,21 @@ void Engine::drop_reference(Operation& op) {
   free_.push_back(&op);
 }
 
-// The operation as the caller gets it back: if nobody drives soon, the service thread does.
+// Whether all that a small collective owes to others has left: nobody waits for us to drive it.
+static bool owes_nothing(const Operation& op) {
+  return op.kind == OperationKind::Collective && op.staged == nullptr && op.recipe->brief &&
+         std::ranges::all_of(op.recipe->send_steps,
+                             [&](std::uint32_t id) { return op.steps[id].done; });
+}
+
+// The operation as the caller gets it back: if nobody drives soon, the service thread does. To wake
+// it costs more than a small collective, most of which are waited for at once.
 Operation* Engine::handle(Operation& op, Follow follow) {
+  op.unattended = false;
   if (op.done() || follow == Follow::Wait) return &op;
   flush();
-  if (follow == Follow::Background) {
+  op.unattended = follow == Follow::Background && owes_nothing(op);
+  if (follow == Follow::Background && !op.unattended) {
     ring_service();
   } else {
     arm_service();
@@ -401,6 +412,7 @@ void Engine::on_done(Operation& op, void (*function)(void*, int), void* context)
     if (!op.done()) {
       op.on_done = function;
       op.on_done_context = context;
+      if (std::exchange(op.unattended, false)) ring_service();
       return;
     }
   }

@@ -48,6 +48,7 @@ struct Recipe {
   std::vector<StepState> initial;            // one per step
   std::vector<std::uint32_t> roots;          // steps but receives without dependencies, last first
   std::vector<std::uint64_t> inlet_largest;  // per inlet: bytes of its largest message
+  bool brief = false;                        // no message is larger than kBriefBytes
   std::uint64_t sent_count = 0;              // elements sent by this rank, in all
   // Like Plan::inlets and recv_steps, for what we send: outlets[i] is of peer Plan::outlets[i].
   std::vector<plan::Inlet> outlets;
@@ -56,6 +57,8 @@ struct Recipe {
   // How it runs over device buffers, as far as that has been asked; kept by engine/staging.
   mutable std::vector<std::shared_ptr<const StagePlan>> stages;
 };
+
+inline constexpr std::uint64_t kBriefBytes = 4096;
 
 // Fills the derived members from plan and element_bytes.
 void finish_recipe(Recipe& recipe);
@@ -128,6 +131,7 @@ struct Operation {
   std::uint64_t bytes = 0, moved = 0;
   std::uint64_t order = 0;  // of posting, to match in order
 
+  bool unattended = false;  // the service thread has not been told, though nobody may wait
   void (*on_done)(void* context, int code) = nullptr;
   void* on_done_context = nullptr;
 

@@ -59,7 +59,13 @@ void finish_recipe(Recipe& recipe) {
   }
   for (const plan::Slice& term : plan.terms) extend(term);
   recipe.outlets = group_sends(plan, recipe.send_steps);
-  for (const std::uint32_t id : recipe.send_steps) recipe.sent_count += plan.steps[id].src.count;
+  std::uint64_t largest = 0;
+  for (const std::uint64_t each : recipe.inlet_largest) largest = std::max(largest, each);
+  for (const std::uint32_t id : recipe.send_steps) {
+    recipe.sent_count += plan.steps[id].src.count;
+    largest = std::max(largest, plan.steps[id].src.count * recipe.element_bytes);
+  }
+  recipe.brief = largest <= kBriefBytes;
 }
 
 }  // namespace hccomm::engine
