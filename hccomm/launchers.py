@@ -30,6 +30,7 @@ class Launched(NamedTuple):
     key: str = ""  # names the job on this host
     url: str = ""  # where to meet, when the launcher says so
     share: Share | None = None
+    private: bool = False  # what is shared goes through MPI itself, fit for a job key
 
 
 def detect(environ: Mapping[str, str] | None = None) -> Launched:
@@ -46,7 +47,8 @@ def from_mpi4py(comm: Any) -> Launched:
     """Return what an mpi4py communicator says."""
     rank, size = int(comm.Get_rank()), int(comm.Get_size())
     hosts = set(comm.allgather(_host_identity()))
-    return Launched("mpi4py", rank, size, len(hosts) == 1, share=lambda text: _bcast(comm, text))
+    share: Share = lambda text: _bcast(comm, text)  # noqa: E731
+    return Launched("mpi4py", rank, size, len(hosts) == 1, share=share, private=True)
 
 
 def _bcast(comm: Any, text: str) -> str:
@@ -123,7 +125,10 @@ def _open_mpi(environ: Mapping[str, str]) -> Launched | None:
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid", "")
     server = next((environ[each] for each in sorted(environ) if "PMIX_SERVER_URI" in each), "")
     key = f"openmpi {job} {server}" if job else ""
-    return Launched("Open MPI", rank, size, local == str(size), key=key, share=_mpi_share())
+    share = _mpi_share()
+    return Launched(
+        "Open MPI", rank, size, local == str(size), key=key, share=share, private=share is not None
+    )
 
 
 def _pmi(environ: Mapping[str, str]) -> Launched | None:
@@ -132,10 +137,11 @@ def _pmi(environ: Mapping[str, str]) -> Launched | None:
     rank, size = _number(environ, "PMI_RANK"), _number(environ, "PMI_SIZE")
     one_host = environ.get("MPI_LOCALNRANKS") == environ["PMI_SIZE"]
     share = _mpi_share()
+    private = share is not None
     if share is None and environ.get("PMI_FD"):
         descriptor = _number(environ, "PMI_FD")
         share = lambda text: _pmi_share(descriptor, rank, text)  # noqa: E731
-    return Launched("MPICH or Intel MPI", rank, size, one_host, share=share)
+    return Launched("MPICH or Intel MPI", rank, size, one_host, share=share, private=private)
 
 
 def _slurm(environ: Mapping[str, str]) -> Launched | None:

@@ -12,6 +12,7 @@ It asks launchers.py who this process is and chooses where the ranks meet:
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import stat
@@ -90,10 +91,26 @@ def init(
     # a place that is new to all of them.
     again = launchers.next_of(f"init {name} {given}")
     label = f"{name}.{again}" if again else name
+    _share_key(launched)
     place = "" if store is not None else _meeting_place(launched, given, again)
     made = _make(library(), launched, place, store, label, seconds)
     made._name = name
     return made
+
+
+def _share_key(launched: launchers.Launched) -> None:
+    """Give ranks without a job key one of rank 0's making, through MPI. Collective.
+
+    The core reads it from the environment and removes it there.
+    """
+    if launched.share is None or not launched.private or launched.size < 2:
+        return
+    bare = not (os.environ.get("HCCOMM_KEY_FILE") or os.environ.get("HCCOMM_KEY"))
+    wanted = bare and os.environ.get("HCCOMM_AUTH") != "off"
+    made = base64.b64encode(os.urandom(32)).decode() if wanted and launched.rank == 0 else ""
+    key = launched.share(made)
+    if key and wanted:
+        os.environ["HCCOMM_KEY"] = key
 
 
 def _check_rank(rank: int, size: int) -> None:

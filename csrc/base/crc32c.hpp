@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // CRC-32C (Castagnoli), the check of HCCOMM_INTEGRITY: by the processor's own instruction where it
-// has one, by its multiplication of polynomials where that is wide, else by tables. Sealed links ask
-// for it; nobody pays for it otherwise.
+// has one, by its multiplication of polynomials where that is wide, else by tables. Sealed links
+// ask for it; nobody pays for it otherwise.
 #pragma once
 
 #include <cstddef>

@@ -37,6 +37,7 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
 
   const std::string& job() const { return identity_.job; }
   const transport::Card& card() const { return card_; }
+  const std::string& key() const { return identity_.key; }
   bool authenticated() const { return !identity_.key.empty(); }
   engine::Engine& engine() { return *engine_; }
 

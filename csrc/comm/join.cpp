@@ -9,6 +9,7 @@
 
 #include "base/config.hpp"
 #include "base/log.hpp"
+#include "rendezvous/key_door.hpp"
 #include "rendezvous/meet.hpp"
 #include "transport/route_hint.hpp"
 #include "wire/crypto.hpp"
@@ -55,10 +56,23 @@ static void check(const Meeting& meeting) {
   }
 }
 
-// The job key, where there is one, and whether it is to encrypt.
+// Whether the launcher says that all ranks of this meeting are on one host: alike on all of them.
+static bool on_one_host(const Meeting& meeting) {
+  static constexpr std::array<std::pair<const char*, const char*>, 3> kSizes = {{
+      {"WORLD_SIZE", "LOCAL_WORLD_SIZE"},
+      {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"},
+      {"PMI_SIZE", "MPI_LOCALNRANKS"},
+  }};
+  if (meeting.own_endpoint || meeting.size < 2) return false;
+  for (const auto& [all, local] : kSizes) {
+    if (std::getenv(all) == nullptr || std::getenv(local) == nullptr) continue;
+    return number_in(all) == meeting.size && number_in(local) == meeting.size;
+  }
+  return false;
+}
+
+// The job key, where this rank was given one, and whether it is to encrypt.
 static rendezvous::Credentials load_credentials() {
-  static constexpr const char* kRemedy =
-      "; make one with `hccomm keygen FILE` and set HCCOMM_KEY_FILE on all ranks";
   rendezvous::Credentials found{wire::load_job_key().take(), config::flag("HCCOMM_ENCRYPT")};
   const std::string mode = config::raw("HCCOMM_AUTH");
   if (mode == "off" && found.encrypts) {
@@ -66,8 +80,14 @@ static rendezvous::Credentials load_credentials() {
                 "init: HCCOMM_ENCRYPT=1 needs the job key that HCCOMM_AUTH=off forbids; unset one");
   }
   if (mode == "off") found.key.clear();
-  if (!found.key.empty()) return found;
-  if (mode == "require") {
+  return found;
+}
+
+static void check_credentials(const rendezvous::Credentials& found) {
+  static constexpr const char* kRemedy =
+      "; make one with `hccomm keygen FILE` and set HCCOMM_KEY_FILE on all ranks";
+  if (!found.key.empty()) return;
+  if (config::raw("HCCOMM_AUTH") == "require") {
     throw Error(Code::InvalidArgument,
                 text("init: HCCOMM_AUTH=require, but there is no job key", kRemedy));
   }
@@ -75,7 +95,37 @@ static rendezvous::Credentials load_credentials() {
     throw Error(Code::InvalidArgument,
                 text("init: HCCOMM_ENCRYPT=1, but there is no job key", kRemedy));
   }
-  return found;
+}
+
+static constexpr const char* kNoDoor = "none";
+
+// On one host ranks that were given no key get one from rank 0, who keeps the door open while they
+// meet. Rank 0 says in the store where it is, and also that there is none.
+static std::unique_ptr<rendezvous::KeyDoor> share_key(const Meeting& meeting,
+                                                      rendezvous::Store& store,
+                                                      const std::string& kept,
+                                                      rendezvous::Credentials& with,
+                                                      Deadline deadline) {
+  const std::string place = meeting.name + "/door";
+  const bool wanted = with.key.empty() && config::raw("HCCOMM_AUTH") != "off";
+  if (meeting.rank != 0) {
+    if (!wanted) return nullptr;
+    const std::string name = store.get(place, deadline).take();
+    if (name != kNoDoor) with.key = rendezvous::fetch_key(name, deadline).take();
+    return nullptr;
+  }
+  std::unique_ptr<rendezvous::KeyDoor> door;
+  if (wanted && wire::crypto_available().ok()) {
+    const std::string key = kept.empty() ? wire::random_bytes(wire::kKeyBytes) : kept;
+    auto opened = rendezvous::KeyDoor::open(key);
+    if (opened.ok()) door = std::move(opened).value();
+    if (!opened.ok()) HCCOMM_LOG(Info, "init: ", opened.status().text());
+  }
+  if (Status status = store.set(place, door ? door->name() : kNoDoor); !status.ok()) {
+    throw Error(status);
+  }
+  if (door) with.key = door->key();
+  return door;
 }
 
 // The endpoint of this process where its job is the meeting's, else a new one.
@@ -128,11 +178,17 @@ static std::unique_ptr<Communicator> alone(const Meeting& meeting,
 }
 
 static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::Store& store,
-                                          const rendezvous::Credentials& with, Deadline deadline) {
+                                          rendezvous::Credentials with, Deadline deadline) {
   const std::shared_ptr<Endpoint> shared = meeting.own_endpoint ? nullptr : Endpoint::of_process();
   const std::string mine = shared != nullptr ? shared->job() : std::string();
   const std::string job =
       rendezvous::agree_job(store, meeting.name, meeting.rank, meeting.size, mine, deadline).take();
+  std::unique_ptr<rendezvous::KeyDoor> door;  // open until all have met
+  if (on_one_host(meeting)) {
+    const bool same = shared != nullptr && shared->job() == job;
+    door = share_key(meeting, store, same ? shared->key() : std::string(), with, deadline);
+  }
+  check_credentials(with);
   const auto endpoint = endpoint_for(meeting, job, with);
   rendezvous::Book book = rendezvous::exchange_cards(store, meeting.name, meeting.rank,
                                                      meeting.size, endpoint->card(), deadline)
@@ -157,6 +213,7 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
   check(meeting);
   log::set_rank(meeting.rank);
   const rendezvous::Credentials with = load_credentials();
+  if (!on_one_host(meeting)) check_credentials(with);
   if (meeting.size == 1 && meeting.store == nullptr) return alone(meeting, with);
   if (const char* master = std::getenv("MASTER_ADDR")) transport::set_route_hint(master);
   if (meeting.store != nullptr) return meet(meeting, *meeting.store, with, deadline);
@@ -171,7 +228,9 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
   if (url.starts_with("tcp://")) {
     transport::set_route_hint(url.substr(6, url.rfind(':') - 6));
   }
-  const auto store = rendezvous::open_store(url, meeting.rank, deadline, with).take();
+  const auto store = rendezvous::open_store(url, meeting.rank, deadline,
+                                            {with.key, with.encrypts && !with.key.empty()})
+                         .take();
   auto made = meet(meeting, *store, with, deadline);
   store->finish(deadline);
   return made;

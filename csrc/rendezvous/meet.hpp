@@ -6,7 +6,8 @@
 //
 // comm/ calls agree_job() (whose result the process's transports need before they can listen), then
 // exchange_cards(), with the same name and deadline, and finishes the store when it needs no more
-// rendezvous on it. Keys, each under "<name>/": job, here/<rank>, card/<rank>, book.
+// rendezvous on it. Keys, each under "<name>/": job, here/<rank>, card/<rank>, book; comm/ adds
+// door (key_door.hpp).
 #pragma once
 
 #include <cstdint>

@@ -153,3 +153,76 @@ def test_another_key_stays_outside() -> None:
     assert theirs["error"] == "Unavailable", theirs
     assert "different job keys" in theirs["text"]
     assert ours["error"] == "Timeout"
+
+
+ONE_HOST = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+
+
+def test_ranks_of_one_host_get_a_key_from_rank_0_where_they_have_none() -> None:
+    asked = {**ONE_HOST, "HCCOMM_AUTH": "require", "HCCOMM_ENCRYPT": "1"}
+
+    found = _job(asked, asked)
+
+    for each in found:
+        assert each.get("sum") == [0.0, 2.0, 4.0], each
+        assert any("encrypted" in link for link in each["links"]), each
+
+
+def test_a_key_of_rank_0_alone_is_not_handed_out(key_file: str, tmp_path: Path) -> None:
+    with_key, without = _job(
+        {**ONE_HOST, "HCCOMM_KEY_FILE": key_file}, ONE_HOST, where=f"file://{tmp_path}/meet"
+    )
+
+    for each in (with_key, without):
+        assert each["error"] == "PeerLost", each
+        assert "HCCOMM_KEY_FILE" in each["text"], each
+
+
+def test_ranks_of_one_host_that_want_no_authentication_have_none() -> None:
+    bare = {**ONE_HOST, "HCCOMM_AUTH": "off"}
+
+    for each in _job(bare, bare):
+        assert each.get("sum") == [0.0, 2.0, 4.0], each
+
+
+# What mpi4py's communicator is to hccomm; the file stands for MPI's own broadcast.
+UNDER_MPI = (
+    """
+import pathlib, time
+class Comm:
+    calls = 0
+    def Get_rank(self): return int(sys.argv[1])
+    def Get_size(self): return int(sys.argv[2])
+    def allgather(self, value): return [value] * 2
+    def bcast(self, value, root):
+        self.calls += 1
+        path = pathlib.Path(sys.argv[3], f"bcast-{self.calls}")
+        if self.Get_rank() == root:
+            path.with_suffix(".new").write_text(value)
+            path.with_suffix(".new").rename(path)
+        until = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < until: time.sleep(0.01)
+        return path.read_text()
+"""
+    + PROGRAM
+)
+
+
+def test_mpi_broadcasts_a_key_where_the_ranks_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = UNDER_MPI.replace(
+        "hccomm.init(rank=int(sys.argv[1]), size=int(sys.argv[2]), rendezvous=sys.argv[3],\n"
+        "                       timeout=",
+        "hccomm.init(comm=Comm(), timeout=",
+    )
+    assert "comm=Comm()" in program
+    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", program)
+    asked = {"HCCOMM_AUTH": "require", "HCCOMM_ENCRYPT": "1"}
+
+    found = _job(asked, asked, where=str(tmp_path))
+
+    for each in found:
+        assert each.get("sum") == [0.0, 2.0, 4.0], each
+        assert any("encrypted" in link for link in each["links"]), each
+        assert each["key"][:3] == [None, None, ""], each
