@@ -122,7 +122,7 @@ def _rank(rank: int, given: argparse.Namespace, folder: str) -> None:
         if took < both:
             both, kept = took, {name: list(spans) for name, spans in _spans.items()}
     if rank == 0:
-        hidden = 1 - (both - alone) / wire
+        hidden = min(1.0, 1 - (both - alone) / wire)
         says = (
             f"backward {alone * 1e3:.0f} ms, all_reduce {wire * 1e3:.0f} ms, together "
             f"{both * 1e3:.0f} ms: {hidden:.0%} hidden"
