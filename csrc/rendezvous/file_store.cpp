@@ -226,7 +226,8 @@ class FileStore final : public Store {
   }
 
   // A rank whose process has died with the store open, on this machine, or -1. Looks a few times a
-  // second. Not a rank that another process has taken up.
+  // second. Not a rank that another process has taken up; and only rank 0 looks at all: who judged
+  // alone might leave a meeting that the rest complete.
   int died() {
     const Clock::time_point now = Clock::now();
     if (now < next_look_) return -1;
@@ -234,7 +235,8 @@ class FileStore final : public Store {
     std::set<int> dead, alive;
     for (const std::string& name : files_in(folder_.get())) {
       const int rank = rank_of(name);
-      if (rank >= 0 && name != mine_) (is_left(name) ? dead : alive).insert(rank);
+      if (rank < 0 || name == mine_ || (rank_ != 0 && rank != 0)) continue;
+      (is_left(name) ? dead : alive).insert(rank);
     }
     for (const int rank : dead) {
       if (!alive.contains(rank)) return rank;

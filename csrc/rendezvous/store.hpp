@@ -24,9 +24,9 @@ inline constexpr std::size_t kMaxValue = std::size_t{64} << 20;  // bytes; a boo
 // Owns:   its connection, and on rank 0 what it keeps for the other ranks.
 // Thread: one at a time.
 // Fails:  get() gives Code::Timeout when the key is not there by the deadline, InvalidArgument for
-//         a key or value outside the bounds, PeerLost for a key that is not there when a rank has
-//         opened the store and died, or rank 0 has left, naming it, where the store can see that;
-//         every other code means that the store itself failed.
+//         a key or value outside the bounds, PeerLost for a key that is not there when rank 0 has
+//         left or (on rank 0, who tells the others) a rank has died with the store open, naming
+//         it, where the store can see that; every other code means that the store itself failed.
 class Store {
  public:
   virtual ~Store() = default;

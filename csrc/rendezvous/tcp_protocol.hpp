@@ -35,7 +35,7 @@ inline constexpr std::uint8_t kStoreVersion = 2;
 enum class Ask : std::uint8_t {
   Hello = 1,  // key: my rank; first of all: are you such a store?
   Set,        // key, value
-  Get,        // key; answered once it is there, or a rank has left without Quit
+  Get,        // key; answered once it is there; to rank 0 also when one has left without Quit
   Look,       // key; answered at once
   Quit,       // I need nothing more; the server closes
 };

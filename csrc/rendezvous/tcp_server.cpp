@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <vector>
 
 #include "base/log.hpp"
 #include "rendezvous/store.hpp"
@@ -259,20 +260,21 @@ void TcpServer::drop(int fd) {
   if (rank >= 0) lose(rank);
 }
 
-// The process of that rank has gone without a word: whoever waits for a value waits in vain, unless
-// another process has the rank.
+// The process of that rank has gone without a word. Rank 0 hears of it, unless another process has
+// the rank, and tells the others: who judged alone might leave a meeting that the rest complete.
 void TcpServer::lose(int rank) {
   for (const auto& [fd, guest] : guests_) {
     if (guest.rank == rank) return;
   }
   lost_.insert(rank);
-  const auto waiting = std::exchange(waiting_, {});
-  for (const auto& [key, fds] : waiting) {
-    for (const int fd : fds) {
-      Guest& guest = guests_.at(fd);
-      guest.waits_for.clear();
-      (void)reply(guest, Answer::Lost, guest.wait_id, text_of(rank));
-    }
+  std::vector<int> waiting;
+  for (const auto& [fd, guest] : guests_) {
+    if (guest.rank == 0 && !guest.waits_for.empty()) waiting.push_back(fd);
+  }
+  for (const int fd : waiting) {
+    Guest& guest = guests_.at(fd);
+    stop_waiting(guest);
+    (void)reply(guest, Answer::Lost, guest.wait_id, text_of(rank));
   }
 }
 
@@ -385,7 +387,8 @@ TcpServer::Fate TcpServer::handle(Guest& guest, const Request& request, const st
         return reply(guest, Answer::Found, request.id, found->second);
       }
       if (request.ask == Ask::Look) return reply(guest, Answer::Absent, request.id);
-      if (!lost_.empty()) return reply(guest, Answer::Lost, request.id, text_of(*lost_.begin()));
+      if (guest.rank == 0 && !lost_.empty())
+        return reply(guest, Answer::Lost, request.id, text_of(*lost_.begin()));
       guest.waits_for = key;
       guest.wait_id = request.id;
       waiting_[key].insert(guest.stream.fd());

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of the survivors' agreement: every interleaving of small cases, many of larger ones."""
+"""The models of agreement and rendezvous: every interleaving of small cases, many of larger."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import meet_model
 import model
 
 
@@ -37,3 +38,10 @@ def test_many_ranks_agree_in_random_orders() -> None:
         known = tuple(chance.choice((0, dead)) for _ in range(size))
 
         model.wander(model.start(size, dead, known, chance.randint(0, 2)), chance)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+def test_ranks_that_meet_all_have_the_book_or_know_who_died(size: int, deaths: int) -> None:
+    """Every interleaving of store operations and deaths, those of rank 0 among them."""
+    assert meet_model.walk(meet_model.start(size, deaths)) > 5

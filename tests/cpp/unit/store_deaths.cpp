@@ -8,6 +8,7 @@
 
 #include <thread>
 
+#include "rendezvous/meet.hpp"
 #include "rendezvous/store.hpp"
 #include "support/stores.hpp"
 
@@ -41,22 +42,42 @@ pid_t die_in_store(Place& place, int rank) {
   return child;
 }
 
-TEST_P(StoreThatSees, NamesTheRankThatDiedToWhoeverWaits) {
+TEST_P(StoreThatSees, TellsRankZeroWhoDiedAndNobodyElse) {
   auto zero = place->open(0), one = place->open(1);
-  EXPECT_TRUE(zero->set("there", "still").ok());
 
   const pid_t child = die_in_store(*place, 2);  // not reaped yet, as under a launcher
   const Status at_zero = zero->get("card/2", soon()).status();
-  const Status at_one = one->get("book", soon()).status();
+  const Status at_one = one->get("book", Deadline::after(Seconds(0.3))).status();
+  waitpid(child, nullptr, 0);
+
+  EXPECT_EQ(at_zero.code(), Code::PeerLost) << at_zero.text();
+  EXPECT_EQ(at_zero.rank(), 2) << at_zero.text();
+  EXPECT_EQ(at_one.code(), Code::Timeout) << at_one.text();
+  one->finish(soon());
+  zero->finish(soon());  // the dead rank keeps nobody
+}
+
+TEST_P(StoreThatSees, TheRanksThatMeetAllLoseTheOneThatDied) {
+  auto zero = place->open(0), one = place->open(1);
+  const pid_t child = die_in_store(*place, 2);
+  const auto meets = [](Store& store, int rank) {
+    const auto job = agree_job(store, "world", rank, 3, {}, soon());
+    if (!job) return job.status();
+    transport::Card card;
+    card.uuid.assign(16, static_cast<char>('a' + rank));
+    return exchange_cards(store, "world", rank, 3, card, soon()).status();
+  };
+  Status at_one;
+
+  std::thread other([&] { at_one = meets(*one, 1); });
+  const Status at_zero = meets(*zero, 0);
+  other.join();
   waitpid(child, nullptr, 0);
 
   for (const Status& each : {at_zero, at_one}) {
     EXPECT_EQ(each.code(), Code::PeerLost) << each.text();
     EXPECT_EQ(each.rank(), 2) << each.text();
   }
-  EXPECT_EQ(one->get("there", soon()).take(), "still");
-  one->finish(soon());
-  zero->finish(soon());  // the dead rank keeps nobody
 }
 
 TEST_P(StoreThatSees, GoesOnWhenAnotherProcessTakesTheRankOfTheDead) {
