@@ -2,8 +2,9 @@
 //
 // A session writes records of up to 16 KiB from a buffer of its own: OpenSSL wants an unfinished
 // write repeated with the same bytes, and the engine may offer another frame instead. Its writes go
-// through a BIO that is OpenSSL's for sockets in all but one thing: a peer that is gone is an
-// error, not SIGPIPE.
+// through a BIO that is OpenSSL's for sockets in all but two things: a peer that is gone is an
+// error, not SIGPIPE; and once the keys are agreed sealed records are gathered, as a system call
+// for each would cost more than its encryption.
 #include "transport/tls.hpp"
 
 #include <fcntl.h>
@@ -38,8 +39,16 @@ static constexpr int kBioWriteRetry = 0x02 | 0x08, kBioRetryBits = 0x0f, kBioKer
 static constexpr int kTypeSocket = 0x0400 | 0x0100;  // a source of bytes with a descriptor
 
 static constexpr std::size_t kRecordBytes = 16 * 1024;
-static constexpr std::size_t kReadBytes = 128 * 1024;  // one system call for several records
+static constexpr std::size_t kReadBytes = 128 * 1024;    // one system call for several records
+static constexpr std::size_t kGatherBytes = 128 * 1024;  // the same on the way out
 static constexpr char kIdentity[] = "hccomm";
+
+// Sealed records on their way out.
+struct Gathering {
+  bool on = false;  // once the handshake is over, unless the kernel does the records
+  std::string bytes;
+  std::size_t sent = 0;
+};
 
 struct Tls::State {
   int fd = -1;
@@ -58,7 +67,10 @@ struct Tls::State {
     if (ssl != nullptr) library().SSL_free(ssl);
     explicit_bzero(secret.data(), secret.size());
   }
+  Gathering gathering;
+
   bool write_out() noexcept;
+  bool flush() noexcept;
   int explain(int error) noexcept;
 };
 
@@ -78,6 +90,12 @@ bool kernel_tls() noexcept {
 static int bio_write(Bio* bio, const char* data, int bytes) {
   static const auto original = library().BIO_meth_get_write(library().BIO_s_socket());
   if (library().BIO_test_flags(bio, kBioKernelControl) != 0) return original(bio, data, bytes);
+  auto* const gathering = static_cast<Gathering*>(library().BIO_get_ex_data(bio, 0));
+  if (gathering->on) {
+    library().BIO_clear_flags(bio, kBioRetryBits);
+    gathering->bytes.append(data, static_cast<std::size_t>(bytes));
+    return bytes;
+  }
   int fd = -1;
   library().BIO_ctrl(bio, kSetFd + 1, 0, &fd);  // BIO_C_GET_FD
   const ssize_t sent =
@@ -174,6 +192,7 @@ Result<std::unique_ptr<Tls>> Tls::make(int fd, wire::Role role, const std::strin
   Bio* const bio = state->ssl == nullptr ? nullptr : ssl.BIO_new(socket_method());
   if (bio == nullptr) return failed;
   ssl.BIO_ctrl(bio, kSetFd, kNoClose, &fd);
+  ssl.BIO_set_ex_data(bio, 0, &state->gathering);
   ssl.SSL_set_bio(state->ssl, bio, bio);
   ssl.SSL_set_ex_data(state->ssl, 0, &state->secret);
   if (role == wire::Role::Initiator) {
@@ -228,6 +247,8 @@ Tls::Step Tls::shake() noexcept {
   if (result == 1) {
     if (ssl.SSL_session_reused(state_->ssl) == 1) {
       state_->dry = false;  // what follows may have come with the last flight
+      state_->gathering.bytes.reserve(kGatherBytes + 2 * kRecordBytes);
+      state_->gathering.on = !state_->options.kernel;
       return Step::Done;
     }
     state_->why = "the peer did not use the key";
@@ -264,14 +285,34 @@ bool Tls::State::write_out() noexcept {
   return false;
 }
 
+// Sends what has been gathered. False with errno set when some of it is left.
+bool Tls::State::flush() noexcept {
+  while (gathering.sent < gathering.bytes.size()) {
+    const ssize_t passed =
+        ::send(fd, gathering.bytes.data() + gathering.sent, gathering.bytes.size() - gathering.sent,
+               MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (passed < 0 && errno == EINTR) continue;
+    if (passed < 0 && errno == ENOBUFS) errno = EAGAIN;
+    if (passed < 0) return false;
+    gathering.sent += static_cast<std::size_t>(passed);
+  }
+  gathering.bytes.clear();
+  gathering.sent = 0;
+  return true;
+}
+
 ssize_t Tls::send(const iovec* parts, std::size_t count) noexcept {
   State& state = *state_;
   std::size_t taken = 0, part = 0, offset = 0;
   for (;;) {
-    if (state.pending > 0 && !state.write_out()) {
+    const bool last = part == count && state.pending == 0;
+    const bool due =
+        last || state.gathering.sent > 0 || state.gathering.bytes.size() >= kGatherBytes;
+    if ((due && !state.flush()) || !state.write_out()) {
       if (errno != EAGAIN || taken == 0) return -1;
       return static_cast<ssize_t>(taken);
     }
+    if (last) return static_cast<ssize_t>(taken);
     while (part < count && state.pending < state.out.size()) {
       const std::size_t bytes =
           std::min(parts[part].iov_len - offset, state.out.size() - state.pending);
@@ -287,7 +328,6 @@ ssize_t Tls::send(const iovec* parts, std::size_t count) noexcept {
         offset = 0;
       }
     }
-    if (state.pending == 0) return static_cast<ssize_t>(taken);
   }
 }
 
@@ -326,7 +366,9 @@ ssize_t Tls::receive(const iovec* parts, std::size_t count) noexcept {
   return static_cast<ssize_t>(got);
 }
 
-bool Tls::unsent() const noexcept { return state_->pending > 0; }
+bool Tls::unsent() const noexcept {
+  return state_->pending > 0 || !state_->gathering.bytes.empty();
+}
 bool Tls::holds() const noexcept { return !state_->dry; }
 std::string Tls::why() const { return state_->why; }
 
