@@ -429,7 +429,13 @@ bool Engine::advance(Pull& pull) {
           (op.kind == OperationKind::Recv ? op.data : op.at(op.recipe->plan.steps[pull.step].dst)) +
           pull.offset;
     }
-    const Status status = pull.channel->link()->pull(target, pull.address + pull.offset, part);
+    transport::Link& link = *pull.channel->link();
+    Status status = link.pull(target, pull.address + pull.offset, part);
+    const bool tagged = op.kind == OperationKind::Recv;
+    if (status.ok() && pull.offset + part == pull.bytes &&
+        link.withdrawn(offer(context.id, tagged ? pull.index : op.sequence, tagged))) {
+      status = Status(Code::Aborted, "it gave its call up before the data had been read");
+    }
     if (status.code() == Code::PeerLost) {
       channel_broken(*pull.channel, status);
       return false;

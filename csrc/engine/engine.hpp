@@ -126,6 +126,7 @@ class Engine final : private StagingClient {
   void go_on_without(Context& context, const Status& why);
   void tell(Context& context, int rank);
   void fail(Operation& op, const Status& why);
+  void withdraw(const Operation& op);
   void channel_broken(Channel& channel, const Status& why);
   void tell_damage(Channel& channel, const Status& why);
   void fell_silent(Channel& channel);

@@ -17,10 +17,29 @@ using wire::Type;
 static constexpr auto kProbeAfter = std::chrono::milliseconds(40);
 static constexpr auto kProbeEvery = std::chrono::milliseconds(500);
 
+// The caller gets the buffers back: a peer that is reading them shall not take what it reads then
+// for the message.
+void Engine::withdraw(const Operation& op) {
+  Context& context = *op.context;
+  const auto tell = [&](Channel& channel, std::uint64_t key) {
+    if (channel.up() && channel.pulls()) channel.link()->withdraw(key);
+  };
+  if (op.kind == OperationKind::Send && op.bytes != 0 && op.peer != context.rank) {
+    const auto found = context.matching.sending.find({op.peer, op.index});
+    if (found == context.matching.sending.end() || found->second != &op) return;
+    tell(*context.channels[op.peer], offer(context.id, op.index, true));
+  }
+  if (op.kind != OperationKind::Collective) return;
+  for (const plan::Inlet& outlet : op.recipe->outlets) {
+    tell(*context.channels[outlet.peer], offer(context.id, op.sequence, false));
+  }
+}
+
 // Fails one operation and forgets every frame, pull and step of it.
 void Engine::fail(Operation& op, const Status& why) {
   if (!op.running()) return;
   note_waits(op);
+  withdraw(op);
   for (const auto& [uuid, channel] : channels_) channel->cancel(&op);
   std::erase_if(ready_, [&](const auto& each) { return each.first == &op; });
   pulls_.erase_if([&](const Pull& each) { return each.operation == &op; });

@@ -85,6 +85,13 @@ struct Parcel {
 };
 
 // A message that is being copied out of the sender's memory, a piece at a time.
+// Names an offer of memory between two processes: a collective's by its sequence number, a tagged
+// message's by the number that its sender gave it.
+inline std::uint64_t offer(std::uint64_t context, std::uint64_t number, bool tagged) {
+  return (context ^ (2 * number + (tagged ? 1 : 0)) * 0x9E3779B97F4A7C15ull) *
+         0xD6E8FEB86659FD93ull;
+}
+
 struct Pull {
   Channel* channel = nullptr;
   Operation* operation = nullptr;

@@ -35,6 +35,7 @@ struct End {
   std::size_t arrived_bytes = 0;
   bool asleep = false;
   bool closed = false;
+  std::vector<std::uint64_t> withdrawn;  // offers of its own
   UniqueFd bell{eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
 
   void wake() {
@@ -96,6 +97,14 @@ class InprocLink final : public Link {
     return {};
   }
   bool pulls() const noexcept override { return true; }
+  void withdraw(std::uint64_t key) noexcept override {
+    const std::lock_guard lock(wire_->mutex);
+    mine_.withdrawn.push_back(key);
+  }
+  bool withdrawn(std::uint64_t key) const noexcept override {
+    const std::lock_guard lock(wire_->mutex);
+    return std::ranges::find(theirs_.withdrawn, key) != theirs_.withdrawn.end();
+  }
 
   bool sleeping(bool asleep) noexcept override {
     const std::lock_guard lock(wire_->mutex);

@@ -72,6 +72,10 @@ class Link {
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
   virtual bool pulls() const noexcept { return false; }
+  // What the peer was offered under `key` may change from now on: it sees so at the end of a pull.
+  virtual void withdraw(std::uint64_t) noexcept {}
+  // Whether the peer has withdrawn `key`. What was pulled before the answer no was as offered.
+  virtual bool withdrawn(std::uint64_t) const noexcept { return false; }
 
   // Called before this process sleeps (true) and after it woke (false): while asleep, the peer
   // must make fd() readable after it sent something. Returns false when something has already come.

@@ -62,6 +62,26 @@ static std::uint64_t end_of(std::uint64_t begin, std::size_t bytes) {
 RingWriter::RingWriter(std::byte* memory, std::size_t area_bytes)
     : memory_(memory), area_bytes_(area_bytes) {}
 
+void RingWriter::withdraw(std::uint64_t key) noexcept {
+  Head& head = head_of(memory_);
+  const std::atomic_ref<std::uint64_t> count(head.withdrawn);
+  const std::uint64_t number = count.load(std::memory_order_relaxed);
+  std::atomic_ref(head.keys[number % kWithdrawnKept]).store(key, std::memory_order_relaxed);
+  count.store(number + 1, std::memory_order_release);
+  full_fence();
+}
+
+bool RingReader::withdrawn(std::uint64_t key) const noexcept {
+  full_fence();  // what was pulled was read before this
+  Head& head = head_of(memory_);
+  const std::uint64_t count =
+      std::atomic_ref<std::uint64_t>(head.withdrawn).load(std::memory_order_acquire);
+  for (std::uint64_t each = 0; each < std::min<std::uint64_t>(count, kWithdrawnKept); ++each) {
+    if (std::atomic_ref(head.keys[each]).load(std::memory_order_relaxed) == key) return true;
+  }
+  return false;
+}
+
 std::atomic_ref<std::uint32_t> RingWriter::reader_sleep() const noexcept {
   return std::atomic_ref(head_of(memory_).asleep);
 }

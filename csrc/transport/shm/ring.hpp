@@ -3,7 +3,8 @@
 // One direction of a shared-memory link: a queue in memory that exactly one process writes and one
 // reads. It knows frames and memory; no descriptors, no sleeping (shm_link adds those).
 //
-//   head page   what the reader says: how far it has read (line 1), whether it sleeps (line 2)
+//   head page   what the reader says: how far it has read (line 1), whether it sleeps (line 2);
+//               what the writer says beside the queue: offers that it has withdrawn
 //   cells       512 of 128 bytes: control word, header, 72 bytes of payload
 //   area        payloads that do not fit a cell, in the order of their cells
 //
@@ -43,13 +44,17 @@ std::size_t area_for(std::uint64_t wanted_bytes);
 // Orders every store before it against every load after it, on both sides of a sleep.
 void full_fence() noexcept;
 
-// What the reader tells the writer; at the start of the ring. Each line has one usual writer.
+inline constexpr std::size_t kWithdrawnKept = 448;  // the last ones; who fails more has no readers
+
+// What the two tell each other beside the queue. Each line has one usual writer.
 struct Head {
-  alignas(kLineBytes) std::uint64_t unused;
+  alignas(kLineBytes) std::uint64_t withdrawn;   // writer: how many offers it has withdrawn
   alignas(kLineBytes) std::uint64_t cells_read;  // reader: cells it is done with
   std::uint64_t bytes_read;                      // reader: area it is done with, gaps included
   alignas(kLineBytes) std::uint32_t asleep;      // a Sleep; reader sets, writer clears
+  alignas(kLineBytes) std::uint64_t keys[kWithdrawnKept];  // writer: of those, in turn
 };
+static_assert(sizeof(Head) <= kHeadBytes);
 
 enum Sleep : std::uint32_t {
   kAwake = 0,
@@ -65,6 +70,8 @@ class RingWriter {
   RingWriter(std::byte* memory, std::size_t area_bytes);
   // Takes as much of the frame as there is room for.
   Progress send(Outgoing& frame) noexcept;
+  // See Link::withdraw(). Visible before any later store of this thread.
+  void withdraw(std::uint64_t key) noexcept;
   // Whether the reader has moved on since send() answered Again.
   bool moved() const noexcept;
   std::atomic_ref<std::uint32_t> reader_sleep() const noexcept;
@@ -97,6 +104,7 @@ class RingReader {
   // Hands over what has arrived, about `budget` bytes at most.
   Taken poll(Inbox& inbox, std::size_t budget) noexcept;
   const std::string& fault() const noexcept { return fault_; }
+  bool withdrawn(std::uint64_t key) const noexcept;
   bool inside_frame() const noexcept { return left_ != 0; }
   // The rest of the frame that is arriving in parts goes nowhere; Inbox::end() still comes.
   void discard() noexcept { discarded_ = left_ != 0; }

@@ -39,6 +39,8 @@ class ShmLink final : public Link {
   void discard() noexcept override { reader_.discard(); }
   Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override;
   bool pulls() const noexcept override { return parts_.pulls; }
+  void withdraw(std::uint64_t key) noexcept override { writer_.withdraw(key); }
+  bool withdrawn(std::uint64_t key) const noexcept override { return reader_.withdrawn(key); }
   bool sleeping(bool asleep) noexcept override;
   void flush() noexcept override;
   int fd() const noexcept override { return parts_.bell.fd(); }

@@ -58,6 +58,8 @@ class FaultyLink final : public transport::Link {
     return status;
   }
   bool pulls() const noexcept override { return link_->pulls(); }
+  void withdraw(std::uint64_t key) noexcept override { link_->withdraw(key); }
+  bool withdrawn(std::uint64_t key) const noexcept override { return link_->withdrawn(key); }
   bool sleeping(bool asleep) noexcept override {
     pump();
     const bool quiet = link_->sleeping(asleep);

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <filesystem>
 #include <thread>
 
@@ -100,6 +101,34 @@ TEST_P(LinksOver, TheEndOfAPeerWeNeverMetIsNoticedAndReleased) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   EXPECT_LE(descriptors(), before);
+}
+
+// A send runs out of time, its caller uses the buffer again, and only then somebody receives.
+TEST_P(LinksOver, AMessageThatWasGivenUpIsNeverReceivedWithOtherBytes) {
+  Cluster cluster(GetParam(), 2);
+  cluster.run(expect_sum_of_ones);
+  constexpr std::uint64_t kBytes = 1 << 20;
+  std::vector<char> sent(kBytes, 1), got(kBytes, 0);
+  std::atomic<bool> given_up{false};
+
+  cluster.run([&](Node& node) {
+    engine::Parcel parcel{1 - node.rank(), 7, nullptr, kBytes, 0, Seconds(0.1)};
+    if (node.rank() == 0) {
+      parcel.data = reinterpret_cast<std::byte*>(sent.data());
+      engine::Operation* op = node.engine().start_send(node.context(), parcel);
+      EXPECT_EQ(node.engine().wait(*op, Deadline::never()).code(), Code::Timeout);
+      std::ranges::fill(sent, 2);
+      given_up = true;
+      node.engine().release(*op);
+      return;
+    }
+    while (!given_up) std::this_thread::yield();
+    parcel.timeout = Seconds(3);
+    parcel.data = reinterpret_cast<std::byte*>(got.data());
+    engine::Operation* op = node.engine().start_recv(node.context(), parcel);
+    EXPECT_FALSE(node.engine().wait(*op, Deadline::never()).ok());
+    node.engine().release(*op);
+  });
 }
 
 TEST_P(LinksOver, ManyGroupsOneAfterTheOtherKeepTheirLink) {
