@@ -17,8 +17,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hccomm import launchers
 from hccomm._native import Library, library
@@ -36,8 +35,7 @@ class Store(Protocol):
         """Return the value of ``key``, waiting for it; None when it is not there in time."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where ranks meet: a URL or a store, and the name that tells meetings there apart."""
 
     url: str = ""
