@@ -322,17 +322,12 @@ def sendrecv(comm: hccomm.Communicator, count: int) -> list[str]:
     comm.send(mine, right, async_op=True).wait()
     receiving.wait()
     assert (meeting == left).all()
-    itself = np.zeros(count, "i4")
-    comm.sendrecv(mine, comm.rank, itself, comm.rank)
-    assert (itself == comm.rank).all()
+    assert (comm.sendrecv(mine, comm.rank, meeting, comm.rank) == comm.rank).all()
     errors = []
-    for wrong in (
-        (mine, comm.size, meeting, left),
-        (mine, right, meeting, -1),
-        (mine, right, mine.tobytes(), left),
-    ):
+    wrong = ((comm.size, meeting, left), (right, meeting, -1), (right, mine.tobytes(), left))
+    for each in wrong:
         try:
-            comm.sendrecv(*wrong)
+            comm.sendrecv(mine, *each)
         except hccomm.InvalidArgument as error:
             errors.append(str(error))
     comm.barrier()
