@@ -188,6 +188,7 @@ Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card
     }
     reasons += text("; ", transport->name(), ": ", why);
   }
+  for (const Refusal& each : closed_) reasons += text("; ", each.transport, ": ", each.reason);
   return Status(Code::PeerLost,
                 text("cannot connect to pid ", peer.pid, " on host ", peer.host, reasons));
 }
