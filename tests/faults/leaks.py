@@ -22,26 +22,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import private
 from pool import ROOT, Hung, Pool
 from programs import COLLECTIVES
 from report import Trial
 
 TIMEOUT = 30.0
-_PRIVATE = "HCCOMM_TEST_PRIVATE"
-_SCRIPT = (
-    f'mount -t tmpfs -o size=1m tmpfs /dev/shm && ip link set lo up && {_PRIVATE}=1 exec "$0" "$@"'
-)
-
-
-def enter_private_namespaces(argv: Sequence[str]) -> None:
-    """Start this program again with its own /dev/shm, network and System V IPC, if allowed."""
-    if os.environ.get(_PRIVATE) or shutil.which("unshare") is None:
-        return
-    for flags in (["-mni"], ["-Urmni"]):
-        command = ["unshare", *flags, "sh", "-c"]
-        asked = [*command, "mount -t tmpfs tmpfs /dev/shm && ip link set lo up"]
-        if subprocess.run(asked, capture_output=True, timeout=30, check=False).returncode == 0:
-            os.execvp("unshare", [*command, _SCRIPT, sys.executable, *argv])
+SETUP = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
 
 
 def trials(
@@ -135,14 +122,13 @@ def _next_job(url: str) -> None:
 
 def _snapshot(folder: str) -> set[str]:
     """Return what programs can leave behind; outside private namespaces only our own names."""
-    private = bool(os.environ.get(_PRIVATE))
     found = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
     with open("/proc/sysvipc/shm", encoding="ascii") as segments:
         found |= {f"sysv segment {line.split()[1]}" for line in segments.readlines()[1:]}
     with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
         names = [line.split()[7] for line in sockets.readlines()[1:] if len(line.split()) > 7]
     found |= {f"socket {name}" for name in names if name.startswith("@")}
-    if not private:
+    if not private.inside():
         found = {each for each in found if "hccomm" in each}
     found |= {f"/tmp/{name}" for name in os.listdir("/tmp") if "hccomm" in name}
     return found | {str(path) for path in Path(folder).rglob("*")}

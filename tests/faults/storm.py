@@ -17,16 +17,23 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+import addresses
 import forks
 import kills
 import leaks
+import links
 import mismatches
+import networks
+import private
 import rejoins
 import shrinks
 import soaks
 import stops
 import strays
 from report import Report, Trial
+
+NETWORKED = ("link", "address")
+SKIPPED = 77
 
 
 def _kill(options: argparse.Namespace) -> Iterator[Trial]:
@@ -63,6 +70,23 @@ def _leaks(options: argparse.Namespace) -> Iterator[Trial]:
         cycles=options.cycles,
         delays=(0.2,) if options.at_work else (0.0, 0.005, 0.02, 0.2),
     )
+
+
+def _link(options: argparse.Namespace) -> Iterator[Trial]:
+    return links.trials(
+        options.count,
+        options.seed,
+        ranks=[each for each in _range(options.ranks) if each > 1],
+        kinds=options.kinds.split(",") if options.kinds else links.KINDS,
+        silence=options.silence,
+        seconds=options.seconds,
+        late=options.late,
+    )
+
+
+def _address(options: argparse.Namespace) -> Iterator[Trial]:
+    kinds = options.kinds.split(",") if options.kinds else list(addresses.KINDS)
+    return addresses.trials(options.count, kinds=kinds)
 
 
 def _fork(options: argparse.Namespace) -> Iterator[Trial]:
@@ -122,6 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     one = add("leaks", _leaks, 50, "all are killed; then communicators are made and closed")
     one.add_argument("--cycles", type=int, default=200)
     one.add_argument("--at-work", action="store_true", help="kill none while they meet")
+    one = add("link", _link, 20, "the network between hosts breaks, or is merely bad")
+    one.add_argument("--kinds", help=f"of {', '.join(links.KINDS)}")
+    one.add_argument("--silence", type=float, default=3.0, help="HCCOMM_SILENCE")
+    one.add_argument("--seconds", type=float, default=10.0, help="on a line that is merely bad")
+    one.add_argument("--late", type=float, default=0.5, help="seconds after it: a fault")
+    one = add("address", _address, 1, "machines with odd interfaces, names and address families")
+    one.add_argument("--kinds", help=f"of {', '.join(addresses.KINDS)}")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     add("rejoin", _rejoin, 12, "training loses a worker and gets another; the loss must not tell")
@@ -134,7 +165,12 @@ def main() -> int:
     """Run one storm."""
     options = _parser().parse_args()
     if options.storm == "leaks":
-        leaks.enter_private_namespaces(sys.argv)
+        private.enter(sys.argv, leaks.SETUP)
+    if options.storm in NETWORKED:
+        refusal = networks.refusal(lambda: private.enter(sys.argv, networks.SETUP))
+        if refusal:
+            print(f"skipped: {refusal}")
+            return SKIPPED
     out = options.out.open("w") if options.out else sys.stdout
     report, began = Report(out), time.monotonic()
     try:
