@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/machine.hpp"
 
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <fstream>
 #include <memory>
@@ -13,6 +17,7 @@
 
 #include "base/config.hpp"
 #include "base/text.hpp"
+#include "base/unique_fd.hpp"
 
 namespace hccomm {
 
@@ -100,6 +105,17 @@ static double cgroup_quota() {
 int available_cores() {
   const double quota = std::ceil(cgroup_quota());
   return static_cast<int>(std::max(1.0, std::min<double>(affinity_cores(), quota)));
+}
+
+bool process_is_gone(pid_t pid) {
+  if (kill(pid, 0) != 0) return errno == ESRCH;
+#ifdef SYS_pidfd_open
+  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  pollfd entry{process.get(), POLLIN, 0};
+  return process && poll(&entry, 1, 0) == 1;
+#else
+  return false;
+#endif
 }
 
 }  // namespace hccomm

@@ -4,6 +4,8 @@
 // transports tell who can be reached how.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 
 namespace hccomm {
@@ -18,5 +20,9 @@ std::string host_id();
 // The processors this process may use: its affinity mask, cut by the CPU quota of its control group
 // (version 1 or 2). At least 1.
 int available_cores();
+
+// Whether there is no such process on this machine, or only what is left of it until its parent
+// asks for its exit status.
+bool process_is_gone(pid_t pid);
 
 }  // namespace hccomm

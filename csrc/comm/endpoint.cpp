@@ -2,7 +2,6 @@
 #include "comm/endpoint.hpp"
 
 #include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -176,7 +175,7 @@ Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card
       auto link = transport->connect(peer, deadline);
       // A listener that is busy with strangers closes; while the process lives it is worth a wait.
       while (!link.ok() && link.status().code() == Code::PeerLost && !deadline.passed() &&
-             peer.machine == card_.machine && kill(static_cast<pid_t>(peer.pid), 0) == 0 &&
+             peer.machine == card_.machine && !process_is_gone(static_cast<pid_t>(peer.pid)) &&
              !ending_.load(std::memory_order_relaxed)) {
         std::this_thread::sleep_for(kBusyPause);
         link = transport->connect(peer, deadline);

@@ -6,10 +6,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -119,25 +116,13 @@ std::vector<std::string> files_in(int folder) {
 // The mark's text. Complete once it ends in a line feed.
 std::string my_mark() { return text(machine_id(), "\n", getpid(), "\n"); }
 
-// Whether there is no such process, or only what is left of it until its parent asks.
-bool is_dead(pid_t pid) {
-  if (kill(pid, 0) != 0) return errno == ESRCH;
-#ifdef SYS_pidfd_open
-  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  pollfd entry{process.get(), POLLIN, 0};
-  return process && poll(&entry, 1, 0) == 1;
-#else
-  return false;
-#endif
-}
-
 // Whether the process that wrote this mark is certainly gone.
 bool owner_is_dead(std::string_view mark) {
   const std::size_t line = mark.find('\n');
   if (line == std::string_view::npos || mark.substr(0, line) != machine_id()) return false;
   pid_t pid = 0;
   std::from_chars(mark.data() + line + 1, mark.data() + mark.size(), pid);
-  return pid > 0 && is_dead(pid);
+  return pid > 0 && process_is_gone(pid);
 }
 
 // Owns:   the directory on rank 0; on other ranks their one "m.*" file.
