@@ -8,6 +8,7 @@ exact, and checked: an operation that ends without an error must have given the 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -370,8 +371,6 @@ def _try(comm: hccomm.Communicator, name: str, flying: Any) -> str:
         elif name == "close":
             comm.close()
         elif name == "exit":
-            import atexit
-
             atexit._run_exitfuncs()
     except hccomm.Error as error:
         return f"{type(error).__name__}: {error}"
@@ -431,6 +430,53 @@ def _sum_until_stopped(job: Job, pipe: Connection, comm: hccomm.Communicator) ->
             return True
 
 
+def end(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Wait in a collective that the victim does not join, or be the victim (endings.py)."""
+    comm = join(job)
+    comm.barrier()
+    try:
+        if comm.rank != job["victim"]:
+            pipe.send(("up", {"at": time.monotonic()}))
+            comm.all_reduce(np.ones(1 << 18, np.float32))
+        else:
+            _be_the_victim(job["kind"], comm, pipe)
+    except KeyboardInterrupt as error:
+        comm.abort("Ctrl-C")
+        return {"error": "KeyboardInterrupt", "blames": -1, "text": str(error)}
+    except hccomm.Error as error:
+        return seen(error)
+    finally:
+        with contextlib.suppress(hccomm.Error):
+            comm.close()
+    return {"error": "", "blames": -1, "text": "nothing happened", "at": time.monotonic()}
+
+
+def _be_the_victim(kind: str, comm: hccomm.Communicator, pipe: Connection) -> None:
+    """Wait for a message that never comes; what else happens is the kind's affair."""
+    room = np.zeros(1 << 18, np.float32)
+    if kind == "abort by a handler":  # a real one, not Python's
+        library = ctypes.CDLL(os.environ["HCCOMM_PY_LIBRARY"])
+        handler = ctypes.cast(library.hccomm_abort_signal, ctypes.c_void_p)
+        ctypes.CDLL(None).signal(signal.SIGUSR2, handler)
+    elif kind == "Ctrl-C":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    elif kind == "exit":
+        comm.recv(room, (comm.rank + 1) % comm.size, async_op=True)
+        pipe.send(("up", {"at": time.monotonic()}))
+        pipe.recv()
+        atexit._run_exitfuncs()
+        os._exit(0)
+    elif kind == "abort by a thread":
+
+        def abort() -> None:
+            pipe.recv()
+            comm.abort("a thread said so")
+
+        threading.Thread(target=abort, daemon=True).start()
+    pipe.send(("up", {"at": time.monotonic()}))
+    comm.recv(room, (comm.rank + 1) % comm.size)
+
+
 def train(job: Job, pipe: Connection) -> dict[str, Any]:
     """Train in groups as the driver makes them: ask for one, take its state over, work, ask again.
 
@@ -486,4 +532,5 @@ PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "use_in_child": use_in_child,
     "survive": survive,
     "train": train,
+    "end": end,
 }

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import addresses
+import endings
 import forks
 import kills
 import leaks
@@ -28,6 +29,7 @@ import private
 import rejoins
 import shrinks
 import soaks
+import steps
 import stops
 import strays
 from report import Report, Trial
@@ -87,6 +89,14 @@ def _link(options: argparse.Namespace) -> Iterator[Trial]:
 def _address(options: argparse.Namespace) -> Iterator[Trial]:
     kinds = options.kinds.split(",") if options.kinds else list(addresses.KINDS)
     return addresses.trials(options.count, kinds=kinds)
+
+
+def _step(options: argparse.Namespace) -> Iterator[Trial]:
+    return steps.trials(options.count, first=options.first, step=options.step, late=options.late)
+
+
+def _ending(options: argparse.Namespace) -> Iterator[Trial]:
+    return endings.trials(options.count, transports=_names(options), late=options.late)
 
 
 def _fork(options: argparse.Namespace) -> Iterator[Trial]:
@@ -153,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--late", type=float, default=0.5, help="seconds after it: a fault")
     one = add("address", _address, 1, "machines with odd interfaces, names and address families")
     one.add_argument("--kinds", help=f"of {', '.join(addresses.KINDS)}")
+    one = add("step", _step, 40, "a rank is killed at the Nth system call of its init")
+    one.add_argument("--first", type=int, default=1, help="N of the first trial")
+    one.add_argument("--step", type=int, default=7, help="how much larger N is in the next")
+    one.add_argument("--late", type=float, default=1.0, help="seconds after the timeout: a fault")
+    one = add("ending", _ending, 3, "somebody aborts, interrupts, terminates or leaves")
+    one.add_argument("--late", type=float, default=0.2, help="seconds after which it is a fault")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     add("rejoin", _rejoin, 12, "training loses a worker and gets another; the loss must not tell")
@@ -171,6 +187,9 @@ def main() -> int:
         if refusal:
             print(f"skipped: {refusal}")
             return SKIPPED
+    if options.storm == "step" and not steps.permitted():
+        print("skipped: ptrace is not permitted here, or the machine is not an x86-64 one")
+        return SKIPPED
     out = options.out.open("w") if options.out else sys.stdout
     report, began = Report(out), time.monotonic()
     try:

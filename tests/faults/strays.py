@@ -158,7 +158,7 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], seconds: float) -> Tri
     trial.asked = len(group)
     meeting = pool.meeting()
     if what["moment"] == "tcp store":
-        meeting["url"] = f"tcp://127.0.0.1:{_free_port()}"
+        meeting["url"] = f"tcp://127.0.0.1:{free_port()}"
     before = [len(process.log_text()) for process in group]
     try:
         early = group if what["moment"] == "working" else group[:-1]
@@ -221,7 +221,8 @@ def _start(group: Sequence[Rank], size: int, meeting: dict[str, str], only: int 
         process.tell(job | meeting | {"collective": "all_reduce", "bytes": 4096})
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port that nobody has at the moment."""
     with socket.socket() as probing:
         probing.bind(("127.0.0.1", 0))
         return int(probing.getsockname()[1])

@@ -17,12 +17,14 @@ import pytest
 pytest.importorskip("numpy")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import endings
 import forks
 import kills
 import mismatches
 import rejoins
 import shrinks
 import soaks
+import steps
 import stops
 import strays
 from pool import Nursery
@@ -153,6 +155,19 @@ def test_ranks_go_on_through_stops_and_deaths() -> None:
     report = assert_calm(soaks.trials(0.1, 9, ranks=6))
 
     assert sum(each.what.get("deaths", 0) for each in report.trials) == 4
+
+
+def test_a_rank_killed_at_any_call_of_init_is_named() -> None:
+    """Its peers are told in the meeting, at the deadline, or by their first operation."""
+    if not steps.permitted():
+        pytest.skip("ptrace is not permitted here, or the machine is not an x86-64 one")
+
+    assert_calm(steps.trials(3, first=25, step=33, late=LATE))
+
+
+def test_a_wait_ends_when_somebody_aborts_interrupts_or_leaves() -> None:
+    """By a thread, a signal handler, Ctrl-C, SIGTERM and the interpreter's exit."""
+    assert_calm(endings.trials(1, late=LATE))
 
 
 def test_nothing_is_left_behind() -> None:
