@@ -40,6 +40,7 @@ class SealedLink final : public Link, private Inbox {
     incoming_.discarded = true;
     link_->discard();
   }
+  void recall() noexcept override { link_->recall(); }
 
   bool sleeping(bool asleep) noexcept override { return link_->sleeping(asleep); }
   void flush() noexcept override { link_->flush(); }

@@ -317,9 +317,11 @@ Progress Fabric::send_eager(Peer& peer, const wire::Header& header, const std::b
   if (!peer.eager.open()) return Progress::Again;
   const std::uint64_t number = Immediate{peer.their_id, Kind::Eager, peer.next}.pack();
   const std::uint64_t at = peer.eager_at + peer.eager.sent % peer.eager.limit * peer.eager_bytes;
+  // A credit rides along, but not where a sealed frame has its seal.
+  const bool room = (header.flags & wire::kSealed) == 0;
   const auto copy = [&](std::byte* to) {
     wire::Header marked = header;
-    marked.source = static_cast<std::uint16_t>(peer.eager_in.count);  // a credit rides along
+    if (room) marked.source = static_cast<std::uint16_t>(peer.eager_in.count);
     std::memcpy(to, &marked, sizeof marked);
     if (header.length != 0) std::memcpy(to + sizeof header, payload, header.length);
   };
@@ -340,7 +342,7 @@ Progress Fabric::send_eager(Peer& peer, const wire::Header& header, const std::b
   }
   if (outcome != Progress::Done) return outcome;
   ++peer.eager.sent;
-  peer.eager_in.told = peer.eager_in.count;
+  if (room) peer.eager_in.told = peer.eager_in.count;
   return outcome;
 }
 

@@ -145,8 +145,9 @@ bool Fabric::next(Peer& peer, Arrived& out) {
   if (place.kind == Kind::Eager) {
     out.data = peer.inbox.data + kNothingBytes + peer.eager_in.count % kEagerSlots * kEagerBytes;
     out.bytes = kEagerBytes;
-    std::uint16_t& credit = reinterpret_cast<wire::Header*>(out.data)->source;
-    peer.eager.credit(std::exchange(credit, 0));
+    auto& header = *reinterpret_cast<wire::Header*>(out.data);
+    const bool sealed = (header.flags & wire::kSealed) != 0;
+    if (!sealed) peer.eager.credit(std::exchange(header.source, 0));
   } else {
     out.data = peer.inbox.data + kRingAt + peer.ring_in.count % kRingSlots * kRingSlotBytes;
     out.bytes = kRingSlotBytes;

@@ -129,6 +129,19 @@ TEST_P(EachTransport, KeepsTheOrderOfManySmallFrames) {
   exchange(*dialed_, *taken_, sizes, inbox);
 }
 
+// HCCOMM_INTEGRITY: no field of a sealed header is the transport's to use.
+TEST_P(EachTransport, CarriesSealedFramesAsTheyAre) {
+  ASSERT_NO_FATAL_FAILURE(connect());
+  dialed_ = sealed(std::move(dialed_));
+  taken_ = sealed(std::move(taken_));
+  std::vector<std::size_t> sizes = kSizes;
+  sizes.resize(300, 100);
+  Collector forth, back;
+
+  exchange(*dialed_, *taken_, sizes, forth);
+  exchange(*taken_, *dialed_, sizes, back);
+}
+
 TEST_P(EachTransport, TakesLargeFramesFromBothSidesAtOnce) {
   ASSERT_NO_FATAL_FAILURE(connect());
   constexpr std::size_t kBytes = 16 << 20;

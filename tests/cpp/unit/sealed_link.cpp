@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A sealed link over a real one that only notes what it is asked. The suites of the engine run
+// sealed links over the real transports.
+#include <gtest/gtest.h>
+
+#include <utility>
+
+#include "transport/transports.hpp"
+
+namespace hccomm::transport {
+namespace {
+
+// Takes the header of a frame and not yet its payload.
+class Noting final : public Link {
+ public:
+  explicit Noting(int& recalls) : recalls_(recalls) {}
+
+  Progress send(Outgoing& frame) noexcept override {
+    frame.sent = sizeof frame.header;
+    return Progress::Again;
+  }
+  bool poll(Inbox&, std::size_t) noexcept override { return true; }
+  bool pending() noexcept override { return false; }
+  void discard() noexcept override {}
+  void recall() noexcept override { ++recalls_; }
+  bool sleeping(bool) noexcept override { return true; }
+  int fd() const noexcept override { return -1; }
+  std::size_t eager_bytes() const noexcept override { return 64; }
+  std::size_t frame_bytes() const noexcept override { return 4096; }
+  Status status() const override { return {}; }
+  std::string describe() const override { return "noting"; }
+
+ private:
+  int& recalls_;
+};
+
+TEST(SealedLink, RecallsWhatTheRealLinkStillReads) {
+  int recalls = 0;
+  const auto link = sealed(std::make_unique<Noting>(recalls));
+  const std::byte payload[1000] = {};
+  Outgoing frame;
+  frame.header.type = wire::Type::Data;
+  frame.header.length = sizeof payload;
+  frame.payload = payload;
+  ASSERT_EQ(link->send(frame), Progress::Again);
+
+  link->recall();
+
+  EXPECT_EQ(recalls, 1);
+}
+
+}  // namespace
+}  // namespace hccomm::transport
