@@ -477,6 +477,24 @@ def _be_the_victim(kind: str, comm: hccomm.Communicator, pipe: Connection) -> No
     comm.recv(room, (comm.rank + 1) % comm.size)
 
 
+def limited(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Meet and sum with few descriptors left; say what came of it."""
+    import resource
+
+    if job["fds"] >= 0:
+        highest = max(int(each) for each in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + job["fds"],) * 2)
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+    try:
+        with join(job) as comm:
+            total = comm.all_reduce(np.ones(1 << 18, np.float32))
+            wrong = "" if (total == comm.size).all() else "wrong sum"
+            comm.barrier()
+    except hccomm.Error as error:
+        return seen(error)
+    return {"error": "", "text": wrong, "at": time.monotonic()}
+
+
 def train(job: Job, pipe: Connection) -> dict[str, Any]:
     """Train in groups as the driver makes them: ask for one, take its state over, work, ask again.
 
@@ -533,4 +551,5 @@ PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "survive": survive,
     "train": train,
     "end": end,
+    "limited": limited,
 }

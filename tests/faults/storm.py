@@ -22,6 +22,7 @@ import endings
 import forks
 import kills
 import leaks
+import limits
 import links
 import mismatches
 import networks
@@ -99,6 +100,10 @@ def _ending(options: argparse.Namespace) -> Iterator[Trial]:
     return endings.trials(options.count, transports=_names(options), late=options.late)
 
 
+def _limit(options: argparse.Namespace) -> Iterator[Trial]:
+    return limits.trials(transports=_names(options))
+
+
 def _fork(options: argparse.Namespace) -> Iterator[Trial]:
     return forks.trials(options.count, options.seed, transports=_names(options))
 
@@ -169,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--late", type=float, default=1.0, help="seconds after the timeout: a fault")
     one = add("ending", _ending, 3, "somebody aborts, interrupts, terminates or leaves")
     one.add_argument("--late", type=float, default=0.2, help="seconds after which it is a fault")
+    add("limit", _limit, 1, "one rank may open only a few descriptors more")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     add("rejoin", _rejoin, 12, "training loses a worker and gets another; the loss must not tell")

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import endings
 import forks
 import kills
+import limits
 import mismatches
 import rejoins
 import shrinks
@@ -168,6 +169,11 @@ def test_a_rank_killed_at_any_call_of_init_is_named() -> None:
 def test_a_wait_ends_when_somebody_aborts_interrupts_or_leaves() -> None:
     """By a thread, a signal handler, Ctrl-C, SIGTERM and the interpreter's exit."""
     assert_calm(endings.trials(1, late=LATE))
+
+
+def test_a_rank_without_descriptors_says_so_and_the_others_end() -> None:
+    """At its limit of open files a rank names the limit; a little more is enough."""
+    assert_calm(limits.trials(more=(2, 24), transports=("shm",)))
 
 
 def test_nothing_is_left_behind() -> None:
