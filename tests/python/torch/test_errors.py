@@ -99,9 +99,13 @@ def disagree(what: str) -> str:
             dist.all_reduce(torch.ones(2)) if first else dist.broadcast(torch.ones(2), src=0)
         ),
     }
-    with pytest.raises(dist.DistBackendError) as caught:
+
+    def call_and_meet() -> None:
         calls[what]()
         dist.barrier()  # a root whose peer comes late does not wait for it, and hears here
+
+    with pytest.raises(dist.DistBackendError) as caught:
+        call_and_meet()
     return str(caught.value)
 
 
