@@ -73,12 +73,7 @@ Status Fabric::open_all() {
   fi_av_attr table{};
   table.type = info.domain_attr->av_type == FI_AV_MAP ? FI_AV_MAP : FI_AV_TABLE;
   if (status.ok()) status = check(fi_av_open(domain_, &table, &addresses_, nullptr), "fi_av_open");
-  if (status.ok()) status = check(fi_endpoint(domain_, &info, &endpoint_, nullptr), "fi_endpoint");
-  if (status.ok()) {
-    status = check(fi_ep_bind(endpoint_, &queue_->fid, FI_TRANSMIT | FI_RECV), "fi_ep_bind");
-  }
-  if (status.ok()) status = check(fi_ep_bind(endpoint_, &addresses_->fid, 0), "fi_ep_bind");
-  if (status.ok()) status = check(fi_enable(endpoint_), "fi_enable");
+  if (status.ok()) status = open_endpoint();
   if (!status.ok()) return status;
   pool_.set(choice_.library, domain_, endpoint_, info.domain_attr->mr_mode);
   auto scratch = pool_.take(kScratchBytes);
@@ -110,6 +105,26 @@ Status Fabric::make_senders(unsigned count, std::size_t bytes, std::vector<Op*>&
 
 // A queue that can be slept on writes to a descriptor for every entry, which cost 0.6 us a message
 // in the software providers; so ours cannot, and sleepers are woken by a timer.
+// The shm provider names its memory by the process's number and a counter, and what was killed
+// leaves its memory behind: who gets such a number again finds the name taken, and the next is
+// free.
+Status Fabric::open_endpoint() {
+  static constexpr int kNames = 16;
+  for (int attempt = 1;; ++attempt) {
+    Status status =
+        check(fi_endpoint(domain_, choice_.info.get(), &endpoint_, nullptr), "fi_endpoint");
+    if (status.ok()) {
+      status = check(fi_ep_bind(endpoint_, &queue_->fid, FI_TRANSMIT | FI_RECV), "fi_ep_bind");
+    }
+    if (status.ok()) status = check(fi_ep_bind(endpoint_, &addresses_->fid, 0), "fi_ep_bind");
+    if (!status.ok()) return status;
+    const int code = fi_enable(endpoint_);
+    if (code != -FI_EBUSY || attempt == kNames) return check(code, "fi_enable");
+    fi_close(&endpoint_->fid);
+    endpoint_ = nullptr;
+  }
+}
+
 Status Fabric::open_queue() {
   fi_cq_attr attributes{};
   attributes.size = kQueueEntries;

@@ -89,6 +89,7 @@ class Fabric {
   explicit Fabric(Choice choice) : choice_(std::move(choice)) {}
   Status open_all();
   Status open_queue();
+  Status open_endpoint();
   void close_all() noexcept;
   Status check(int err, const char* what) const;
 
