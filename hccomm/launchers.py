@@ -10,6 +10,7 @@ ranks of the job know and no other job has, from which a folder of one host can 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -192,7 +193,7 @@ def next_of(what: str) -> int:
 def _pmi_share(descriptor: int, rank: int, text: str) -> str:
     """Put rank 0's text into PMI's key-value space: the PMI-1 protocol over PMI_FD.
 
-    It leaves the session open, so that MPI may still be initialised afterwards.
+    It leaves the session open until the process ends, so that MPI may still be initialised.
     """
     import socket
 
@@ -203,6 +204,7 @@ def _pmi_share(descriptor: int, rank: int, text: str) -> str:
             number = next_of("pmi")
             if number == 0:
                 pmi.ask("init pmi_version=1 pmi_subversion=1", "response_to_init")
+                atexit.register(_pmi_end, descriptor, os.getpid())
             space = pmi.ask("get_my_kvsname", "my_kvsname")["kvsname"]
             key = f"hccomm.{number}"
             if rank == 0:
@@ -211,6 +213,21 @@ def _pmi_share(descriptor: int, rank: int, text: str) -> str:
             return pmi.ask(f"get kvsname={space} key={key}", "get_result")["value"]
         finally:
             wire.setblocking(True)  # MPI shares the connection, and the flag with it
+
+
+def _pmi_end(descriptor: int, pid: int) -> None:
+    """End the session: Intel MPI's launcher kills a job of which a rank just leaves."""
+    import socket
+
+    mpi = sys.modules.get("mpi4py.MPI")
+    if os.getpid() != pid or (mpi is not None and mpi.Is_initialized()):
+        return  # another process, or MPI has ended it
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as wire, wire.makefile("rb") as lines:
+            wire.settimeout(5.0)
+            _Pmi(wire, lines).ask("finalize", "finalize_ack")
+    except (OSError, System):
+        pass  # the launcher is gone
 
 
 class _Pmi:
