@@ -112,7 +112,10 @@ def _timed(function: object, *arguments: object) -> float:
 def _connection(rank: int) -> socket.socket:
     if rank == 0:
         with socket.create_server((ADDRESSES[0], PORT + 1)) as listener:
-            return listener.accept()[0]
+            listener.settimeout(30)
+            wire = listener.accept()[0]
+            wire.settimeout(60)
+            return wire
     deadline = time.monotonic() + 30
     while True:
         try:

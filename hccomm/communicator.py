@@ -321,6 +321,7 @@ class Communicator(Operations):
             for name, collective in COLLECTIVES.items():
                 general = getattr(self, name)
                 self.__dict__[name] = self._state.method(collective, general, self, name, Work)
+            # 0: kSendrecv of bindings/fast, which is no collective of the C ABI
             exchange = self._state.method(0, self.sendrecv, self, "sendrecv", Work)
             self.__dict__["sendrecv"] = exchange
 

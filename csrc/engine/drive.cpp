@@ -205,6 +205,7 @@ void Engine::tick() {
   }
   // What is held for a process that has died is released, however idle this one is.
   for (std::size_t i = up_.size(); i-- > 0;) {
+    if (i >= up_.size()) continue;  // the end of one may have taken others with it
     if (!driving_ || up_[i]->bindings().empty()) look_at(*up_[i]);
   }
   if (!driving_) progress();

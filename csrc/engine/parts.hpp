@@ -84,7 +84,6 @@ struct Parcel {
   const Where* where = nullptr;  // of `data`, where that lies on a device; read by start_*() only
 };
 
-// A message that is being copied out of the sender's memory, a piece at a time.
 // Names an offer of memory between two processes: a collective's by its sequence number, a tagged
 // message's by the number that its sender gave it.
 inline std::uint64_t offer(std::uint64_t context, std::uint64_t number, bool tagged) {
@@ -92,6 +91,7 @@ inline std::uint64_t offer(std::uint64_t context, std::uint64_t number, bool tag
          0xD6E8FEB86659FD93ull;
 }
 
+// A message that is being copied out of the sender's memory, a piece at a time.
 struct Pull {
   Channel* channel = nullptr;
   Operation* operation = nullptr;

@@ -40,8 +40,7 @@ Result<std::string> agree_job(Store& store, const std::string& name, int rank, i
 
 // Requires: agree_job() has succeeded with the same store, name, rank and size.
 //
-// Fails: PeerLost names a rank that died after it had opened the store, where the store can see
-// that;
+// Fails: PeerLost names a rank that died after it had opened the store, where the store can see it;
 //        Timeout names the ranks that did not arrive; Mismatch also names a rank that two processes
 //        claim, with both. Ranks other than 0 wait up to a second past the deadline, so that all of
 //        them hear the reason from rank 0.
