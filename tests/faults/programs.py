@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import hccomm
+from hccomm import _native
 
 Job = dict[str, Any]
 COLLECTIVES = (
@@ -455,7 +456,7 @@ def _be_the_victim(kind: str, comm: hccomm.Communicator, pipe: Connection) -> No
     """Wait for a message that never comes; what else happens is the kind's affair."""
     room = np.zeros(1 << 18, np.float32)
     if kind == "abort by a handler":  # a real one, not Python's
-        library = ctypes.CDLL(os.environ["HCCOMM_PY_LIBRARY"])
+        library = ctypes.CDLL(str(_native.find()))
         handler = ctypes.cast(library.hccomm_abort_signal, ctypes.c_void_p)
         ctypes.CDLL(None).signal(signal.SIGUSR2, handler)
     elif kind == "Ctrl-C":

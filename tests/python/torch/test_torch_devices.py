@@ -341,10 +341,15 @@ def leak_round() -> dict[str, int]:
 def test_nothing_leaks(simulated: None) -> None:
     with Ranks(2, vendors=["alder", "birch"]) as ranks:
         first = ranks.run(leak_round)
-        second = ranks.run(leak_round)
+        for _ in range(4):
+            last = ranks.run(leak_round)
 
-    assert [stats["blocks"] for stats in second] == [0, 0]
-    assert second == first
+    for before, after in zip(first, last, strict=True):
+        assert (after["blocks"], after["bytes"]) == (0, 0)
+        # Both pools keep as many as were ever in use at once, at most one for each of the five
+        # operations of a step; whoever loses one in each of the 100 operations shows here.
+        for pool in ("pinned", "events"):
+            assert after[pool] - before[pool] < 25, (before, after)
 
 
 # ---- how groups are made -------------------------------------------------------------------------
