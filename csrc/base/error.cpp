@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.hpp"
 
+#include <sys/resource.h>
+
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -24,12 +26,21 @@ const char* name(Code code) noexcept {
   return "unknown";
 }
 
+// What to do where descriptors have run out: this process's, or the machine's.
+static std::string remedy(int err) {
+  if (err == ENFILE) return "; raise the machine's fs.file-max";
+  if (err != EMFILE) return "";
+  rlimit limit{};
+  const bool known = getrlimit(RLIMIT_NOFILE, &limit) == 0;
+  return "; raise `ulimit -n`" + (known ? text(", ", limit.rlim_cur, " now") : "");
+}
+
 Status Status::from_errno(int err, std::string what) {
   const bool broken = err == EPIPE || err == ECONNRESET || err == ETIMEDOUT || err == ENOTCONN ||
                       err == EHOSTUNREACH || err == ENETUNREACH || err == ECONNABORTED;
   char buffer[128];
   const char* reason = strerror_r(err, buffer, sizeof buffer);
-  return {broken ? Code::PeerLost : Code::System, what + ": " + reason};
+  return {broken ? Code::PeerLost : Code::System, what + ": " + reason + remedy(err)};
 }
 
 void check_failed(const char* condition, const char* why, const char* file, int line) {

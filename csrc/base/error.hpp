@@ -37,7 +37,8 @@ class [[nodiscard]] Status {
   Status() = default;
   Status(Code code, std::string text, int rank = -1)
       : code_(code), rank_(rank), text_(std::move(text)) {}
-  // Code::System (or PeerLost for a connection that broke) with strerror(err) appended.
+  // Code::System (or PeerLost for a connection that broke) with strerror(err) appended, and the
+  // remedy where descriptors have run out.
   static Status from_errno(int err, std::string what);
 
   bool ok() const noexcept { return code_ == Code::Ok; }

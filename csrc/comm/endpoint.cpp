@@ -168,6 +168,8 @@ std::unique_ptr<transport::Link> Endpoint::finished(std::unique_ptr<transport::L
 
 Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card& peer) {
   std::string reasons;
+  Status lacking;  // what kept us from trying; it counts where no attempt failed otherwise
+  bool refused = false;
   for (const auto& transport : transports_) {
     std::string why = transport->refuses(card_, peer);
     if (why.empty()) {
@@ -182,12 +184,18 @@ Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card
       }
       if (link.ok()) return finished(std::move(link).value());
       if (link.status().code() == Code::Aborted) return link;
+      if (link.status().code() == Code::System) {
+        lacking = link.status();
+      } else {
+        refused = true;
+      }
       why = link.status().text();
       HCCOMM_LOG(Info, "cannot reach pid ", peer.pid, " by ", transport->name(), ": ", why);
     }
     reasons += text("; ", transport->name(), ": ", why);
   }
   for (const Refusal& each : closed_) reasons += text("; ", each.transport, ": ", each.reason);
+  if (!lacking.ok() && !refused) return lacking;
   return Status(Code::PeerLost,
                 text("cannot connect to pid ", peer.pid, " on host ", peer.host, reasons));
 }

@@ -244,12 +244,7 @@ void Engine::arm_service() {
 }
 
 void Engine::serve() {
-  const UniqueFd calls(epoll_create1(EPOLL_CLOEXEC));
-  for (const int fd : {service_bell_.get(), service_timer_.get()}) {
-    epoll_event event{};
-    event.events = EPOLLIN;
-    epoll_ctl(calls.get(), EPOLL_CTL_ADD, fd, &event);
-  }
+  pollfd calls[2] = {{service_bell_.get(), POLLIN, 0}, {service_timer_.get(), POLLIN, 0}};
   Guard guard(*this);
   while (!stopping_) {
     const Clock::time_point now = Clock::now();
@@ -262,8 +257,7 @@ void Engine::serve() {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_tick_ - now).count();
       const int nap = up_.empty() && running_.empty() ? -1 : static_cast<int>(left);
       guard.unlock();
-      epoll_event event;
-      epoll_wait(calls.get(), &event, 1, nap);
+      ::poll(calls, 2, nap);
       eventfd_t rings = 0;
       eventfd_read(service_bell_.get(), &rings);
       std::uint64_t ticks = 0;

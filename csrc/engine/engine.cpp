@@ -38,8 +38,7 @@ Engine::Engine(Dialer& dialer, std::string uuid, Settings settings)
       service_timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
       staging_(*this, settings.staging_bytes, settings.staging_segment) {
   if (!poller_ || !bell_ || !service_bell_ || !service_timer_) {
-    throw Error(Status::from_errno(
-        errno, "engine: cannot make its wake-up descriptors; raise `ulimit -n`"));
+    throw Error(Status::from_errno(errno, "engine: cannot make its wake-up descriptors"));
   }
   watch(poller_.get(), bell_.get(), EPOLLIN);
   ready_.reserve(256);
@@ -242,6 +241,8 @@ void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::L
   } else if (link.status().code() == Code::Aborted) {
     channel.set_idle();
     late_dials_.emplace_back(Clock::now() + kDialAgain, &channel);
+  } else if (link.status().code() == Code::System) {
+    cannot_dial(channel, link.status());
   } else {
     channel_broken(channel, link.status());
   }

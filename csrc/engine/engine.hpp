@@ -128,6 +128,7 @@ class Engine final : private StagingClient {
   void fail(Operation& op, const Status& why);
   void withdraw(const Operation& op);
   void channel_broken(Channel& channel, const Status& why);
+  void cannot_dial(Channel& channel, const Status& why);
   void tell_damage(Channel& channel, const Status& why);
   void fell_silent(Channel& channel);
   void epoll_forget(int fd);

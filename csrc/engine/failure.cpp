@@ -124,6 +124,23 @@ void Engine::channel_broken(Channel& channel, const Status& reason) {
   drop_unused(channel);
 }
 
+// This process lacks what a connection takes, descriptors for one. The peer is not to blame and not
+// lost; a communicator that is made later may try again.
+void Engine::cannot_dial(Channel& channel, const Status& why) {
+  channel.set_idle();
+  const auto bindings = channel.bindings();
+  for (const auto& [id, binding] : bindings) {
+    Context& context = *binding.context;
+    const int blamed = context.tolerant ? binding.rank : context.rank;
+    poison_locked(context,
+                  Status(Code::System,
+                         text(context.who[context.rank], " cannot connect to ",
+                              context.who[binding.rank], ": ", why.text()),
+                         blamed),
+                  true);
+  }
+}
+
 // The connection cannot be trusted any more, but what we say still reaches the peer.
 void Engine::tell_damage(Channel& channel, const Status& why) {
   const auto bindings = channel.bindings();

@@ -210,8 +210,7 @@ void TcpServer::admit() {
     if (const int err = errno; !fd) {
       if (err != EMFILE && err != ENFILE && err != ENOBUFS && err != ENOMEM) return;
       log::write_once(log::Level::Warn, "store/files",
-                      Status::from_errno(err, "rendezvous: the store cannot admit a rank").text() +
-                          "; raise `ulimit -n` of rank 0");
+                      Status::from_errno(err, "rendezvous: the store cannot admit a rank").text());
       return pause();
     }
     if (guests_.size() >= kMaxClients) {

@@ -99,8 +99,7 @@ void Listener::accept_one() noexcept {
     if (err != EMFILE && err != ENFILE && err != ENOBUFS && err != ENOMEM) return;
     log::write_once(log::Level::Warn, "listener/" + terms_.transport + "/files",
                     terms_.transport + ": " +
-                        Status::from_errno(err, "a connection cannot be accepted").text() +
-                        "; raise `ulimit -n`");
+                        Status::from_errno(err, "a connection cannot be accepted").text());
     pollfd entry{wake_.get(), POLLIN, 0};
     poll(&entry, 1, kShortagePauseMs);
     return;

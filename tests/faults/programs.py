@@ -490,6 +490,8 @@ def limited(job: Job, pipe: Connection) -> dict[str, Any]:
         with join(job) as comm:
             total = comm.all_reduce(np.ones(1 << 18, np.float32))
             wrong = "" if (total == comm.size).all() else "wrong sum"
+            out = comm.all_to_all(np.full(comm.size, comm.rank, np.float32))
+            wrong = wrong or ("" if (out == np.arange(comm.size)).all() else "wrong parts")
             comm.barrier()
     except hccomm.Error as error:
         return seen(error)

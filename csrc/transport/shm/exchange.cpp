@@ -113,6 +113,9 @@ static Status receive_offer(int socket, Offer& offer, UniqueFd& memory, Deadline
   if (got < 0) return Status::from_errno(errno, "shm: receive the ring's descriptor");
   if (got == 0) return {Code::PeerLost, "shm: the peer closed the connection"};
   memory = first_descriptor(message);
+  if (!memory && (message.msg_flags & MSG_CTRUNC) != 0) {  // one was sent, but we may have no more
+    return Status::from_errno(EMFILE, "shm: receive the ring's descriptor");
+  }
   const auto part = static_cast<std::size_t>(got);
   return receive_all(socket, reinterpret_cast<char*>(&offer) + part, sizeof offer - part, deadline);
 }

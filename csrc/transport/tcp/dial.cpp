@@ -97,12 +97,13 @@ struct Attempt {
 struct Dialing {
   std::vector<Attempt> attempts;
   std::string reasons;
+  Status ours;  // what this process lacks, descriptors for one: no peer is to blame
 
   void failed(const Place& place, int err) {
-    const auto source = source_towards(place.ip);
+    auto source = source_towards(place.ip);
     reasons += (reasons.empty() ? "" : "; ") +
-               Status::from_errno(
-                   err, place.readable() + " from " + (source ? source->text() : "here (no route)"))
+               Status::from_errno(err, place.readable() + " from " +
+                                           (source ? source.value().text() : "here (no route)"))
                    .text();
   }
   // True when it is connected already.
@@ -110,6 +111,10 @@ struct Dialing {
     UniqueFd fd(socket(place.ip.family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     sockaddr_storage address;
     const socklen_t bytes = place.ip.store(address, place.port);
+    if (const int err = errno; !fd && err != EAFNOSUPPORT) {
+      ours = Status::from_errno(err, "tcp: a socket to connect to " + place.readable());
+      return false;
+    }
     const bool done = fd && connect(fd.get(), reinterpret_cast<sockaddr*>(&address), bytes) == 0;
     if (const int err = errno; !done && (!fd || err != EINPROGRESS)) {
       failed(place, err);
@@ -160,6 +165,7 @@ Result<Dialed> dial(std::span<const Place> places, Deadline deadline, int stop_f
       }
       next_start = Deadline::after(kNextPlaceAfter);
     }
+    if (dialing.attempts.empty() && !dialing.ours.ok()) return dialing.ours;
     if (dialing.attempts.empty()) return all_failed(Code::PeerLost, places, dialing.reasons);
     std::vector<pollfd> entries;
     for (const Attempt& each : dialing.attempts) entries.push_back({each.fd.get(), POLLOUT, 0});

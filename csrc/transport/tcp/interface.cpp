@@ -7,6 +7,7 @@
 #include <netdb.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <tuple>
@@ -80,9 +81,11 @@ bool Ip::link_local() const {
   return family == AF_INET6 && bytes[0] == 0xfe && (bytes[1] & 0xc0) == 0x80;
 }
 
-std::vector<Interface> interfaces() {
+Result<std::vector<Interface>> interfaces() {
   ifaddrs* list = nullptr;
-  if (getifaddrs(&list) != 0) return {};
+  if (getifaddrs(&list) != 0) {
+    return Status::from_errno(errno, "tcp: the network interfaces cannot be listed");
+  }
   const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, freeifaddrs);
   std::vector<Interface> all;
   for (const ifaddrs* each = list; each != nullptr; each = each->ifa_next) {
@@ -92,25 +95,26 @@ std::vector<Interface> interfaces() {
   return all;
 }
 
-std::optional<Ip> source_towards(const Ip& to) {
+Result<Ip> source_towards(const Ip& to) {
   sockaddr_storage address;
   const socklen_t bytes = to.store(address, kAnyPort);
   const UniqueFd probe(socket(to.family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  if (!probe || connect(probe.get(), reinterpret_cast<sockaddr*>(&address), bytes) != 0) {
-    return std::nullopt;
+  if (const int err = errno; !probe && err != EAFNOSUPPORT) {
+    return Status::from_errno(err, "tcp: a socket to ask for the route");
   }
   socklen_t found = sizeof address;
-  if (getsockname(probe.get(), reinterpret_cast<sockaddr*>(&address), &found) != 0) {
-    return std::nullopt;
+  if (probe && connect(probe.get(), reinterpret_cast<sockaddr*>(&address), bytes) == 0 &&
+      getsockname(probe.get(), reinterpret_cast<sockaddr*>(&address), &found) == 0) {
+    if (const auto ip = Ip::of(reinterpret_cast<sockaddr*>(&address))) return *ip;
   }
-  return Ip::of(reinterpret_cast<sockaddr*>(&address));
+  return Status(Code::Unavailable, "no route from here to " + to.text());
 }
 
 // Addresses for documentation (RFC 5737, RFC 3849): they take the default route.
 static std::optional<Ip> source_towards_the_world() {
   for (const char* far : {"192.0.2.1", "2001:db8::1"}) {
-    const auto source = source_towards(*Ip::parse(far));
-    if (source && !source->loopback()) return source;
+    auto source = source_towards(*Ip::parse(far));
+    if (source && !source.value().loopback()) return source.value();
   }
   return std::nullopt;
 }
@@ -127,11 +131,12 @@ std::optional<Ip> source_towards_host(const std::string& hint) {
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(list, freeaddrinfo);
   for (const addrinfo* each = list; each != nullptr; each = each->ai_next) {
     const auto to = Ip::of(each->ai_addr);
-    const auto source = to ? source_towards(*to) : std::nullopt;
+    if (!to) continue;
+    auto source = source_towards(*to);
     if (!source) continue;
     // A host whose own name is 127.0.1.1 in /etc/hosts is reached by others all the same.
     const bool meant = hint == "localhost" || Ip::parse(hint).has_value();
-    if (!source->loopback() || meant) return source;
+    if (!source.value().loopback() || meant) return source.value();
   }
   return source_towards_the_world();
 }

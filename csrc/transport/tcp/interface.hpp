@@ -39,11 +39,13 @@ struct Interface {
   Ip ip;
 };
 
-// One entry for each address of an interface that is up.
-std::vector<Interface> interfaces();
+// One entry for each address of an interface that is up. Code::System where the kernel does not
+// say, for want of a descriptor, perhaps.
+Result<std::vector<Interface>> interfaces();
 
-// The local address from which packets to `to` leave; nothing when there is no route.
-std::optional<Ip> source_towards(const Ip& to);
+// The local address from which packets to `to` leave. Code::Unavailable where there is no route,
+// Code::System where the kernel could not be asked.
+Result<Ip> source_towards(const Ip& to);
 
 // The local address that leads to the host named by the route hint; `hint` is a name or an address.
 std::optional<Ip> source_towards_host(const std::string& hint);

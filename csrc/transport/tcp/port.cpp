@@ -37,8 +37,20 @@ Port::Port(const Identity& identity, std::string transport, Listener::Welcome we
 
 Result<std::vector<Interface>> chosen_interfaces() {
   const std::vector<std::string> rules = config::list("HCCOMM_SOCKET_IFNAME");
-  const std::vector<Interface> all = interfaces();
-  return choose(all, rules, source_towards_host(route_hint()));
+  auto all = interfaces();
+  if (!all) return all.status();
+  return choose(all.value(), rules, source_towards_host(route_hint()));
+}
+
+// The places of an address as we can dial them. Our interfaces matter to link-local ones alone.
+static Result<std::vector<Place>> dialable(const Address& address) {
+  std::vector<Place> places = parse(address);
+  if (std::ranges::none_of(places, [](const Place& each) { return each.ip.link_local(); })) {
+    return places;
+  }
+  auto ours = interfaces();
+  if (!ours) return ours.status();
+  return with_our_scopes(places, ours.value());
 }
 
 Status Port::open() {
@@ -77,14 +89,16 @@ Status Port::listen_on(const Interface& where) {
 }
 
 std::string Port::refuses(const Address& address, bool apart) const {
-  const std::vector<Place> places = parse(address);
-  if (places.empty()) return text("it does not listen for ", terms_.transport);
+  if (parse(address).empty()) return text("it does not listen for ", terms_.transport);
+  auto places = dialable(address);
+  if (!places) return "";  // we could not look: connect() will say why
   std::string why;
-  for (const Place& each : with_our_scopes(places, interfaces())) {
+  for (const Place& each : places.value()) {
     if (apart && each.ip.loopback()) {
       why = text("it listens on loopback only (", each.readable(),
                  "), on another machine; set HCCOMM_SOCKET_IFNAME there");
-    } else if (!source_towards(each.ip)) {
+    } else if (const auto source = source_towards(each.ip);
+               !source && source.status().code() == Code::Unavailable) {
       why = "no route from here to " + each.readable();
     } else {
       return "";
@@ -139,15 +153,16 @@ bool Port::pause(std::chrono::milliseconds time, Deadline deadline) const {
 }
 
 Result<Met> Port::connect(const Address& address, const std::string& peer_uuid, Deadline deadline) {
-  const std::vector<Place> places = with_our_scopes(parse(address), interfaces());
-  if (places.empty()) {
+  auto places = dialable(address);
+  if (!places) return places.status();
+  if (places.value().empty()) {
     return Status(Code::Unavailable, terms_.transport + ": the peer has no address we can dial");
   }
   wire::Terms terms = terms_;
   terms.peer_uuid = peer_uuid;
   for (auto time = kFirstPause;; time = std::min(2 * time, kLongestPause)) {
     bool turned_away = false;
-    auto met = connect_once(places, terms, deadline, turned_away);
+    auto met = connect_once(places.value(), terms, deadline, turned_away);
     // A listener with too many strangers at its door closes it: we knock again.
     if (!turned_away || !pause(time, deadline)) return met;
   }

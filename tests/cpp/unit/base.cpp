@@ -3,6 +3,7 @@
 // The ground everyone stands on: errors, deadlines, settings, descriptors, optional libraries.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -93,6 +94,19 @@ TEST(Status, OfAnyOtherSystemErrorIsSystem) {
 
   EXPECT_EQ(status.code(), Code::System);
   EXPECT_TRUE(says(status, "memory")) << status.text();
+}
+
+TEST(Status, OfDescriptorsThatHaveRunOutNamesTheLimit) {
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+
+  const Status ours = Status::from_errno(EMFILE, "dial");
+  const Status machine = Status::from_errno(ENFILE, "dial");
+
+  EXPECT_EQ(ours.code(), Code::System);
+  EXPECT_TRUE(says(ours, text("raise `ulimit -n`, ", limit.rlim_cur, " now").c_str()))
+      << ours.text();
+  EXPECT_TRUE(says(machine, "fs.file-max")) << machine.text();
 }
 
 TEST(Code, HasANameForEachNumberOfTheAbi) {

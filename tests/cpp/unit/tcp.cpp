@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <netinet/tcp.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <cstdlib>
@@ -82,6 +83,24 @@ TEST(TcpInterface, ARuleThatMatchesNothingListsWhatThereIs) {
 TEST(TcpInterface, AHintOfLoopbackGivesLoopback) {
   EXPECT_TRUE(source_towards_host("127.0.0.1")->loopback());
   EXPECT_TRUE(source_towards_host("localhost")->loopback());
+}
+
+// Nobody else opens files here meanwhile.
+TEST(TcpInterface, WithoutADescriptorTheLimitIsNamed) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+
+  auto listed = interfaces();
+  auto source = source_towards(ip("127.0.0.1"));
+  auto dialed = dial(parse("127.0.0.1|9"), Deadline::after(Seconds(1)), -1);
+
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  for (const Status& each : {listed.status(), source.status(), dialed.status()}) {
+    EXPECT_EQ(each.code(), Code::System) << each.text();
+    EXPECT_NE(each.text().find("raise `ulimit -n`"), std::string::npos) << each.text();
+  }
 }
 
 TEST(TcpInterface, AHintThatHasNoAddressIsNoFailure) {
