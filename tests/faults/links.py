@@ -3,8 +3,9 @@
 
 Promise: a cable that is pulled, a firewall that drops all or one direction, and one that resets are
 PeerLost on both sides in HCCOMM_SILENCE (3 s), naming a rank on the other side of the break. A line
-of 10 Mbit/s, one that loses packets, and single breaks of less than a second disturb nobody. With
-HCCOMM_INTEGRITY=crc32c a payload that was changed under a valid TCP checksum is an Integrity error.
+of 10 Mbit/s, one that loses packets, and breaks of less than a second with more than a second
+between them disturb nobody. With HCCOMM_INTEGRITY=crc32c a payload that was changed under a valid
+TCP checksum is an Integrity error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from programs import COLLECTIVES
 from report import Trial
 
 TIMEOUT = 60.0
-PAUSE = 1.5  # between two pulses: TCP itself tries again only after up to 0.8 s
+PAUSE = 1.2  # between two pulses: TCP tries again once a second at least
 BREAKS = {  # what the packet filter of one host does from then on
     "blackhole": "input: drop\noutput: drop",
     "deaf": "input: drop",
@@ -42,6 +43,7 @@ def trials(
     silence: float = 3.0,
     seconds: float = 10.0,
     late: float = 0.5,
+    pause: float = PAUSE,
 ) -> Iterator[Trial]:
     """Break ``count`` networks. Later than the silence and ``late`` seconds more is a fault."""
     chance = random.Random(seed)
@@ -49,7 +51,7 @@ def trials(
     try:
         for number in range(count):
             what = _plan(kinds[number % len(kinds)], chance, ranks)
-            what |= {"silence": silence, "seconds": seconds, "late": silence + late}
+            what |= {"silence": silence, "seconds": seconds, "late": silence + late, "pause": pause}
             yield _trial(number, what, chance)
     finally:
         nursery.leave()
@@ -110,7 +112,7 @@ def _bear(trial: Trial, network: Network, group: list[Rank], chance: random.Rand
             network.rules(victim, BREAKS["blackhole"])
             time.sleep(chance.uniform(0.05, 0.25) * trial.what["silence"])
             network.rules(victim, "")
-        time.sleep(PAUSE)
+        time.sleep(trial.what["pause"])
     group[0].tell("stop")
     for rank, process in enumerate(group):
         answer = process.hear("done", time.monotonic() + TIMEOUT)

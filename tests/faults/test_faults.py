@@ -198,6 +198,13 @@ def test_a_broken_network_is_noticed_on_both_sides() -> None:
     )  # fmt: skip
 
 
+def test_a_line_that_is_away_for_moments_disturbs_nobody() -> None:
+    """Breaks of 0.15 to 0.75 s, with 1.2 s between them in which TCP comes back."""
+    run_apart(
+        "link", "--count", "2", "--kinds", "pulses", "--ranks", "3", "--seconds", "5", "--seed", "3"
+    )  # fmt: skip
+
+
 def test_ranks_connect_whatever_interfaces_and_names_there_are() -> None:
     """Either family, link-local alone, decoy bridges; what cannot work says so."""
     run_apart("address", "--kinds", "v4,v6,link-local,decoys,no such interface")
