@@ -20,7 +20,7 @@ def main() -> None:
     """Run one rank."""
     dist.init_process_group("hccomm")
     rank, size = dist.get_rank(), dist.get_world_size()
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = accelerator if accelerator is not None else torch.device("cpu")
 
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ def find_device(simulate: str) -> torch.device:
     """Return this rank's device, simulated where asked."""
     local = int(os.environ["LOCAL_RANK"])
     if not simulate:
-        accelerator = torch.accelerator.current_accelerator()
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is None:
             return torch.device("cpu")
         return torch.device(accelerator.type, local % torch.accelerator.device_count())

@@ -6,6 +6,7 @@
 #include <c10/util/ApproximateClock.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <torch/headeronly/version.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +23,9 @@
 namespace hccomm::glue {
 
 static constexpr const char* kVersion = "2.10";  // of torch's format
+
+// Before torch 2.12 its analyser knows operations by NCCL's names alone.
+static constexpr bool kNamesOfNcclOnly = TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 12;
 
 static std::string environment(const char* name) {
   const char* const value = std::getenv(name);
@@ -79,6 +83,7 @@ FlightRecorder::FlightRecorder() {
 std::size_t FlightRecorder::add(Group group) {
   const std::lock_guard lock(mutex_);
   if (signal_bell >= 0) take_signal();
+  if (kNamesOfNcclOnly) group.prefix = "nccl:";
   groups_.push_back(std::move(group));
   return groups_.size() - 1;
 }
@@ -149,7 +154,7 @@ static std::string name_of(c10d::OpType type, int rank, int peer) {
     case c10d::OpType::SCATTER: return "scatter";
     case c10d::OpType::ALLTOALL:
     case c10d::OpType::ALLTOALL_BASE: return "all_to_all";
-    case c10d::OpType::BARRIER: return "barrier";
+    case c10d::OpType::BARRIER: return kNamesOfNcclOnly ? "all_reduce_barrier" : "barrier";
     case c10d::OpType::SEND: return c10::str("send ", rank, "->", peer);
     case c10d::OpType::RECV:
     case c10d::OpType::RECVANYSOURCE: return c10::str("recv ", rank, "<-", peer);

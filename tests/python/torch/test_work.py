@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,12 +201,20 @@ def profiled() -> None:
 
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
         dist.all_reduce(torch.ones(12))
-        dist.broadcast(torch.ones(3), 0, async_op=True).wait()
+        dist.broadcast(torch.ones(3, dtype=torch.float64), 0, async_op=True).wait()
     names = [event.name for event in recorded.events()]
     assert "hccomm:all_reduce" in names
     assert "hccomm:broadcast" in names
-    assert "record_param_comms" in names
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        recorded.export_chrome_trace(file.name)
+        trace = json.loads(Path(file.name).read_text())["traceEvents"]
+    told = [each["args"] for each in trace if each["name"] == "record_param_comms"]
+    fields = ("Collective name", "dtype", "In msg nelems", "Out msg nelems", "Group size")
+    assert [tuple(each[field] for field in fields) for each in told] == [
+        ("all_reduce", "Float", 12, 12, 2),
+        ("broadcast", "Double", 3, 3, 2),
+    ]
 
 
-def test_the_profiler_sees_each_collective(two: Ranks) -> None:
+def test_the_profiler_sees_each_collective_and_its_size(two: Ranks) -> None:
     two.run(profiled)
