@@ -112,11 +112,12 @@ class Communicator(Operations):
         return Communicator(made[0], f"{self._name}/{chosen}")
 
     def use_islands(self, like: Buffer) -> None:
-        """Let large ``all_reduce`` calls go over islands from now on. Every rank calls it.
+        """Settle the islands now, which otherwise the first collectives do. Every rank calls it.
 
-        Ranks of one vendor on one host, each on a device of its own, reduce by their vendor's
-        library; hccomm reduces between them. Every rank promises to pass arrays that lie where
-        ``like`` does. Raises alike on all ranks where that cannot be; ``describe()`` shows islands.
+        Ranks of one vendor on one host, each on a device of its own, work by their vendor's
+        library; hccomm works between them. This rank's arrays lie where ``like`` does; others are
+        taken too, by a detour. Raises alike on all ranks where there is no island;
+        ``describe()["islands"]`` shows them.
         """
         place = view(like, "use_islands").place
         error = self._library.error()

@@ -44,6 +44,13 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_HIP_LIB", "text", "", "Path of AMD's libamdhip64; empty searches for it."},
     {"HCCOMM_HOST", "text", "",
      "Overrides this rank's host identity, so one machine can stand for several hosts."},
+    {"HCCOMM_ISLAND", "text", "auto",
+     "Which ranks one vendor's library may join: `auto`, `off`, a label that its ranks share, or "
+     "lists of ranks (`0-3;4,5`). A label or list may span hosts."},
+    {"HCCOMM_ISLAND_FAILURE", "auto|fallback|fail", "auto",
+     "When a vendor's library fails: `auto` goes on without it where ranks cannot join it, and "
+     "fails "
+     "later calls; `fallback` repeats these too; `fail` fails always."},
     {"HCCOMM_INTEGRITY", "off|crc32c", "off",
      "`crc32c` checks every frame from end to end; damage is an Integrity error naming the hop."},
     {"HCCOMM_KEY", "text", "",

@@ -219,10 +219,11 @@ HCCOMM_API int hccomm_group(hccomm_comm* parent, const int32_t* ranks, size_t ra
 HCCOMM_API int hccomm_split(hccomm_comm* parent, int32_t color, int32_t key, hccomm_comm** comm,
                             hccomm_error* error);
 
-/* Collective over `comm`: from now on its all_reduces of 64 KiB and more go over islands. Ranks of
- * one vendor on one host, each on a device of its own, reduce by the vendor's library (NCCL, ...);
- * hccomm reduces between the islands. Every rank promises that it passes arrays on the device named
- * here (HCCOMM_DEVICE_HOST: in host memory). Fails alike on all ranks where that cannot be. */
+/* Collective over `comm`: settles its islands now, which otherwise the first collectives do. Ranks
+ * of one vendor on one host, each on a device of its own, work by the vendor's library (NCCL, ...);
+ * hccomm works between the islands. This rank's arrays lie on the device named here
+ * (HCCOMM_DEVICE_HOST: in host memory); others are taken too, by a detour. Fails alike on all ranks
+ * where there is no island. docs/devices.md */
 HCCOMM_API int hccomm_use_islands(hccomm_comm* comm, int32_t device_kind, int32_t device_index,
                                   hccomm_error* error);
 

@@ -7,7 +7,7 @@
 #include "base/config.hpp"
 #include "collective/collective.hpp"
 #include "comm/agreement.hpp"
-#include "comm/two_level.hpp"
+#include "comm/islands.hpp"
 
 namespace hccomm::comm {
 
@@ -56,7 +56,8 @@ static select::Facts facts_of(const std::vector<transport::Card>& cards) {
 }
 
 Communicator::Communicator(std::shared_ptr<Endpoint> endpoint, std::string name, std::uint64_t id,
-                           int rank, std::vector<transport::Card> cards, Seconds timeout)
+                           int rank, std::vector<transport::Card> cards, Seconds timeout,
+                           bool islands)
     : endpoint_(std::move(endpoint)), cards_(std::move(cards)), timeout_(timeout) {
   if (timeout_.count() <= 0) timeout_ = config::seconds("HCCOMM_TIMEOUT");
   group_.rank = rank;
@@ -79,6 +80,7 @@ Communicator::Communicator(std::shared_ptr<Endpoint> endpoint, std::string name,
   endpoint_->engine().share_machine(static_cast<int>(here),
                                     static_cast<int>(endpoint_->card().cores));
   endpoint_->engine().add(context_, cards_);
+  if (islands && Islands::possible(cards_)) islands_ = std::make_unique<Islands>(*this);
 }
 
 Communicator::~Communicator() {
@@ -267,22 +269,31 @@ engine::Operation* Communicator::start(const Request& request) {
   check_usable(plan::name(request.call.collective));
   engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
                   timeout_of(request.timeout)};
+  if (islands_ != nullptr) {
+    if (engine::Operation* const over = islands_->start(request)) return over;
+  }
   engine::Buffers buffers;
-  if (islands_ != nullptr && islands_->takes(request.call)) return islands_->start(request);
   job.device = on_devices(request, *job.recipe, buffers);
   return engine().start(context_, std::move(job), request.follow);
 }
+
+engine::Operation* Communicator::start_own(const Request& request) {
+  engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
+                  timeout_of(request.timeout)};
+  engine::Buffers buffers;
+  job.device = on_devices(request, *job.recipe, buffers);
+  return engine().start(context_, std::move(job), request.follow);
+}
+
+Status Communicator::trouble() { return engine().trouble(context_); }
 
 Status Communicator::run(const Request& request) {
   check_usable(plan::name(request.call.collective));
   engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
                   timeout_of(request.timeout)};
   engine::Buffers buffers;
-  if (islands_ != nullptr && islands_->takes(request.call)) {
-    engine::Operation* operation = islands_->start(request);
-    const Status status = engine().wait(*operation, Deadline::never());
-    engine().release(*operation);
-    return status;
+  if (islands_ != nullptr) {
+    if (const std::optional<Status> over = islands_->run(request)) return *over;
   }
   job.device = on_devices(request, *job.recipe, buffers);
   return engine().run(context_, std::move(job));
@@ -325,7 +336,7 @@ engine::Operation* Communicator::recv(const Message& message) {
 }
 
 std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks, std::string name,
-                                                  Seconds timeout) {
+                                                  Seconds timeout, bool islands) {
   check_usable("group");
   std::set<int> seen;
   int mine = -1;
@@ -355,7 +366,7 @@ std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks,
   std::uint64_t id = hash(context_.id, name.data(), name.size());
   id = hash(id, ranks.data(), ranks.size() * sizeof(int));
   return std::make_unique<Communicator>(endpoint_, std::move(name), id, mine, std::move(cards),
-                                        timeout.count() > 0 ? timeout : timeout_);
+                                        timeout.count() > 0 ? timeout : timeout_, islands);
 }
 
 std::unique_ptr<Communicator> Communicator::split(int color, int key) {
@@ -404,10 +415,8 @@ void Communicator::fail(const Status& why) { engine().poison(context_, why, true
 
 void Communicator::use_islands(const DeviceBuffer& mine) {
   check_usable("use_islands");
-  if (islands_ != nullptr) {
-    throw Error(Code::InvalidArgument, "use_islands: this communicator has islands already");
-  }
-  islands_ = TwoLevel::make(*this, mine);
+  if (islands_ == nullptr) islands_ = std::make_unique<Islands>(*this);
+  islands_->use(mine);
 }
 
 // Where calls are still on their way the worker may wait for a rail: poisoned, nothing waits.

@@ -22,7 +22,7 @@
 
 namespace hccomm::comm {
 
-class TwoLevel;
+class Islands;
 
 struct Memory {
   std::byte* data = nullptr;
@@ -59,7 +59,7 @@ struct Message {
 class Communicator {
  public:
   Communicator(std::shared_ptr<Endpoint> endpoint, std::string name, std::uint64_t id, int rank,
-               std::vector<transport::Card> cards, Seconds timeout);
+               std::vector<transport::Card> cards, Seconds timeout, bool islands = true);
   ~Communicator();
 
   int rank() const { return group_.rank; }
@@ -69,13 +69,16 @@ class Communicator {
 
   engine::Operation* start(const Request& request);
   Status run(const Request& request);
+  // As start(), but never over islands (islands.hpp).
+  engine::Operation* start_own(const Request& request);
+  Status trouble();  // what the communicator has failed with
   engine::Operation* send(const Message& message);
   engine::Operation* recv(const Message& message);
   engine::Engine& engine() { return endpoint_->engine(); }
 
   // The group of these ranks; each member calls it, nobody else does. No network I/O.
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks, std::string name,
-                                      Seconds timeout);
+                                      Seconds timeout, bool islands = true);
   // Collective. nullptr for a negative color.
   std::unique_ptr<Communicator> split(int color, int key);
 
@@ -83,8 +86,8 @@ class Communicator {
   // Mismatch on all ranks when they do not give the same.
   void set(const std::string& name, const std::string& value);
 
-  // Collective. From now on large all_reduces go over islands (two_level.hpp): every rank passes
-  // arrays on the device it names here. Throws alike on all ranks where that cannot be.
+  // Collective. From now on calls go over islands (islands.hpp), also where that is not found to be
+  // possible by itself. Throws alike on all ranks where it cannot be.
   void use_islands(const DeviceBuffer& mine);
 
   // Collective over the ranks that live: agrees on who they are and makes their group. Works on a
@@ -126,7 +129,7 @@ class Communicator {
   std::vector<transport::Card> cards_;
   Seconds timeout_;
   bool closed_ = false;
-  std::unique_ptr<TwoLevel> islands_;
+  std::unique_ptr<Islands> islands_;
 
   std::mutex mutex_;  // guards the members below
   select::Rules rules_;

@@ -9,6 +9,7 @@
 
 #include "base/config.hpp"
 #include "base/log.hpp"
+#include "comm/islands.hpp"
 #include "rendezvous/key_door.hpp"
 #include "rendezvous/meet.hpp"
 #include "transport/route_hint.hpp"
@@ -190,9 +191,11 @@ static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::St
   }
   check_credentials(with);
   const auto endpoint = endpoint_for(meeting, job, with);
-  rendezvous::Book book = rendezvous::exchange_cards(store, meeting.name, meeting.rank,
-                                                     meeting.size, endpoint->card(), deadline)
-                              .take();
+  transport::Card card = endpoint->card();
+  card.addresses.emplace_back("islands", Islands::hint(meeting.rank));  // no transport takes it
+  rendezvous::Book book =
+      rendezvous::exchange_cards(store, meeting.name, meeting.rank, meeting.size, card, deadline)
+          .take();
   check_choices(book.cards);
   say_whether_authenticated(*endpoint, book.cards);
   return std::make_unique<Communicator>(endpoint, meeting.name, book.session, meeting.rank,

@@ -4,7 +4,7 @@
 #include "base/crc32c.hpp"
 #include "base/json.hpp"
 #include "comm/communicator.hpp"
-#include "comm/two_level.hpp"
+#include "comm/islands.hpp"
 
 namespace hccomm::comm {
 
@@ -45,6 +45,12 @@ void Communicator::set(const std::string& name, const std::string& value) {
   last_ = nullptr;
 }
 
+static constexpr const char* kNoLibrary = "no two ranks of one host may share a vendor's library";
+
+static Json no_islands() {
+  return Json::object().add("state", "off").add("reason", kNoLibrary).add("islands", Json::array());
+}
+
 std::string Communicator::describe() {
   Json peers = Json::array();
   for (int each = 0; each < size(); ++each) {
@@ -55,11 +61,15 @@ std::string Communicator::describe() {
           Json::object().add("transport", refusal.transport).add("reason", refusal.reason));
     }
     const auto candidates = endpoint_->candidates(cards_[each]);
+    const std::string transport = candidates.empty() ? std::string("none") : candidates[0];
+    Json path = Json::object().add("how", "over " + transport).add("why_not_better", kNoLibrary);
+    if (islands_ != nullptr) path = islands_->describe_pair(each, transport);
     peers.push(Json::object()
                    .add("rank", each)
                    .add("host", cards_[each].host)
                    .add("pid", cards_[each].pid)
-                   .add("transport", candidates.empty() ? std::string("none") : candidates[0])
+                   .add("transport", transport)
+                   .add("path", path)
                    .add("link", engine().describe(cards_[each].uuid))
                    .add("refused", refusals));
   }
@@ -87,7 +97,7 @@ std::string Communicator::describe() {
       .add("algorithms", algorithms)
       .add("devices", devices)
       .add("peers", peers)
-      .add("two_level", islands_ != nullptr ? islands_->describe() : Json::object())
+      .add("islands", islands_ != nullptr ? islands_->describe() : no_islands())
       .str();
 }
 

@@ -54,6 +54,13 @@ static bool is_named(const std::string& path, const std::vector<std::string>& na
   return false;
 }
 
+bool is_loaded(const std::vector<std::string>& names) {
+  for (const std::string& path : loaded_paths()) {
+    if (is_named(path, names)) return true;
+  }
+  return false;
+}
+
 Result<DynamicLibrary> find_library(const std::string& kind, const std::vector<std::string>& names,
                                     const Refusal& refuses) {
   const std::string setting = library_setting(kind);

@@ -23,6 +23,9 @@ Result<DynamicLibrary> find_library(const std::string& kind, const std::vector<s
 // "HCCOMM_CUDA_LIB" for "cuda".
 std::string library_setting(const std::string& kind);
 
+// Whether this process has loaded a library of one of the names, in whatever version.
+bool is_loaded(const std::vector<std::string>& names);
+
 // Resolves links; the path itself where that fails.
 std::string real_path(const std::string& path);
 

@@ -37,6 +37,7 @@ class Engine final : private StagingClient {
   bool quiesce(Context& context, Deadline deadline);  // false: operations are still in flight
   // Fails all operations of the context, present and future; `tell` floods the reason to its ranks.
   void poison(Context& context, Status why, bool tell);
+  Status trouble(const Context& context);               // what it was poisoned with, or Ok
   std::string dump(Context& context);                   // the flight recorder as JSON
   std::vector<int> lost_ranks(const Context& context);  // lost to it, or gone from it
 
@@ -52,11 +53,10 @@ class Engine final : private StagingClient {
   void on_done(Operation& operation, void (*function)(void*, int), void* context);
   void release(Operation& operation);
 
-  // transport::Acceptor. False: a link exists or our own dial is on its way.
+  // transport::Acceptor. False: there is a link, or our dial is on its way.
   bool reserve(const std::string& uuid);
   void accepted(const std::string& uuid, std::unique_ptr<transport::Link> link);
   void abandoned(const std::string& uuid);
-  // The outcome of a dial. Code::Aborted (a duplicate): theirs is on its way.
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
   std::string describe(const std::string& uuid);  // "shm (single copy)", "not connected yet"
   std::vector<Staging::Report> devices() { return staging_.report(); }  // used so far

@@ -105,6 +105,11 @@ void Engine::poison(Context& context, Status why, bool tell) {
   call_back(guard);
 }
 
+Status Engine::trouble(const Context& context) {
+  Guard guard(*this);
+  return context.poison;
+}
+
 void Engine::channel_broken(Channel& channel, const Status& reason) {
   const Status why = reason;  // it may be the link's own
   if (why.code() == Code::Integrity && channel.up()) tell_damage(channel, why);

@@ -2,6 +2,7 @@
 //
 // Huawei HCCL. Unlike NCCL: the id is a struct of 4108 bytes passed by address, broadcast has one
 // buffer, types and operations are numbered otherwise.
+#include <atomic>
 #include <vector>
 
 #include "device/library.hpp"
@@ -12,6 +13,8 @@ namespace hccomm::native {
 namespace {
 
 constexpr std::size_t kIdBytes = 4108;
+constexpr int kBytes = 0;  // I8: what moves is not looked at
+const std::vector<std::string> kFiles = {"libhccl.so"};
 
 struct HcclFunctions {
   int (*make_id)(void* id);
@@ -21,6 +24,8 @@ struct HcclFunctions {
   int (*all_reduce)(void*, void*, std::uint64_t, int type, int op, void* comm, void* stream);
   int (*reduce_scatter)(void*, void*, std::uint64_t, int type, int op, void* comm, void* stream);
   int (*all_gather)(void*, void*, std::uint64_t, int type, void* comm, void* stream);
+  int (*reduce)(void*, void*, std::uint64_t, int type, int op, std::uint32_t root, void* comm,
+                void* stream);
   int (*broadcast)(void*, std::uint64_t, int type, std::uint32_t root, void* comm, void* stream);
   const char* (*error_text)(int);
 };
@@ -56,48 +61,56 @@ Status failed(const HcclFunctions& calls, int code, const char* what) {
 
 class HcclGroup final : public Group {
  public:
-  HcclGroup(const HcclFunctions& calls, void* comm, device::Runtime& runtime, int device)
-      : calls_(calls), comm_(comm), runtime_(runtime), device_(device) {}
+  HcclGroup(const HcclFunctions& calls, void* comm, int rank, device::Runtime& runtime, int device)
+      : calls_(calls), comm_(comm), rank_(rank), runtime_(runtime), device_(device) {}
   ~HcclGroup() override { abort(); }
 
-  Status all_reduce(const void* in, void* out, std::uint64_t count, DType type, RedOp op,
+  Status all_reduce(const void* in, void* out, std::uint64_t count, const Reduction& how,
                     void* stream) override {
-    return call("HcclAllReduce", [&] {
-      return calls_.all_reduce(const_cast<void*>(in), out, count, number(type), number(op), comm_,
-                               stream);
+    return call("HcclAllReduce", [&](void* own) {
+      return calls_.all_reduce(const_cast<void*>(in), out, count, number(how.type), number(how.op),
+                               own, stream);
     });
   }
-  Status reduce_scatter(const void* in, void* out, std::uint64_t count, DType type, RedOp op,
+  Status reduce_scatter(const void* in, void* out, std::uint64_t count, const Reduction& how,
                         void* stream) override {
-    return call("HcclReduceScatter", [&] {
-      return calls_.reduce_scatter(const_cast<void*>(in), out, count, number(type), number(op),
-                                   comm_, stream);
+    return call("HcclReduceScatter", [&](void* own) {
+      return calls_.reduce_scatter(const_cast<void*>(in), out, count, number(how.type),
+                                   number(how.op), own, stream);
     });
   }
-  Status all_gather(const void* in, void* out, std::uint64_t count, DType type,
-                    void* stream) override {
-    return call("HcclAllGather", [&] {
-      return calls_.all_gather(const_cast<void*>(in), out, count, number(type), comm_, stream);
+  Status reduce(const void* in, void* out, std::uint64_t count, const Reduction& how, int root,
+                void* stream) override {
+    return call("HcclReduce", [&](void* own) {
+      return calls_.reduce(const_cast<void*>(in), out, count, number(how.type), number(how.op),
+                           static_cast<std::uint32_t>(root), own, stream);
     });
   }
-  Status broadcast(void* buffer, std::uint64_t count, DType type, int root, void* stream) override {
-    return call("HcclBroadcast", [&] {
-      return calls_.broadcast(buffer, count, number(type), static_cast<std::uint32_t>(root), comm_,
-                              stream);
+  Status all_gather(const void* in, void* out, std::uint64_t bytes, void* stream) override {
+    return call("HcclAllGather", [&](void* own) {
+      return calls_.all_gather(const_cast<void*>(in), out, bytes, kBytes, own, stream);
+    });
+  }
+  // One buffer for both: the root's input where it differs goes by its own copy of the call.
+  Status broadcast(const void* in, void* out, std::uint64_t bytes, int root,
+                   void* stream) override {
+    void* const buffer = rank_ == root ? const_cast<void*>(in) : out;
+    return call("HcclBroadcast", [&](void* own) {
+      return calls_.broadcast(buffer, bytes, kBytes, static_cast<std::uint32_t>(root), own, stream);
     });
   }
   Status health() override {
     if (calls_.async_error == nullptr) return {};
-    return call("HcclGetCommAsyncError", [&] {
+    return call("HcclGetCommAsyncError", [&](void* own) {
       int behind = 0;
-      const int code = calls_.async_error(comm_, &behind);
+      const int code = calls_.async_error(own, &behind);
       return code != 0 ? code : behind;
     });
   }
   // HCCL has no abort of its own: destroying ends what waits.
   void abort() override {
-    if (comm_ == nullptr) return;
-    void* gone = std::exchange(comm_, nullptr);
+    void* const gone = comm_.exchange(nullptr);
+    if (gone == nullptr) return;
     (void)runtime_.on_device(device_, [&] {
       calls_.destroy(gone);
       return Status();
@@ -107,15 +120,17 @@ class HcclGroup final : public Group {
  private:
   template <typename Call>
   Status call(const char* what, Call&& body) {
-    if (comm_ == nullptr) return {Code::Aborted, "hccl: the group was aborted"};
+    void* const own = comm_.load();
+    if (own == nullptr) return {Code::Aborted, "hccl: the group was aborted"};
     return runtime_.on_device(device_, [&] {
-      const int code = body();
+      const int code = body(own);
       return code == 0 ? Status() : failed(calls_, code, what);
     });
   }
 
   const HcclFunctions& calls_;
-  void* comm_;
+  std::atomic<void*> comm_;  // nullptr: aborted
+  const int rank_;
   device::Runtime& runtime_;
   const int device_;
 };
@@ -135,11 +150,12 @@ class Hccl final : public Library {
     find(calls_.all_reduce, "HcclAllReduce");
     find(calls_.reduce_scatter, "HcclReduceScatter");
     find(calls_.all_gather, "HcclAllGather");
+    find(calls_.reduce, "HcclReduce");
     find(calls_.broadcast, "HcclBroadcast");
     find(calls_.error_text, "HcclGetErrorString");
     if (calls_.make_id == nullptr || calls_.join == nullptr || calls_.destroy == nullptr ||
         calls_.all_reduce == nullptr || calls_.reduce_scatter == nullptr ||
-        calls_.all_gather == nullptr || calls_.broadcast == nullptr) {
+        calls_.all_gather == nullptr || calls_.broadcast == nullptr || calls_.reduce == nullptr) {
       return {Code::Unavailable, text("hccl: ", library_.path(),
                                       " lacks functions of HCCL; it is "
                                       "too old, or another library")};
@@ -176,7 +192,7 @@ class Hccl final : public Library {
       return code == 0 ? Status() : failed(calls_, code, "HcclCommInitRootInfo");
     });
     if (!status.ok()) return status;
-    return std::unique_ptr<Group>(std::make_unique<HcclGroup>(calls_, comm, runtime, device));
+    return std::unique_ptr<Group>(std::make_unique<HcclGroup>(calls_, comm, rank, runtime, device));
   }
 
  private:
@@ -185,7 +201,7 @@ class Hccl final : public Library {
 };
 
 Result<std::unique_ptr<Library>> probe() {
-  auto found = device::find_library("ccl_ascend", {"libhccl.so"});
+  auto found = device::find_library("ccl_ascend", kFiles);
   if (!found.ok()) return found.status();
   auto library = std::make_unique<Hccl>(std::move(found).value());
   if (Status status = library->open(); !status.ok()) return status;
@@ -194,6 +210,8 @@ Result<std::unique_ptr<Library>> probe() {
 
 }  // namespace
 
-Builtin hccl_ccl() { return {device::Kind::Ascend, "hccl", "Huawei HCCL", probe}; }
+Builtin hccl_ccl() {
+  return {device::Kind::Ascend, "hccl", "Huawei HCCL", probe, kFiles, "/dev/davinci_manager"};
+}
 
 }  // namespace hccomm::native

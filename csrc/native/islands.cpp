@@ -2,7 +2,10 @@
 #include "native/islands.hpp"
 
 #include <algorithm>
+#include <charconv>
+#include <string_view>
 
+#include "base/error.hpp"
 #include "base/text.hpp"
 
 namespace hccomm::native {
@@ -21,13 +24,54 @@ std::string why_apart(const Member& member, const Member& other) {
     return text(member.compatible, " and ", other.compatible, " do not mix");
   }
   const bool one_fabric = !member.fabric.empty() && member.fabric == other.fabric;
-  if (member.host != other.host && !one_fabric) {
-    return text("hosts ", member.host, " and ", other.host, " share no fabric that we know of");
+  const bool told = !member.label.empty();  // the user knows that they can reach each other
+  if (member.host != other.host && !one_fabric && !told) {
+    return text("hosts ", member.host, " and ", other.host,
+                " share no fabric that we know of; HCCOMM_ISLAND can say so");
   }
   if (member.host == other.host && member.device == other.device) {
     return text("both use ", member.device, ", which such a library takes once");
   }
   return "";
+}
+
+// "3" or "0-2" at the beginning of a text, which is taken off; false: neither.
+static bool take_range(std::string_view& from, int& first, int& last) {
+  const auto take = [&from](int& number) {
+    const auto [end, error] = std::from_chars(from.data(), from.data() + from.size(), number);
+    if (error != std::errc()) return false;
+    from.remove_prefix(static_cast<std::size_t>(end - from.data()));
+    return number >= 0;
+  };
+  if (!take(first)) return false;
+  last = first;
+  if (from.empty() || from[0] != '-') return true;
+  from.remove_prefix(1);
+  return take(last) && last >= first;
+}
+
+std::string label_of(const std::string& setting, int rank) {
+  if (setting.empty() || setting == "auto") return "";
+  if (setting == "off") return "none";
+  if (setting.find_first_not_of("0123456789-,; ") != std::string::npos) return setting;
+  std::string compact;
+  for (const char each : setting) {
+    if (each != ' ') compact += each;
+  }
+  std::string_view rest = compact;
+  std::string label = "none";
+  for (int list = 0;;) {
+    int first = 0, last = 0;
+    if (!take_range(rest, first, last)) break;
+    if (rank >= first && rank <= last) label = text("list ", list);
+    if (rest.empty()) return label;
+    if (rest[0] == ';') ++list;
+    if (rest[0] != ';' && rest[0] != ',') break;
+    rest.remove_prefix(1);
+  }
+  throw Error(Code::InvalidArgument, text("HCCOMM_ISLAND=", setting,
+                                          " is no list of ranks; write \"auto\", \"off\", a "
+                                          "label, or lists such as \"0-3;4,5\""));
 }
 
 std::vector<std::vector<int>> find_islands(const std::vector<Member>& members) {

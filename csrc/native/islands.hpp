@@ -22,6 +22,10 @@ struct Member {
 // Islands in the order of their first rank, each with its ranks in order. Every rank is in one.
 std::vector<std::vector<int>> find_islands(const std::vector<Member>& members);
 
+// What HCCOMM_ISLAND says to a rank, as a Member's label: "auto", "off", a label, or lists of ranks
+// ("0-3;4,5": two islands, other ranks alone). Throws InvalidArgument for a list that is none.
+std::string label_of(const std::string& setting, int rank);
+
 // Why `other` is in another island than `member`, in a sentence for describe().
 std::string why_apart(const Member& member, const Member& other);
 

@@ -2,7 +2,7 @@
 //
 // NCCL and the libraries with its functions under the same or another prefix. Functions and numbers
 // are declared by us; an id is a struct of 128 bytes that is passed by value.
-#include <array>
+#include <atomic>
 #include <vector>
 
 #include "device/cuda_shaped.hpp"
@@ -28,7 +28,16 @@ struct NcclFunctions {
   int (*reduce_scatter)(const void*, void*, std::size_t, int type, int op, void* comm,
                         void* stream);
   int (*all_gather)(const void*, void*, std::size_t, int type, void* comm, void* stream);
+  int (*reduce)(const void*, void*, std::size_t, int type, int op, int root, void* comm,
+                void* stream);
   int (*broadcast)(const void*, void*, std::size_t, int type, int root, void* comm, void* stream);
+  int (*send)(const void*, std::size_t, int type, int peer, void* comm, void* stream);
+  int (*recv)(void*, std::size_t, int type, int peer, void* comm, void* stream);
+  int (*begin)();
+  int (*end)();
+  // A factor in host memory, of the type; 1: it is read at once.
+  int (*make_premul)(int* op, void* factor, int type, int residence, void* comm);
+  int (*drop_op)(int op, void* comm);
   const char* (*error_text)(int);
 };
 
@@ -57,6 +66,8 @@ int number(DType type) {
   }
 }
 
+constexpr int kBytes = 1;  // U8: what moves is not looked at
+
 // NCCL's number of an operation, or -1.
 int number(RedOp op) {
   switch (op) {
@@ -64,7 +75,8 @@ int number(RedOp op) {
     case RedOp::Prod: return 1;
     case RedOp::Max: return 2;
     case RedOp::Min: return 3;
-    default: return -1;  // AVG: of the island, not of the group; bitwise: none
+    case RedOp::Avg: return 4;
+    default: return -1;  // PREMUL_SUM is made when it is called; bitwise: none
   }
 }
 
@@ -76,22 +88,29 @@ class NcclGroup final : public Group {
       : library_(library), comm_(comm), runtime_(runtime), device_(device) {}
   ~NcclGroup() override;
 
-  Status all_reduce(const void* in, void* out, std::uint64_t count, DType type, RedOp op,
+  Status all_reduce(const void* in, void* out, std::uint64_t count, const Reduction& how,
                     void* stream) override;
-  Status reduce_scatter(const void* in, void* out, std::uint64_t count, DType type, RedOp op,
+  Status reduce_scatter(const void* in, void* out, std::uint64_t count, const Reduction& how,
                         void* stream) override;
-  Status all_gather(const void* in, void* out, std::uint64_t count, DType type,
-                    void* stream) override;
-  Status broadcast(void* buffer, std::uint64_t count, DType type, int root, void* stream) override;
+  Status reduce(const void* in, void* out, std::uint64_t count, const Reduction& how, int root,
+                void* stream) override;
+  Status all_gather(const void* in, void* out, std::uint64_t bytes, void* stream) override;
+  Status broadcast(const void* in, void* out, std::uint64_t bytes, int root, void* stream) override;
+  Status send(const void* in, std::uint64_t bytes, int peer, void* stream) override;
+  Status recv(void* out, std::uint64_t bytes, int peer, void* stream) override;
+  Status begin() override;
+  Status end() override;
   Status health() override;
   void abort() override;
 
  private:
   template <typename Call>
   Status call(const char* what, Call&& body);
+  template <typename Call>
+  Status reduction(const char* what, const Reduction& how, Call&& body);
 
   const NcclShaped& library_;
-  void* comm_;
+  std::atomic<void*> comm_;  // nullptr: aborted
   device::Runtime& runtime_;
   const int device_;
 };
@@ -112,8 +131,18 @@ class NcclShaped final : public Library {
   std::string compatible() const override { return text(shape_.name, " ", version()); }
   std::string refuses(DType type, RedOp op) const override {
     if (native::number(type) < 0) return text(shape_.name, " has no type ", dtype::name(type));
-    if (native::number(op) < 0) return text(shape_.name, " has no operation ", dtype::name(op));
+    const bool made = op == RedOp::PremulSum && calls.make_premul != nullptr &&
+                      (type == DType::F32 || type == DType::F64);
+    const bool young = op == RedOp::Avg && number_ < 21000;
+    if ((native::number(op) < 0 && !made) || young) {
+      return text(shape_.name, " has no operation ", dtype::name(op), " for ", dtype::name(type));
+    }
     return "";
+  }
+  std::string lacks_messages() const override {
+    const bool all = calls.send != nullptr && calls.recv != nullptr && calls.begin != nullptr &&
+                     calls.end != nullptr;
+    return all ? std::string() : text(shape_.name, " ", version(), " has no messages");
   }
 
   Result<std::string> make_id() override {
@@ -171,11 +200,18 @@ Status NcclShaped::open() {
   find(calls.all_reduce, "AllReduce");
   find(calls.reduce_scatter, "ReduceScatter");
   find(calls.all_gather, "AllGather");
+  find(calls.reduce, "Reduce");
   find(calls.broadcast, "Broadcast");
+  find(calls.send, "Send");
+  find(calls.recv, "Recv");
+  find(calls.begin, "GroupStart");
+  find(calls.end, "GroupEnd");
+  find(calls.make_premul, "RedOpCreatePreMulSum");
+  find(calls.drop_op, "RedOpDestroy");
   find(calls.error_text, "GetErrorString");
   if (calls.version == nullptr || calls.make_id == nullptr || calls.join == nullptr ||
       calls.destroy == nullptr || calls.all_reduce == nullptr || calls.reduce_scatter == nullptr ||
-      calls.all_gather == nullptr || calls.broadcast == nullptr) {
+      calls.all_gather == nullptr || calls.broadcast == nullptr || calls.reduce == nullptr) {
     return {Code::Unavailable, text(shape_.name, ": ", library_.path(), " lacks functions under ",
                                     shape_.prefix, "; it is too old, or another library")};
   }
@@ -184,58 +220,105 @@ Status NcclShaped::open() {
 }
 
 NcclGroup::~NcclGroup() {
-  if (comm_ == nullptr) return;
+  void* const own = comm_.exchange(nullptr);
+  if (own == nullptr) return;
   (void)runtime_.on_device(device_, [&] {
-    library_.calls.destroy(comm_);
+    library_.calls.destroy(own);
     return Status();
   });
 }
 
+// Calls `body` with the communicator, its device being current.
 template <typename Call>
 Status NcclGroup::call(const char* what, Call&& body) {
-  if (comm_ == nullptr) return {Code::Aborted, text(library_.name(), ": the group was aborted")};
+  void* const own = comm_.load();
+  if (own == nullptr) return {Code::Aborted, text(library_.name(), ": the group was aborted")};
   return runtime_.on_device(device_, [&] {
-    const int code = body();
+    const int code = body(own);
     return code == 0 ? Status() : library_.failed(code, what);
   });
 }
 
-Status NcclGroup::all_reduce(const void* in, void* out, std::uint64_t count, DType type, RedOp op,
+// Calls `body` with the communicator and the number of the operation, made for the call where it
+// has a factor.
+template <typename Call>
+Status NcclGroup::reduction(const char* what, const Reduction& how, Call&& body) {
+  if (how.op != RedOp::PremulSum) {
+    return call(what, [&](void* own) { return body(own, number(how.op)); });
+  }
+  float single = static_cast<float>(how.factor);
+  double full = how.factor;
+  void* const factor = how.type == DType::F32 ? static_cast<void*>(&single) : &full;
+  return call(what, [&](void* own) {
+    int made = 0;
+    int code = library_.calls.make_premul(&made, factor, number(how.type), 1, own);
+    if (code != 0) return code;
+    code = body(own, made);
+    if (library_.calls.drop_op != nullptr) library_.calls.drop_op(made, own);
+    return code;
+  });
+}
+
+Status NcclGroup::all_reduce(const void* in, void* out, std::uint64_t count, const Reduction& how,
                              void* stream) {
-  return call("AllReduce", [&] {
-    return library_.calls.all_reduce(in, out, count, number(type), number(op), comm_, stream);
+  return reduction("AllReduce", how, [&](void* own, int op) {
+    return library_.calls.all_reduce(in, out, count, number(how.type), op, own, stream);
   });
 }
-Status NcclGroup::reduce_scatter(const void* in, void* out, std::uint64_t count, DType type,
-                                 RedOp op, void* stream) {
-  return call("ReduceScatter", [&] {
-    return library_.calls.reduce_scatter(in, out, count, number(type), number(op), comm_, stream);
+Status NcclGroup::reduce_scatter(const void* in, void* out, std::uint64_t count,
+                                 const Reduction& how, void* stream) {
+  return reduction("ReduceScatter", how, [&](void* own, int op) {
+    return library_.calls.reduce_scatter(in, out, count, number(how.type), op, own, stream);
   });
 }
-Status NcclGroup::all_gather(const void* in, void* out, std::uint64_t count, DType type,
-                             void* stream) {
-  return call("AllGather", [&] {
-    return library_.calls.all_gather(in, out, count, number(type), comm_, stream);
+Status NcclGroup::reduce(const void* in, void* out, std::uint64_t count, const Reduction& how,
+                         int root, void* stream) {
+  return reduction("Reduce", how, [&](void* own, int op) {
+    return library_.calls.reduce(in, out, count, number(how.type), op, root, own, stream);
   });
 }
-Status NcclGroup::broadcast(void* buffer, std::uint64_t count, DType type, int root, void* stream) {
-  return call("Broadcast", [&] {
-    return library_.calls.broadcast(buffer, buffer, count, number(type), root, comm_, stream);
+Status NcclGroup::all_gather(const void* in, void* out, std::uint64_t bytes, void* stream) {
+  return call("AllGather", [&](void* own) {
+    return library_.calls.all_gather(in, out, bytes, kBytes, own, stream);
   });
+}
+Status NcclGroup::broadcast(const void* in, void* out, std::uint64_t bytes, int root,
+                            void* stream) {
+  return call("Broadcast", [&](void* own) {
+    return library_.calls.broadcast(in, out, bytes, kBytes, root, own, stream);
+  });
+}
+Status NcclGroup::send(const void* in, std::uint64_t bytes, int peer, void* stream) {
+  return call("Send",
+              [&](void* own) { return library_.calls.send(in, bytes, kBytes, peer, own, stream); });
+}
+Status NcclGroup::recv(void* out, std::uint64_t bytes, int peer, void* stream) {
+  return call("Recv", [&](void* own) {
+    return library_.calls.recv(out, bytes, kBytes, peer, own, stream);
+  });
+}
+Status NcclGroup::begin() {
+  if (library_.calls.begin == nullptr) return {};
+  return call("GroupStart", [&](void*) { return library_.calls.begin(); });
+}
+Status NcclGroup::end() {
+  if (library_.calls.end == nullptr) return {};
+  return call("GroupEnd", [&](void*) { return library_.calls.end(); });
 }
 
 Status NcclGroup::health() {
   if (library_.calls.async_error == nullptr) return {};
-  return call("CommGetAsyncError", [&] {
+  return call("CommGetAsyncError", [&](void* own) {
     int behind = 0;
-    const int code = library_.calls.async_error(comm_, &behind);
+    const int code = library_.calls.async_error(own, &behind);
     return code != 0 ? code : behind;
   });
 }
 
 void NcclGroup::abort() {
-  if (comm_ == nullptr || library_.calls.abort == nullptr) return;
-  void* gone = std::exchange(comm_, nullptr);
+  if (library_.calls.abort == nullptr) return;
+  void* const gone = comm_.exchange(nullptr);
+  if (gone == nullptr) return;
   (void)runtime_.on_device(device_, [&] {
     library_.calls.abort(gone);
     return Status();
@@ -260,34 +343,27 @@ Result<std::unique_ptr<Library>> open(const NcclShape& shape) {
 
 }  // namespace
 
-Builtin nccl_ccl() {
-  return {device::Kind::Cuda, "nccl", "NVIDIA NCCL",
-          [] { return open({"cuda", "nccl", "nccl", {"libnccl.so.2", "libnccl.so"}}); }};
-}
-Builtin rccl_ccl() {
-  return {device::Kind::Hip, "rccl", "AMD RCCL",
-          [] { return open({"hip", "rccl", "nccl", {"librccl.so.1", "librccl.so"}}); }};
-}
-Builtin musa_mccl_ccl() {
-  return {device::Kind::Musa, "mccl", "Moore Threads MCCL",
-          [] { return open({"musa", "mccl", "mccl", {"libmccl.so.2", "libmccl.so"}}); }};
-}
-Builtin maca_mccl_ccl() {
-  return {device::Kind::Maca, "mccl", "MetaX MCCL", [] {
-            return open({"maca", "mccl", "mccl", {"/opt/maca/lib/libmccl.so", "libmccl.so"}});
-          }};
-}
-Builtin corex_nccl_ccl() {
-  return {device::Kind::Corex, "nccl", "Iluvatar's NCCL",
-          [] { return open({"corex", "ixnccl", "nccl", {"/usr/local/corex/lib64/libnccl.so"}}); }};
-}
-Builtin dtk_rccl_ccl() {
-  return {device::Kind::Dtk, "rccl", "Hygon's RCCL",
-          [] { return open({"dtk", "dtkrccl", "nccl", {"/opt/dtk/lib/librccl.so"}}); }};
-}
-Builtin ppu_nccl_ccl() {
-  return {device::Kind::Ppu, "nccl", "T-Head's NCCL",
-          [] { return open({"ppu", "ppunccl", "nccl", {"/usr/local/PPU_SDK/lib/libnccl.so"}}); }};
-}
+// The built-in of a shape. `shape` names a function without captures, as Builtin::probe wants one.
+#define NCCL_SHAPED(function, device_kind, summary, node, ...)    \
+  Builtin function() {                                            \
+    static const NcclShape shape __VA_ARGS__;                     \
+    return {device::Kind::device_kind,  shape.name,      summary, \
+            [] { return open(shape); }, shape.libraries, node};                       \
+  }
+NCCL_SHAPED(nccl_ccl, Cuda, "NVIDIA NCCL", "/dev/nvidiactl",
+            {"cuda", "nccl", "nccl", {"libnccl.so.2", "libnccl.so"}})
+NCCL_SHAPED(rccl_ccl, Hip, "AMD RCCL", "/dev/kfd",
+            {"hip", "rccl", "nccl", {"librccl.so.1", "librccl.so"}})
+NCCL_SHAPED(musa_mccl_ccl, Musa, "Moore Threads MCCL", "",
+            {"musa", "mccl", "mccl", {"libmccl.so.2", "libmccl.so"}})
+NCCL_SHAPED(maca_mccl_ccl, Maca, "MetaX MCCL", "/dev/mxcd",
+            {"maca", "mccl", "mccl", {"/opt/maca/lib/libmccl.so", "libmccl.so"}})
+NCCL_SHAPED(corex_nccl_ccl, Corex, "Iluvatar's NCCL", "",
+            {"corex", "ixnccl", "nccl", {"/usr/local/corex/lib64/libnccl.so"}})
+NCCL_SHAPED(dtk_rccl_ccl, Dtk, "Hygon's RCCL", "",
+            {"dtk", "dtkrccl", "nccl", {"/opt/dtk/lib/librccl.so"}})
+NCCL_SHAPED(ppu_nccl_ccl, Ppu, "T-Head's NCCL", "",
+            {"ppu", "ppunccl", "nccl", {"/usr/local/PPU_SDK/lib/libnccl.so"}})
+#undef NCCL_SHAPED
 
 }  // namespace hccomm::native

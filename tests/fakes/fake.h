@@ -54,6 +54,9 @@ FAKE_API int64_t fake_count(const char* name);
 FAKE_API const char* fake_name(void);
 /* The host's view of device memory, for fakes that compute (CCLs); NULL when out of bounds. */
 FAKE_API void* fake_host_view(const void* device, size_t bytes);
+/* For them as well: the calling thread's device, and a call in a stream's order (0 or -1). */
+FAKE_API int fake_current_device(void);
+FAKE_API int fake_launch(void* stream, void (*function)(void*), void* argument);
 
 /* For the files with the vendor's names. `name` is that of the settings. */
 void fake_open(const char* name);

@@ -230,6 +230,11 @@ int fake_call(fake_stream* stream, void (*function)(void*), void* argument) {
   return answer;
 }
 
+FAKE_API int fake_launch(void* stream, void (*function)(void*), void* argument) {
+  return fake_call(stream, function, argument) == FAKE_OK ? 0 : -1;
+}
+FAKE_API int fake_current_device(void) { return fake_current(); }
+
 /* ---- events --------------------------------------------------------------------------------- */
 
 int fake_event_create(fake_event** event) {

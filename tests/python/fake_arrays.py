@@ -21,6 +21,7 @@ FAKES = Path(__file__).parents[1] / "fakes"
 VENDORS = {  # kind: (file, the prefix of its functions, its name in settings, DLPack's type)
     "cuda": ("libcudart.so.12", "cuda", "CUDA", 2),
     "musa": ("libmusart.so", "musa", "MUSA", 12),
+    "ascend": ("libascendcl.so", "aclrt", "ASCEND", 12),
 }
 
 
@@ -34,14 +35,21 @@ def library(kind: str, folder: Path) -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise FileNotFoundError("no C compiler for tests/fakes")
-    driver = {"cuda": "cu", "musa": "mu"}[kind]
-    defines = [f"-DFAKE_PREFIX={prefix}", f'-DFAKE_NAME="{name}"', f"-DFAKE_DRIVER={driver}"]
-    return _compiled(path, compiler, defines, ["cuda_shaped.c", "fake.c", "fake_stream.c"])
+    defines, source = [f'-DFAKE_NAME="{name}"'], "acl.c"
+    if kind != "ascend":
+        driver = {"cuda": "cu", "musa": "mu"}[kind]
+        defines += [f"-DFAKE_PREFIX={prefix}", f"-DFAKE_DRIVER={driver}"]
+        source = "cuda_shaped.c"
+    return _compiled(path, compiler, defines, [source, "fake.c", "fake_stream.c"])
 
 
 def ccl_library(kind: str, folder: Path) -> Path:
     """Compile the fake collective library of that kind, to be used with the fake runtime."""
-    file, prefix = {"cuda": ("libnccl.so.2", "nccl"), "musa": ("libmccl.so.2", "mccl")}[kind]
+    file, source, prefix = {
+        "cuda": ("libnccl.so.2", "nccl.c", "nccl"),
+        "musa": ("libmccl.so.2", "nccl.c", "mccl"),
+        "ascend": ("libhccl.so", "hccl.c", "Hccl"),
+    }[kind]
     path = folder / f"ccl_{kind}" / file
     if path.exists():
         return path
@@ -49,11 +57,8 @@ def ccl_library(kind: str, folder: Path) -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise FileNotFoundError("no C compiler for tests/fakes")
-    defines = [
-        *(f"-DFAKE_PREFIX={prefix}", f"-DRUNTIME_PREFIX={VENDORS[kind][1]}"),
-        f'-DRUNTIME_SETTING="HCCOMM_{kind.upper()}_LIB"',
-    ]
-    return _compiled(path, compiler, defines, ["nccl.c"])
+    setting = f'-DRUNTIME_SETTING="HCCOMM_{kind.upper()}_LIB"'
+    return _compiled(path, compiler, [f"-DFAKE_PREFIX={prefix}", setting], [source, "ccl.c"])
 
 
 def _compiled(path: Path, compiler: str, defines: list[str], sources: list[str]) -> Path:
@@ -83,8 +88,10 @@ class FakeArray:
         self._runtime = ctypes.CDLL(os.environ[f"HCCOMM_{kind.upper()}_LIB"])
         self._prefix = VENDORS[kind][1]
         address = ctypes.c_void_p()
+        if kind == "ascend":
+            self._runtime.aclInit(None)  # an error but at the first time
         self._call("SetDevice", ctypes.c_int(index))
-        self._call("Malloc", ctypes.byref(address), ctypes.c_size_t(self.nbytes))
+        self._call("Malloc", ctypes.byref(address), ctypes.c_size_t(self.nbytes), ctypes.c_int(0))
         self.address = int(address.value or 0)
         ctypes.memmove(self._view(), values.ctypes.data, values.nbytes)
 
@@ -166,7 +173,7 @@ class _Managed(ctypes.Structure):
 def capsule(array: Any) -> Any:
     """Return the array as an unversioned capsule; array keeps what it points at."""
     shape = (ctypes.c_int64 * len(array.shape))(*array.shape)
-    code = {"i": 0, "u": 1, "f": 2}[array.dtype.kind]
+    code = {"i": 0, "u": 1, "f": 2, "c": 5}[array.dtype.kind]
     device_type, index = array.__dlpack_device__()
     managed = _Managed(
         *(array.address, device_type, index, len(array.shape), code, array.dtype.itemsize * 8, 1),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What test_islands.py runs on ranks: three NVIDIA, two Moore Threads and one host, interleaved."""
+"""What test_islands.py runs on ranks: vendors' devices and host memory in any order."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,71 +11,171 @@ from fake_arrays import CudaArray, FakeArray
 
 import hccomm
 
-# (kind, index of the device) by rank
-PLACES = (("cuda", 0), ("musa", 0), ("cuda", 1), ("host", 0), ("musa", 1), ("cuda", 2))
+# (kind, index of the device) by rank: three NVIDIA, two Moore Threads and one host, interleaved
+MIXED = (("cuda", 0), ("musa", 0), ("cuda", 1), ("host", 0), ("musa", 1), ("cuda", 2))
+ALONE = (("cuda", 0), ("cuda", 1), ("cuda", 2))
+ASCEND = (("ascend", 0), ("ascend", 1), ("host", 0))
+HOSTS = (("cuda", 0), ("cuda", 1), ("cuda", 0), ("cuda", 1))
 
 
-def place(comm: hccomm.Communicator, values: Any) -> Any:
-    kind, index = PLACES[comm.rank]
+def place(comm: hccomm.Communicator, values: Any, places: Any = MIXED) -> Any:
+    kind, index = places[comm.rank]
     if kind == "cuda":
         return CudaArray(values, index=index)
     return values if kind == "host" else FakeArray(kind, values, index=index)
+
+
+def settle(comm: hccomm.Communicator, places: Any = MIXED) -> None:
+    """Make as many calls as it takes: the host's rank may have a library, and shows no device."""
+    for _ in range(4):
+        comm.all_reduce(place(comm, np.ones(8, np.float32), places))
 
 
 def back(array: Any) -> Any:
     return array.numpy() if isinstance(array, FakeArray) else array
 
 
-def over_islands(comm: hccomm.Communicator, counts: list[int]) -> Any:
-    """Every all_reduce against the sum that must come out; returns what describe() says."""
-    group = comm.group(range(comm.size), name="islands")
-    group.use_islands(place(group, np.zeros(1, np.float32)))
+def reductions(group: hccomm.Communicator, count: int, places: Any) -> None:
+    """Every operation and type, those that no vendor's library has included."""
+    size, rank = group.size, group.rank
+    ramp = np.arange(count) % 8
+    for dtype in (np.float32, np.float16, np.int64, np.uint8, np.int16, np.complex64):
+        data = place(group, (ramp * (rank + 1)).astype(dtype), places)
+        group.all_reduce(data)
+        total = size * (size + 1) // 2
+        assert np.array_equal(back(data), (ramp * total).astype(dtype)), (dtype, count)
+    mean = place(group, np.full(count, rank, np.float32), places)
+    group.all_reduce(mean, op="avg")
+    assert np.all(back(mean) == (size - 1) / 2), count
+    product = place(group, np.full(count, 2.0, np.float64), places)
+    group.all_reduce(product, op="prod")
+    assert np.all(back(product) == 2.0**size), count
+    bits = place(group, np.full(count, 1 << rank, np.int32), places)
+    out = place(group, np.zeros(count, np.int32), places)
+    group.all_reduce(bits, out=out, op="bor")
+    assert np.all(back(out) == (1 << size) - 1), count
+    assert np.all(back(bits) == 1 << rank), count
+    for dtype in (np.float32, np.float16):
+        scaled = place(group, np.full(count, rank + 1, dtype), places)
+        group.all_reduce(scaled, op="premul_sum", factor=0.5)
+        assert np.all(back(scaled) == size * (size + 1) / 4), (dtype, count)
+
+
+def moves(group: hccomm.Communicator, count: int, places: Any) -> None:
+    """Check the other collectives, in place and not."""
+    size, rank = group.size, group.rank
+    for root in (0, size - 1):
+        data = place(group, np.full(count, rank * 10, np.int32), places)
+        group.broadcast(data, root=root)
+        assert np.all(back(data) == root * 10), (root, count)
+        mine = place(group, np.arange(count, dtype=np.float32) % 32 * (rank + 1), places)
+        out = place(group, np.zeros(count, np.float32), places)
+        group.reduce(mine, root=root, out=out if rank == root else None)
+        if rank == root:
+            expected = np.arange(count, dtype=np.float32) % 32 * (size * (size + 1) // 2)
+            assert np.array_equal(back(out), expected), (root, count)
+    own = place(group, np.arange(count, dtype=np.int64) + rank, places)
+    all_of_them = place(group, np.zeros((size, count), np.int64), places)
+    group.all_gather(own, out=all_of_them)
+    expected = np.arange(count)[None, :] + np.arange(size)[:, None]
+    assert np.array_equal(back(all_of_them), expected), count
+    parts = np.arange(size * count, dtype=np.float32).reshape(size, count) % 128 + rank
+    out = place(group, np.zeros(count, np.float32), places)
+    group.reduce_scatter(place(group, parts, places), out=out)
+    base = np.arange(size * count).reshape(size, count)[rank] % 128
+    assert np.array_equal(back(out), base * size + size * (size - 1) // 2), count
+    sent = place(group, np.arange(size * count, dtype=np.int32) + 1000 * rank, places)
+    got = place(group, np.zeros(size * count, np.int32), places)
+    group.all_to_all(sent, out=got)
+    expected = np.concatenate(
+        [np.arange(rank * count, (rank + 1) * count) + 1000 * peer for peer in range(size)]
+    )
+    assert np.array_equal(back(got), expected), count
+
+
+def everything(comm: hccomm.Communicator, places: Any, counts: list[int]) -> Any:
+    """Every collective without a word about islands; returns what describe() says."""
+    settle(comm, places)
     for count in counts:
-        ramp = np.arange(count, dtype=np.float32) % 64
-        data = place(group, ramp * (group.rank + 1))
-        works = [group.all_reduce(data, async_op=True)]
-        other = place(group, np.full(count, group.rank, np.int64))
-        out = place(group, np.zeros(count, np.int64))
-        works.append(group.all_reduce(other, out=out, op="max", async_op=True))
-        for work in works:
-            work.wait(60)
-        assert np.array_equal(back(data), ramp * 21), count
-        assert np.array_equal(back(out), np.full(count, 5)), count
-        assert np.array_equal(back(other), np.full(count, group.rank)), count
-        mean = place(group, np.full(count, group.rank + 0.5, np.float64))
-        group.all_reduce(mean, op="avg")
-        assert np.all(back(mean) == 3.0), count
-        if isinstance(data, FakeArray):
-            assert data.count("misuses") == 0
-    told = group.describe()["two_level"]
-    group.close()
-    return told
+        reductions(comm, count, places)
+        moves(comm, count, places)
+    comm.barrier()
+    large = place(comm, np.full(1_200_003, comm.rank, np.float32), places)  # more than one block
+    comm.all_reduce(large)
+    assert np.all(back(large) == comm.size * (comm.size - 1) / 2)
+    mine = place(comm, np.zeros(1), places)
+    if isinstance(mine, FakeArray):
+        assert mine.count("misuses") == 0
+    return comm.describe()
 
 
-def wrong_array(comm: hccomm.Communicator) -> str:
-    """Rank 0 passes host memory although it promised its device."""
-    group = comm.group(range(comm.size), name="wrong", timeout=20)
-    group.use_islands(place(group, np.zeros(1, np.float32)))
-    data = np.ones(100_000, np.float32)
-    if group.rank == 0:
-        try:
-            group.all_reduce(data)
-        except hccomm.InvalidArgument as error:
-            return str(error)
-        return "nothing was raised"
-    return ""
+def many_at_once(comm: hccomm.Communicator) -> str:
+    """Keep calls of all ways in flight together: each ends with what belongs to it."""
+    works, arrays = [], []
+    for turn in range(12):
+        count = (100, 70_000)[turn % 2]
+        arrays.append(place(comm, np.full(count, comm.rank + turn, np.float32)))
+        works.append(comm.all_reduce(arrays[-1], async_op=True))
+        works.append(comm.barrier(async_op=True))
+    for work in works:
+        work.wait(60)
+    for turn, array in enumerate(arrays):
+        assert np.all(back(array) == 15 + 6 * turn), turn
+    return str(comm.describe()["islands"]["state"])
+
+
+def elsewhere(comm: hccomm.Communicator) -> str:
+    """Once islands are settled, ranks pass arrays that lie elsewhere: right all the same."""
+    settle(comm)
+    for dtype in (np.float32, np.int64):
+        data = np.full(100_000, comm.rank, dtype)
+        comm.all_reduce(data)
+        assert np.all(data == 15)
+    other = CudaArray(np.full(100_000, comm.rank, np.float32), index=0)
+    out = np.zeros(100_000, np.float32)
+    comm.all_reduce(other, out=out)
+    assert np.all(out == 15)
+    parts = np.ones((comm.size, 50_000), np.float32)
+    comm.reduce_scatter(parts, out=parts[comm.rank])
+    assert np.all(parts[comm.rank] == comm.size)
+    return str(comm.describe()["islands"]["state"])
 
 
 def leaves(comm: hccomm.Communicator) -> str:
     """Rank 2 aborts while the others are in the call."""
-    group = comm.group(range(comm.size), name="leaves", timeout=30)
-    group.use_islands(place(group, np.zeros(1, np.float32)))
+    settle(comm)
     comm.barrier()
-    if group.rank == 2:
-        group.abort("enough")
+    if comm.rank == 2:
+        comm.abort("enough")
         return "left"
     try:
-        group.all_reduce(place(group, np.ones(1_000_000, np.float32)))
+        comm.all_reduce(place(comm, np.ones(1_000_000, np.float32)))
     except hccomm.Aborted as error:
         return f"Aborted: {error}"
     return "nothing was raised"
+
+
+def disagrees(comm: hccomm.Communicator) -> str:
+    """One rank of an island reduces by another operation."""
+    settle(comm, ALONE)
+    data = place(comm, np.ones(100_000, np.float32), ALONE)
+    try:
+        comm.all_reduce(data, op="max" if comm.rank == 1 else "sum", timeout=20)
+    except hccomm.Error as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def library_fails(comm: hccomm.Communicator, fails: Any) -> str:
+    """Let the library of rank 0 fail in a call; `fails` is what its fake is told."""
+    if comm.rank == 0:
+        os.environ["HCCOMM_TEST_FAKE_CCL"] = fails
+    for turn in range(7):
+        data = place(comm, np.full(200_000, comm.rank + turn, np.float32))
+        try:
+            comm.all_reduce(data, timeout=30)
+        except hccomm.Error as error:
+            return f"{type(error).__name__}: {error}"
+        assert np.all(back(data) == 15 + 6 * turn), turn
+    told = comm.describe()["islands"]
+    return f"{told['state']}: {told['reason']}"

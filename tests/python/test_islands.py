@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""all_reduce over islands: two fake vendors with fake libraries of theirs, and the host."""
+"""Collectives over islands: fake vendors with fake libraries of theirs, and the host."""
 
 from __future__ import annotations
 
@@ -25,26 +25,90 @@ def islands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return settings
 
 
-def test_islands_of_any_sizes_reduce_as_one_group(ranks: Any, islands: dict[str, str]) -> None:
-    """Three, two and one rank: sizes around a block, and such that do not divide."""
-    told = ranks.fresh(6, **islands).run(programs.over_islands, [16384, 100_001, 1_200_003])
+def shape(told: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    return [(one["kind"], one["ranks"]) for one in told["islands"]["islands"]]
+
+
+def test_islands_of_any_sizes_work_as_one_group(ranks: Any, islands: dict[str, str]) -> None:
+    """Three, two and one rank, found by themselves: sizes around a block, none that divides."""
+    told = ranks.fresh(6, **islands).run(programs.everything, programs.MIXED, [16384, 40_001])
     for each in told:
-        assert [(one["kind"], one["ranks"]) for one in each["islands"]] == [
-            ("cuda", [0, 2, 5]),
-            ("musa", [1, 4]),
-            ("host", [3]),
-        ]
-    assert told[0]["library"].startswith("nccl")
-    assert told[4]["library"].startswith("mccl")
-    assert told[3]["library"].startswith("none")
+        assert shape(each) == [("cuda", [0, 2, 5]), ("musa", [1, 4]), ("host", [3])]
+        assert each["islands"]["calls"]["allreduce"].startswith("the libraries inside islands")
+        assert "one receiver" in each["islands"]["calls"]["alltoall"]
+    paths = {each["rank"]: each["path"] for each in told[0]["peers"]}
+    assert paths[2]["how"] == "native, by nccl 2.21.5"
+    assert "share no library" in paths[1]["why_not_better"]
+    assert "staged by cuda here, host memory there" in paths[3]["how"]
 
 
-def test_an_array_off_the_promised_device_is_refused(ranks: Any, islands: dict[str, str]) -> None:
-    said = ranks.fresh(6, **islands).run(programs.wrong_array)
-    assert "not on the device that use_islands was told" in said[0]
+def test_one_island_of_all_ranks_uses_its_library(ranks: Any, islands: dict[str, str]) -> None:
+    told = ranks.fresh(3, **islands).run(programs.everything, programs.ALONE, [5, 20_001])
+    for each in told:
+        assert shape(each) == [("cuda", [0, 1, 2])]
+        assert each["islands"]["calls"]["alltoall"] == "by the island's library"
+
+
+def test_an_id_of_4108_bytes_and_a_library_without_mean(
+    ranks: Any, islands: dict[str, str]
+) -> None:
+    """HCCL: two of its ranks and one of the host."""
+    told = ranks.fresh(3, **islands).run(programs.everything, programs.ASCEND, [30_001])
+    assert [shape(each) for each in told] == [[("ascend", [0, 1]), ("host", [2])]] * 3
+
+
+def test_an_island_ends_at_its_host_unless_told(ranks: Any, islands: dict[str, str]) -> None:
+    told = ranks.fresh(4, hosts=2, **islands).run(programs.everything, programs.HOSTS, [20_001])
+    assert shape(told[0]) == [("cuda", [0, 1]), ("cuda", [2, 3])]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("off", []), ("0,2;1,4", [("cuda", [0, 2]), ("musa", [1, 4]), ("host", [3]), ("cuda", [5])])],
+)
+def test_the_setting_says_who_is_an_island(
+    ranks: Any, islands: dict[str, str], setting: str, expected: Any
+) -> None:
+    told = ranks.fresh(6, HCCOMM_ISLAND=setting, **islands).run(
+        programs.everything, programs.MIXED, [20_000]
+    )
+    assert shape(told[0]) == expected
+
+
+def test_calls_of_all_ways_are_in_flight_together(ranks: Any, islands: dict[str, str]) -> None:
+    assert ranks.fresh(6, **islands).run(programs.many_at_once) == ["on"] * 6
+
+
+def test_arrays_that_lie_elsewhere_are_taken_too(ranks: Any, islands: dict[str, str]) -> None:
+    assert ranks.fresh(6, **islands).run(programs.elsewhere) == ["on"] * 6
 
 
 def test_a_rank_that_aborts_ends_the_call_on_all(ranks: Any, islands: dict[str, str]) -> None:
     said = ranks.fresh(6, **islands).run(programs.leaves)
     assert said.pop(2) == "left"
     assert all(each.startswith("Aborted: ") and "enough" in each for each in said), said
+
+
+def test_ranks_of_one_island_that_disagree_are_named(ranks: Any, islands: dict[str, str]) -> None:
+    said = ranks.fresh(3, **islands).run(programs.disagrees)
+    assert any("Mismatch" in each and "rank 1 called" in each for each in said), said
+    assert "nothing was raised" not in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "fails", "expected"),
+    [
+        ("auto", "0:1", "off: a collective library failed, rank 0: nccl: ncclCommInitRank failed"),
+        ("fail", "0:1", "System: rank 0: nccl: ncclCommInitRank failed"),
+        ("auto", "2:2", "ncclReduceScatter failed"),
+        ("fallback", "2:2", "off: a collective library failed, rank 0: nccl: ncclReduceScatter"),
+    ],
+)
+def test_a_library_that_fails_ends_the_call_or_is_left(
+    ranks: Any, islands: dict[str, str], setting: str, fails: str, expected: str
+) -> None:
+    """As HCCOMM_ISLAND_FAILURE says: alike on all ranks, with the library and the call in it."""
+    said = ranks.fresh(6, HCCOMM_ISLAND_FAILURE=setting, **islands).run(
+        programs.library_fails, fails
+    )
+    assert all(expected in each for each in said), said

@@ -10,6 +10,7 @@
 
 #include "native/ccl.hpp"
 #include "native/islands.hpp"
+#include "native/shares.hpp"
 #include "support/fakes.hpp"
 
 namespace hccomm::native {
@@ -17,6 +18,7 @@ namespace hccomm::native {
 using device::Kind;
 
 static constexpr int kRanks = 3;
+static constexpr Reduction kSum{DType::F32, RedOp::Sum};
 
 // One rank: a device, a stream, device memory for the call and host memory to look at it.
 class Rank {
@@ -64,7 +66,7 @@ class Native : public testing::TestWithParam<Kind> {
   void SetUp() override {
     setenv("HCCOMM_TEST_FAKE", "devices=4", 1);
     test::use_fakes();
-    for (const char* kind : {"cuda", "musa"}) {
+    for (const char* kind : {"cuda", "musa", "ascend"}) {
       const std::string name = std::string("ccl_") + kind;
       setenv(device::library_setting(name).c_str(), test::fake_path(name).c_str(), 1);
     }
@@ -93,7 +95,7 @@ class Native : public testing::TestWithParam<Kind> {
 };
 
 TEST_P(Native, TellsItsVersionAndWhatItCannotReduce) {
-  EXPECT_EQ(ccl->version(), "2.21.5");
+  EXPECT_EQ(ccl->version(), GetParam() == Kind::Ascend ? "unknown" : "2.21.5");
   EXPECT_EQ(ccl->refuses(DType::F32, RedOp::Sum), "");
   EXPECT_NE(ccl->refuses(DType::F32, RedOp::Bxor), "");
   EXPECT_NE(ccl->refuses(DType::C128, RedOp::Sum), "");
@@ -108,16 +110,16 @@ TEST_P(Native, ReducesGathersAndBroadcastsOnTheStream) {
     }
     own.fill(values);
 
-    ASSERT_TRUE(group
-                    .reduce_scatter(own.at(0), own.at(rank * part), part, DType::F32, RedOp::Sum,
-                                    own.stream.native)
-                    .ok());
     ASSERT_TRUE(
-        group.all_gather(own.at(rank * part), own.at(0), part, DType::F32, own.stream.native).ok());
+        group.reduce_scatter(own.at(0), own.at(rank * part), part, kSum, own.stream.native).ok());
+    ASSERT_TRUE(
+        group.all_gather(own.at(rank * part), own.at(0), part * sizeof(float), own.stream.native)
+            .ok());
     const std::vector<float> sums = own.read(values.size());
-    ASSERT_TRUE(group.broadcast(own.at(0), 5, DType::F32, 2, own.stream.native).ok());
+    ASSERT_TRUE(group.broadcast(own.at(0), own.at(0), 20, 2, own.stream.native).ok());
     ASSERT_TRUE(
-        group.all_reduce(own.at(0), own.at(0), 5, DType::F32, RedOp::Max, own.stream.native).ok());
+        group.all_reduce(own.at(0), own.at(0), 5, {DType::F32, RedOp::Max}, own.stream.native)
+            .ok());
 
     for (std::size_t i = 0; i < sums.size(); ++i) {
       ASSERT_EQ(sums[i], static_cast<float>(i % 64) * (1 + 2 + 3)) << i;
@@ -129,14 +131,12 @@ TEST_P(Native, ReducesGathersAndBroadcastsOnTheStream) {
 
 TEST_P(Native, FailsOnAllRanksThatCallDifferentThings) {
   as_ranks([](Rank& own, Group& group, int rank) {
-    ASSERT_TRUE(group
-                    .all_reduce(own.at(0), own.at(0), rank == 1 ? 5 : 6, DType::F32, RedOp::Sum,
-                                own.stream.native)
-                    .ok());
+    ASSERT_TRUE(
+        group.all_reduce(own.at(0), own.at(0), rank == 1 ? 5 : 6, kSum, own.stream.native).ok());
     own.finish();
 
-    EXPECT_NE(group.health().text().find("invalid usage"), std::string::npos)
-        << group.health().text();
+    const char* const says = GetParam() == Kind::Ascend ? "not supported" : "invalid usage";
+    EXPECT_NE(group.health().text().find(says), std::string::npos) << group.health().text();
   });
 }
 
@@ -144,11 +144,11 @@ TEST_P(Native, RefusesMemoryThatIsNotTheDevices) {
   as_ranks([](Rank& own, Group& group, int) {
     std::vector<float> host(4);
 
-    const Status status =
-        group.all_reduce(host.data(), host.data(), 4, DType::F32, RedOp::Sum, own.stream.native);
+    const Status status = group.all_reduce(host.data(), host.data(), 4, kSum, own.stream.native);
 
-    EXPECT_NE(status.text().find("AllReduce failed: invalid argument"), std::string::npos)
-        << status.text();
+    const char* const says =
+        GetParam() == Kind::Ascend ? "AllReduce failed: parameter" : "AllReduce failed: invalid";
+    EXPECT_NE(status.text().find(says), std::string::npos) << status.text();
   });
 }
 
@@ -159,8 +159,8 @@ TEST_P(Native, EndsWhatWaitsWhenARankAborts) {
       EXPECT_EQ(group.health().code(), Code::Aborted);
       return;
     }
-    const Status started =
-        group.all_reduce(own.at(0), own.at(0), 4, DType::F32, RedOp::Sum, own.stream.native);
+    if (GetParam() == Kind::Ascend) return;  // its abort is destruction, and ends with its work
+    const Status started = group.all_reduce(own.at(0), own.at(0), 4, kSum, own.stream.native);
     EXPECT_TRUE(own.finish());
 
     EXPECT_TRUE(started.ok());
@@ -168,7 +168,42 @@ TEST_P(Native, EndsWhatWaitsWhenARankAborts) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Fakes, Native, testing::Values(Kind::Cuda, Kind::Musa));
+TEST_P(Native, ReducesToOneRankAndCarriesMessages) {
+  as_ranks([&](Rank& own, Group& group, int rank) {
+    own.fill({1, 2, 3, 4});
+    ASSERT_TRUE(group.reduce(own.at(0), own.at(0), 4, kSum, 1, own.stream.native).ok());
+    const float scale = rank == 1 ? kRanks : 1;
+    EXPECT_EQ(own.read(4), (std::vector<float>{scale, 2 * scale, 3 * scale, 4 * scale}));
+    if (!ccl->lacks_messages().empty()) return;
+    const int right = (rank + 1) % kRanks, left = (rank + kRanks - 1) % kRanks;
+    own.fill({static_cast<float>(rank), -1});
+
+    ASSERT_TRUE(group.begin().ok());
+    ASSERT_TRUE(group.send(own.at(0), sizeof(float), right, own.stream.native).ok());
+    ASSERT_TRUE(group.recv(own.at(1), sizeof(float), left, own.stream.native).ok());
+    ASSERT_TRUE(group.end().ok());
+
+    EXPECT_EQ(own.read(2)[1], static_cast<float>(left));
+  });
+}
+
+TEST_P(Native, AveragesAndScalesWhereTheLibraryCan) {
+  as_ranks([&](Rank& own, Group& group, int rank) {
+    for (const RedOp op : {RedOp::Avg, RedOp::PremulSum}) {
+      if (!ccl->refuses(DType::F32, op).empty()) {
+        EXPECT_EQ(GetParam(), Kind::Ascend);
+        continue;
+      }
+      own.fill({static_cast<float>(rank), 4});
+      const Reduction how{DType::F32, op, 2.0};
+      ASSERT_TRUE(group.all_reduce(own.at(0), own.at(0), 2, how, own.stream.native).ok());
+      EXPECT_EQ(own.read(2),
+                op == RedOp::Avg ? (std::vector<float>{1, 4}) : (std::vector<float>{6, 24}));
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Fakes, Native, testing::Values(Kind::Cuda, Kind::Musa, Kind::Ascend));
 
 TEST(NativeLibrary, SaysWhyItIsNotHere) {
   unsetenv("HCCOMM_CCL_HIP_LIB");
@@ -223,6 +258,59 @@ TEST(Islands, FollowTheLabels) {
   members[0].label = "none";
 
   EXPECT_EQ(find_islands(members), (Lists{{0}, {1, 3}, {2}}));
+}
+
+TEST(Islands, ASettingNamesThem) {
+  EXPECT_EQ(label_of("auto", 3), "");
+  EXPECT_EQ(label_of("off", 3), "none");
+  EXPECT_EQ(label_of("left", 3), "left");
+  EXPECT_EQ(label_of("0-3; 4,6", 3), "list 0");
+  EXPECT_EQ(label_of("0-3; 4,6", 6), "list 1");
+  EXPECT_EQ(label_of("0-3; 4,6", 5), "none");
+  for (const char* wrong : {"3-1", "1,", ";", "1--2", "99999999999"}) {
+    EXPECT_THROW(label_of(wrong, 0), Error) << wrong;
+  }
+}
+
+TEST(Islands, OfOneLabelSpanHosts) {
+  std::vector<Member> members = {nvidia("a", 0), nvidia("b", 0)};
+  members[0].label = members[1].label = "all";
+
+  EXPECT_EQ(find_islands(members), (Lists{{0, 1}}));
+}
+
+TEST(Shares, DivideABlockAsTheySay) {
+  EXPECT_EQ(part_begins(12, {64, 64, 64}), (std::vector<std::uint64_t>{0, 4, 8, 12}));
+  EXPECT_EQ(part_begins(10, {1, 3}), (std::vector<std::uint64_t>{0, 2, 10}));
+  EXPECT_EQ(part_begins(10, only(3, 1)), (std::vector<std::uint64_t>{0, 0, 10, 10}));
+  const std::uint64_t large = std::uint64_t{1} << 60;
+  EXPECT_EQ(part_begins(large, {1, 1})[1], large / 2);
+}
+
+TEST(Shares, GiveRailsOfTheOwnersOfTheSameElements) {
+  const std::vector<Rail> rails = rails_of(12, {{1, 1, 1}, {1, 1}, {1}});
+
+  const std::vector<Rail> expected = {
+      {0, 4, {0, 0, 0}}, {4, 6, {1, 0, 0}}, {6, 8, {1, 1, 0}}, {8, 12, {2, 1, 0}}};
+  EXPECT_EQ(rails, expected);
+  EXPECT_EQ(rails_of(3, {only(2, 1), {1, 1}}), (std::vector<Rail>{{0, 1, {1, 0}}, {1, 3, {1, 1}}}));
+  EXPECT_TRUE(rails_of(0, {{1}, {1}}).empty());
+}
+
+TEST(Shares, FollowWhatWasMeasured) {
+  EXPECT_EQ(reshare({64, 64}, {1e9, 1.1e9}), (Shares{64, 64})) << "noise";
+  EXPECT_EQ(reshare({64, 64}, {1e9, 0}), (Shares{64, 64})) << "unknown";
+  EXPECT_EQ(reshare({64, 64}, {1e9, 3e9}), (Shares{32, 96}));
+  EXPECT_EQ(reshare({64, 64}, {1, 1e9})[0], 16u) << "not below a quarter";
+  EXPECT_EQ(reshare({32, 96}, {1e9, 3e9}), (Shares{32, 96})) << "settled";
+}
+
+TEST(Shares, SpreadPiecesAsOftenAsTheySay) {
+  std::vector<int> times(3, 0);
+  for (std::size_t n = 0; n < 64; ++n)
+    ++times[static_cast<std::size_t>(owner_of_piece(n, {16, 32, 16}))];
+  EXPECT_EQ(times, (std::vector<int>{16, 32, 16}));
+  EXPECT_NE(owner_of_piece(0, {1, 1}), owner_of_piece(1, {1, 1}));
 }
 
 }  // namespace hccomm::native

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/ferry.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace hccomm::comm {
+
+Ferry::~Ferry() {
+  if (event_.native != nullptr) runtime_.event_destroy(event_);
+  if (block_ != nullptr) runtime_.host_free(index_, block_);
+  if (stream_.native != nullptr) runtime_.stream_destroy(stream_);
+}
+
+Status Ferry::open() {
+  if (block_ != nullptr) return {};
+  try {
+    stream_ = runtime_.stream_create(index_).take();
+    event_ = runtime_.event_create(index_).take();
+    block_ = static_cast<std::byte*>(runtime_.host_allocate(index_, kBlock).take());
+  } catch (const Error& failure) {
+    return failure.status();
+  }
+  return {};
+}
+
+Status Ferry::wait(Watch& watch) {
+  Status status = runtime_.event_record(event_, stream_);
+  return status.ok() ? watch.await(runtime_, event_, nullptr) : status;
+}
+
+Status Ferry::out(std::byte* host, device::Place from, std::uint64_t bytes, Watch& watch) {
+  Status status = open();
+  for (std::uint64_t at = 0; at < bytes && status.ok(); at += kBlock) {
+    const std::uint64_t piece = std::min(kBlock, bytes - at);
+    status = runtime_.copy_out(stream_, block_, {from.handle, from.offset + at}, piece);
+    if (status.ok()) status = wait(watch);
+    if (status.ok()) std::memcpy(host + at, block_, piece);
+  }
+  return status;
+}
+
+Status Ferry::in(device::Place to, const std::byte* host, std::uint64_t bytes, Watch& watch) {
+  Status status = open();
+  for (std::uint64_t at = 0; at < bytes && status.ok(); at += kBlock) {
+    const std::uint64_t piece = std::min(kBlock, bytes - at);
+    std::memcpy(block_, host + at, piece);
+    status = runtime_.copy_in(stream_, {to.handle, to.offset + at}, block_, piece);
+    if (status.ok()) status = wait(watch);
+  }
+  return status;
+}
+
+}  // namespace hccomm::comm

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Copies between host memory and a device, waited for: what a call over islands needs where an
+// array does not lie on the device that the rank has told.
+#pragma once
+
+#include "comm/watch.hpp"
+
+namespace hccomm::comm {
+
+// Owns:   a stream, an event and a pinned block of its device.
+// Thread: one.
+// Fails:  as the runtime; with what ends the call.
+class Ferry {
+ public:
+  Ferry(device::Runtime& runtime, int index) : runtime_(runtime), index_(index) {}
+  ~Ferry();
+  Ferry(const Ferry&) = delete;
+  Ferry& operator=(const Ferry&) = delete;
+
+  Status out(std::byte* host, device::Place from, std::uint64_t bytes, Watch& watch);
+  Status in(device::Place to, const std::byte* host, std::uint64_t bytes, Watch& watch);
+
+ private:
+  static constexpr std::uint64_t kBlock = 1 << 20;
+  Status open();
+  Status wait(Watch& watch);
+
+  device::Runtime& runtime_;
+  const int index_;
+  device::Stream stream_;
+  device::Event event_;
+  std::byte* block_ = nullptr;
+};
+
+}  // namespace hccomm::comm

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/islands.hpp"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/config.hpp"
+#include "collective/collective.hpp"
+#include "device/registry.hpp"
+#include "native/islands.hpp"
+
+namespace hccomm::comm {
+
+using plan::Collective;
+
+static constexpr std::uint64_t kMostCalls = 1 << 16;  // after so many nothing new is expected
+static constexpr const char* kCard = "islands";       // beside the transports' addresses
+
+std::optional<std::string> Islands::hint_of(const transport::Card& card) {
+  for (const auto& [name, address] : card.addresses) {
+    if (name == kCard) return address;
+  }
+  return std::nullopt;
+}
+
+std::string Islands::hint(int rank) {
+  const std::string label = native::label_of(config::raw("HCCOMM_ISLAND"), rank);
+  std::string kinds;
+  if (label != "none") {
+    for (const device::Kind each : native::likely_kinds()) {
+      kinds += (kinds.empty() ? "" : ",") + device::Registry::global().name(each);
+    }
+  }
+  return kinds + ";" + label;
+}
+
+// The kinds in a hint, with what keeps ranks of one kind together.
+static std::vector<std::string> homes(const transport::Card& card, const std::string& hint) {
+  const std::string label = hint.substr(hint.find(';') + 1);
+  std::vector<std::string> all;
+  std::string kind;
+  for (const char each : hint.substr(0, hint.find(';')) + ",") {
+    if (each != ',') {
+      kind += each;
+    } else if (!kind.empty()) {
+      all.push_back(kind + (label.empty() ? "@" + card.host : "#" + label));
+      kind.clear();
+    }
+  }
+  return all;
+}
+
+bool Islands::possible(const std::vector<transport::Card>& cards) {
+  std::vector<std::string> seen;
+  bool twice = false;
+  for (const transport::Card& card : cards) {
+    const std::optional<std::string> hint = hint_of(card);
+    if (!hint.has_value()) return false;
+    for (std::string& home : homes(card, *hint)) {
+      twice = twice || std::ranges::count(seen, home) > 0;
+      seen.push_back(std::move(home));
+    }
+  }
+  return twice;
+}
+
+Islands::Islands(Communicator& parent)
+    : parent_(parent), failure_(config::raw("HCCOMM_ISLAND_FAILURE")) {}
+
+Islands::~Islands() {
+  {
+    std::unique_lock lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+    // A library that blocks its caller waits for a rank that does not come.
+    changed_.wait_for(lock, Seconds(5), [&] { return idle(); });
+    if (busy_ && archipelago_ != nullptr) archipelago_->abort();
+  }
+  if (worker_.joinable()) worker_.join();
+}
+
+Islands::Way Islands::judge(const plan::Call& call) {
+  switch (state_) {
+    case State::Off: return Way::Own;
+    case State::On: return archipelago_->refuses(call).empty() ? Way::Over : Way::Own;
+    case State::Unsettled: break;
+  }
+  const bool counts = call.collective != Collective::Barrier && seen_ < kMostCalls;
+  return counts && std::has_single_bit(++seen_) ? Way::Agree : Way::Own;
+}
+
+void Islands::note_place(const Request& request) {
+  for (const Memory* each : {&request.input, &request.output}) {
+    if (each->device.kind != 0 && each->count > 0) place_ = each->device;
+  }
+}
+
+// Notes where the caller's streams stand. A runtime that is not here fails the call in its turn.
+void Islands::gate(Job& job) {
+  const Memory* const both[] = {&job.request.input, &job.request.output};
+  for (int each = 0; each < 2; ++each) {
+    const DeviceBuffer& buffer = both[each]->device;
+    if (buffer.kind == 0 || both[each]->count == 0) continue;
+    auto where = locate(plan::name(job.request.call.collective), buffer);
+    if (!where.ok()) {
+      if (where.status().code() == Code::InvalidArgument) throw Error(where.status());
+      continue;
+    }
+    device::Runtime& runtime = *where.value().runtime;
+    Gate& own = job.gates[each];
+    auto event = runtime.event_create(buffer.index);
+    if (!event.ok()) {
+      parent_.fail(event.status());
+      continue;
+    }
+    own = {&runtime, event.value()};
+    const Status status = runtime.event_record(own.event, {buffer.index, 0, buffer.stream});
+    if (!status.ok()) parent_.fail(status);
+  }
+}
+
+Islands::Job Islands::make_job(const Request& request) {
+  Job job;
+  job.request = request;
+  job.request.timeout = parent_.timeout_of(request.timeout);
+  job.deadline = Deadline::after(job.request.timeout);
+  gate(job);
+  return job;
+}
+
+Message Islands::to_self(const Job& job) const {
+  Message message;
+  message.peer = parent_.rank();
+  message.tag = job.tag;
+  message.timeout = job.request.timeout;
+  message.follow = job.request.follow;
+  return message;
+}
+
+// The handle is a message to ourselves on the parent: when the call is over the worker sends it;
+// when the parent is poisoned or the deadline passes, it fails as everything there does.
+engine::Operation* Islands::start(const Request& request) {
+  const std::lock_guard lock(mutex_);
+  note_place(request);
+  std::optional<Way> way;
+  if (idle()) way = judge(request.call);
+  if (way == Way::Own) return nullptr;
+  Job job = make_job(request);
+  job.way = way;
+  job.tag = next_tag_++;
+  job.handle = parent_.recv(to_self(job));
+  engine::Operation* const handle = job.handle;
+  jobs_.push_back(std::move(job));
+  if (!worker_.joinable()) worker_ = std::thread([this] { serve(); });
+  changed_.notify_all();
+  return handle;
+}
+
+// A caller who waits does the work itself, where nothing is before it.
+std::optional<Status> Islands::run(const Request& request) {
+  Job job;
+  std::unique_lock lock(mutex_);
+  if (idle()) {
+    note_place(request);
+    const Way way = judge(request.call);
+    if (way == Way::Own) return std::nullopt;
+    job = make_job(request);
+    job.way = way;
+    busy_ = true;
+    lock.unlock();
+    const Status status = execute(job);
+    finish(job, status);
+    return status;
+  }
+  lock.unlock();
+  engine::Operation* const handle = start(request);
+  if (handle == nullptr) return std::nullopt;
+  const Status status = parent_.engine().wait(*handle, Deadline::never());
+  parent_.engine().release(*handle);
+  return status;
+}
+
+void Islands::serve() {
+  for (;;) {
+    Job job;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return !busy_ && (stopping_ || !jobs_.empty()); });
+      if (jobs_.empty()) return;
+      job = std::move(jobs_.front());
+      jobs_.pop_front();
+      if (!job.way.has_value()) job.way = judge(job.request.call);
+      busy_ = true;
+    }
+    finish(job, execute(job));
+  }
+}
+
+Status Islands::execute(Job& job) {
+  try {
+    Communicator& other = keeps_ ? alarm() : parent_;
+    Watch watch(parent_, other, std::max(job.deadline.left(), Seconds(0.001)));
+    Status status = watch.trouble();
+    if (status.ok() && job.way == Way::Agree) {
+      status = agree(&job, watch);
+      const std::lock_guard lock(mutex_);
+      job.way = state_ == State::On && archipelago_->refuses(job.request.call).empty() ? Way::Over
+                                                                                       : Way::Own;
+    }
+    if (!status.ok()) return status;
+    return job.way == Way::Over ? over(job, watch) : own_way(job, watch);
+  } catch (const Error& failure) {
+    return failure.status();
+  }
+}
+
+void Islands::finish(Job& job, const Status& status) {
+  if (!status.ok()) {
+    if (archipelago_ != nullptr) archipelago_->abort();
+    parent_.fail(status);
+  }
+  for (const Gate& each : job.gates) {
+    if (each.runtime != nullptr) each.runtime->event_destroy(each.event);
+  }
+  if (status.ok() && job.handle != nullptr) {
+    try {
+      parent_.engine().release(*parent_.send(to_self(job)));
+    } catch (const Error& failure) {  // closed meanwhile: the handle has failed with it
+      parent_.fail(failure.status());
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  busy_ = false;
+  changed_.notify_all();
+}
+
+void Islands::use(const DeviceBuffer& mine) {
+  Job job;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return idle(); });
+    if (state_ == State::On) {
+      throw Error(Code::InvalidArgument, "use_islands: this communicator has islands already");
+    }
+    place_ = mine;
+    busy_ = true;
+  }
+  Watch watch(parent_, parent_, parent_.timeout_of(Seconds(0)));
+  Status status;
+  try {
+    status = agree(nullptr, watch);
+  } catch (const Error& failure) {
+    status = failure.status();
+  }
+  std::string why;
+  {
+    const std::lock_guard lock(mutex_);
+    busy_ = false;
+    if (state_ != State::On) why = why_;
+    changed_.notify_all();
+  }
+  if (!status.ok()) throw Error(status);
+  if (!why.empty()) throw Error(Code::Unavailable, text("use_islands: ", why));
+}
+
+Json Islands::describe() {
+  const std::lock_guard lock(mutex_);
+  const bool on = state_ == State::On;
+  const std::string& why = why_;
+  Json calls = Json::object();
+  for (const auto& each : collective::collectives()) {
+    plan::Call call;
+    call.collective = each.id;
+    call.type = dtype::DType::F32;
+    call.count = 1 << 20;
+    std::string how = "hccomm's own way: " + (on ? archipelago_->refuses(call) : why);
+    if (on && archipelago_->refuses(call).empty()) {
+      how = archipelago_->direct() ? "by the island's library"
+                                   : "the libraries inside islands, rails between them";
+    }
+    calls.add(each.name, how);
+  }
+  return Json::object()
+      .add("state", on                     ? "on"
+                    : state_ == State::Off ? "off"
+                                           : "not settled")
+      .add("reason", on ? std::string() : why_)
+      .add("islands", on ? archipelago_->describe() : Json::array())
+      .add("mine", on ? archipelago_->chart().island : -1)
+      .add("on_failure", keeps_ ? "repeats the call its own way" : "fails")
+      .add("calls", calls);
+}
+
+Json Islands::describe_pair(int rank, const std::string& transport) {
+  const std::lock_guard lock(mutex_);
+  if (members_told_.empty()) {
+    return Json::object().add("how", "over " + transport).add("why_not_better", why_);
+  }
+  const native::Member& mine = members_told_[static_cast<std::size_t>(parent_.rank())];
+  const native::Member& other = members_told_[static_cast<std::size_t>(rank)];
+  const std::string apart = native::why_apart(mine, other);
+  if (state_ == State::On && apart.empty()) {
+    return Json::object().add("how", "native, by " + mine.compatible).add("why_not_better", "");
+  }
+  const auto side = [](const native::Member& member) {
+    return member.kind == "host" ? std::string("host memory") : "staged by " + member.kind;
+  };
+  return Json::object()
+      .add("how", text(side(mine), " here, ", side(other), " there, over ", transport))
+      .add("why_not_better", state_ == State::On ? "not native: " + apart : why_);
+}
+
+}  // namespace hccomm::comm

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How the ranks of a communicator agree on islands: each tells what it uses, all compute the same,
+// then the vendors' libraries join. What goes wrong on one rank is known to all.
+#include <atomic>
+#include <cstring>
+#include <numeric>
+
+#include "base/config.hpp"
+#include "base/log.hpp"
+#include "comm/islands.hpp"
+#include "device/registry.hpp"
+#include "native/islands.hpp"
+
+namespace hccomm::comm {
+
+static constexpr std::size_t kMaxId = 8192;
+static constexpr std::uint64_t kPatient = 4;  // calls by which a rank has shown its device
+
+// What a rank tells; fixed in size, so that all can gather it.
+struct Told {
+  char kind[24], device[96], compatible[64];
+  std::uint32_t reduces[dtype::kDTypes];
+  std::uint8_t messages, settled, keeps, fails;
+};
+
+template <std::size_t N>
+static void put(char (&field)[N], const std::string& value) {
+  std::memset(field, 0, N);
+  std::memcpy(field, value.data(), std::min(value.size(), N - 1));
+}
+
+Communicator& Islands::talk() {
+  if (talk_ == nullptr) {
+    std::vector<int> all(static_cast<std::size_t>(parent_.size()));
+    std::iota(all.begin(), all.end(), 0);
+    talk_ = parent_.group(all, "islands.talk", Seconds(0), false);
+  }
+  return *talk_;
+}
+
+Communicator& Islands::alarm() {
+  if (alarm_ == nullptr) {
+    std::vector<int> all(static_cast<std::size_t>(parent_.size()));
+    std::iota(all.begin(), all.end(), 0);
+    alarm_ = parent_.group(all, "islands.alarm", Seconds(0), false);
+  }
+  return *alarm_;
+}
+
+// The first problem that any rank has, on all of them.
+Status Islands::share(const Status& mine, Watch& watch) {
+  struct Problem {
+    std::int32_t code;
+    char text[300];
+  } own{};
+  own.code = static_cast<std::int32_t>(mine.code());
+  put(own.text, mine.text());
+  auto all = gather(talk(), own, watch);
+  if (!all.ok()) return all.status();
+  for (std::size_t rank = 0; rank < all.value().size(); ++rank) {
+    const Problem& each = all.value()[rank];
+    if (each.code == 0) continue;
+    return {static_cast<Code>(each.code), text("rank ", rank, ": ", each.text),
+            static_cast<int>(rank)};
+  }
+  return {};
+}
+
+static void tell_library(native::Library& library, Told& told) {
+  put(told.compatible, library.compatible());
+  told.messages = library.lacks_messages().empty() ? 1 : 0;
+  for (int type = 0; type < dtype::kDTypes; ++type) {
+    for (int op = 0; op < dtype::kRedOps; ++op) {
+      if (!library.refuses(dtype::DType(type), dtype::RedOp(op)).empty()) {
+        told.reduces[type] &= ~(1u << op);
+      }
+    }
+  }
+}
+
+// A device told by what its runtime calls it: ranks may each see only their own, as number 0.
+static std::string device_name(const engine::Where& where) {
+  return text(where.name, ": ", where.runtime->describe(where.index));
+}
+
+static Chart chart_of(const std::vector<Told>& all, std::vector<std::vector<int>> islands,
+                      int rank) {
+  Chart chart;
+  chart.islands = std::move(islands);
+  chart.messages = true;
+  std::ranges::fill(chart.reduces, ~0u);
+  constexpr auto bit = [](dtype::RedOp op) { return 1u << static_cast<int>(op); };
+  for (std::size_t each = 0; each < chart.islands.size(); ++each) {
+    const std::vector<int>& ranks = chart.islands[each];
+    const Told& first = all[static_cast<std::size_t>(ranks[0])];
+    chart.kinds.push_back(first.kind);
+    chart.libraries.push_back(ranks.size() > 1 ? first.compatible : "none: one rank");
+    if (std::ranges::count(ranks, rank) > 0) {
+      chart.island = static_cast<int>(each);
+      chart.place = static_cast<int>(std::ranges::find(ranks, rank) - ranks.begin());
+    }
+    if (ranks.size() < 2) continue;
+    chart.messages = chart.messages && first.messages != 0;
+    for (int type = 0; type < dtype::kDTypes; ++type) {
+      std::uint32_t does = first.reduces[type];
+      if (chart.islands.size() > 1) {  // the mean is of all: summed inside, divided between
+        does &= ~bit(dtype::RedOp::Avg);
+        if ((does & bit(dtype::RedOp::Sum)) != 0) does |= bit(dtype::RedOp::Avg);
+      }
+      chart.reduces[type] &= does;
+    }
+  }
+  return chart;
+}
+
+// Joins the vendor's group; its id goes from the island's first rank to the others.
+Status Islands::join(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch) {
+  const std::vector<int>& ranks = chart.islands[static_cast<std::size_t>(chart.island)];
+  if (ranks.size() < 2) return {};
+  engine::Where where = locate("islands", place_).take();
+  native::Library* library = native::library(static_cast<device::Kind>(place_.kind)).take();
+  members_ = parent_.group(ranks, "islands.members", Seconds(0), false);
+  std::vector<std::byte> parcel(sizeof(std::uint64_t) + kMaxId);
+  std::uint64_t bytes = 0;
+  Status made;
+  if (chart.place == 0) {
+    auto id = library->make_id();
+    if (id.ok() && id.value().size() <= kMaxId) {
+      bytes = id.value().size();
+      std::memcpy(parcel.data() + sizeof bytes, id.value().data(), bytes);
+    } else {
+      made = id.ok() ? Status(Code::Internal, "the island's id is too long") : id.status();
+    }
+    std::memcpy(parcel.data(), &bytes, sizeof bytes);
+  }
+  Request request;
+  request.call.collective = plan::Collective::Broadcast;
+  request.call.type = dtype::DType::U8;
+  request.call.count = parcel.size();
+  request.input = request.output = {parcel.data(), parcel.size(), {}};
+  request.timeout = watch.left();
+  std::vector<Started> started{{members_.get(), members_->start(request)}};
+  if (Status status = watch.settle(started); !status.ok()) return status;
+  if (!made.ok()) return made;
+  std::memcpy(&bytes, parcel.data(), sizeof bytes);
+  if (bytes == 0) return {Code::Unavailable, "the island's first rank made no id"};
+  // The library blocks until all have come, which nobody can end: on a thread of its own, that is
+  // left behind where a rank does not come in time.
+  struct Joining {
+    std::atomic<bool> over{false};
+    Status status;
+    std::unique_ptr<native::Group> group;
+  };
+  auto joining = std::make_shared<Joining>();
+  const std::string id(reinterpret_cast<const char*>(parcel.data()) + sizeof bytes, bytes);
+  std::thread([joining, library, id, where, place = chart.place, size = ranks.size()] {
+    auto joined = library->join(id, place, static_cast<int>(size), *where.runtime, where.index);
+    if (joined.ok()) {
+      joining->group = std::move(joined).value();
+    } else {
+      joining->status = joined.status();
+    }
+    joining->over.store(true, std::memory_order_release);
+  }).detach();
+  while (!joining->over.load(std::memory_order_acquire)) {
+    if (Status status = watch.trouble(); !status.ok()) return status;
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  group = std::move(joining->group);
+  return joining->status;
+}
+
+Status Islands::agree(Job* job, Watch& watch) {
+  Told told{};
+  put(told.kind, "host");
+  std::ranges::fill(told.reduces, ~0u);
+  told.keeps = failure_ == "fallback" ? 1 : 0;
+  told.fails = failure_ == "fail" ? 1 : 0;
+  engine::Where where;
+  Status status;
+  const std::string hint = hint_of(parent_.card_of(parent_.rank())).value_or(";");
+  told.settled = hint.starts_with(";") || job == nullptr ? 1 : 0;
+  if (place_.kind != 0) {
+    Result<engine::Where> found = locate("islands", place_);
+    if (found.ok()) {
+      where = found.value();
+      told.settled = 1;
+      put(told.kind, std::string(where.name));
+      put(told.device, device_name(where));
+      auto library = native::library(static_cast<device::Kind>(place_.kind));
+      if (library.ok()) tell_library(*library.value(), told);
+    } else if (job == nullptr) {
+      status = found.status();
+    }
+  }
+  if (job == nullptr) {
+    if (Status shared = share(status, watch); !shared.ok()) return shared;
+  }
+  auto gathered = gather(talk(), told, watch);
+  if (!gathered.ok()) return gathered.status();
+  const std::vector<Told>& all = gathered.value();
+  std::vector<native::Member> members;
+  bool settled = true, keeps = true;
+  for (int rank = 0; rank < parent_.size(); ++rank) {
+    const Told& each = all[static_cast<std::size_t>(rank)];
+    const std::string theirs = hint_of(parent_.card_of(rank)).value_or(";");
+    members.push_back({each.kind, each.device, each.compatible, parent_.card_of(rank).host, "",
+                       theirs.substr(theirs.find(';') + 1)});
+    settled = settled && each.settled != 0;
+    keeps = keeps && each.keeps != 0;
+    fails_ = fails_ || each.fails != 0;
+  }
+  auto islands = native::find_islands(members);
+  if (!settled && seen_ < kPatient) return {};  // a later call may show more
+  {
+    const std::lock_guard lock(mutex_);
+    members_told_ = members;
+  }
+  if (islands.size() == members.size()) {
+    const std::lock_guard lock(mutex_);
+    why_ = "no two ranks share a library: " + native::why_apart(members[0], members.back());
+    return {};
+  }
+  Chart chart = chart_of(all, std::move(islands), parent_.rank());
+  std::unique_ptr<native::Group> group;
+  try {
+    status = join(chart, group, watch);
+  } catch (const Error& failure) {
+    status = failure.status();
+  }
+  auto made = std::make_unique<Archipelago>(parent_, std::move(chart), where, std::move(group));
+  if (status.ok()) status = made->open();
+  const Status shared = share(status, watch);
+  if (!shared.ok()) {
+    if (!parent_.trouble().ok()) return parent_.trouble();
+    if (fails_ || job == nullptr) return shared;
+    turn_off(shared.text());
+    return {};
+  }
+  const std::lock_guard lock(mutex_);
+  archipelago_ = std::move(made);
+  keeps_ = keeps;
+  state_ = State::On;
+  return {};
+}
+
+}  // namespace hccomm::comm

@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The machinery of the fake collective libraries (ccl.h), over the fake runtime that
+ * -DRUNTIME_SETTING="HCCOMM_CUDA_LIB" names. */
+#define _GNU_SOURCE
+#include "ccl.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_RANKS = 16, CHUNK = 1 << 16, LETTER = 1 << 13, PATIENCE_S = 20, MAX_GROUP = 128 };
+
+/* A message from one rank to another, a piece at a time. */
+typedef struct {
+  uint64_t bytes; /* 0: empty */
+  char data[LETTER];
+} letter;
+
+/* What ranks share. */
+typedef struct {
+  pthread_mutex_t mutex;
+  pthread_cond_t changed;
+  int size, joined, refused, broken, waiting;
+  uint64_t round;
+  char device[MAX_RANKS][32]; /* process and index */
+  ccl_call calls[MAX_RANKS];
+  uint64_t numbers[MAX_RANKS];
+  char data[MAX_RANKS][CHUNK];
+  letter letters[MAX_RANKS][MAX_RANKS]; /* from, to */
+} meeting;
+
+struct ccl_comm {
+  meeting* shared;
+  int rank, size, device;
+  uint64_t number;          /* of the last call */
+  _Atomic int error, tasks; /* the first is written by the stream's worker */
+};
+
+typedef struct {
+  ccl_comm* own;
+  ccl_call what;
+  uint64_t number;
+  const char* in;
+  char* out;
+  uint64_t moved; /* of a message */
+} task;
+
+/* Messages that start together, or one call. */
+typedef struct {
+  int count;
+  task tasks[];
+} batch;
+
+static int (*current_device)(void);
+static int (*launch)(void* stream, void (*)(void*), void*);
+static void* (*host_view)(const void*, size_t);
+static __thread int depth, held;
+static __thread task group[MAX_GROUP];
+static __thread void* group_stream;
+
+/* The runtime that the program already uses. */
+static void find_runtime(void) {
+  const char* path = getenv(RUNTIME_SETTING);
+  void* library = path != NULL ? dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD) : NULL;
+  if (library == NULL) return;
+  current_device = (int (*)(void))dlsym(library, "fake_current_device");
+  launch = (int (*)(void*, void (*)(void*), void*))dlsym(library, "fake_launch");
+  host_view = (void* (*)(const void*, size_t))dlsym(library, "fake_host_view");
+}
+
+static int has_runtime(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, find_runtime);
+  return current_device != NULL && launch != NULL && host_view != NULL;
+}
+
+/* Whether this call is the one that a test wants to fail. */
+static int injected(int kind) {
+  static _Atomic int left = -1;
+  const char* wanted = getenv("HCCOMM_TEST_FAKE_CCL");
+  int which = 0, n = 0;
+  if (wanted == NULL || sscanf(wanted, "%d:%d", &which, &n) != 2 || which != kind) return 0;
+  int expected = -1;
+  __atomic_compare_exchange_n((int*)&left, &expected, n, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return left > 0 && --left == 0;
+}
+
+/* ---- meeting -------------------------------------------------------------------------------- */
+
+static meeting* open_meeting(const char* name, int create) {
+  const int fd = shm_open(name, O_RDWR | (create ? O_CREAT | O_EXCL : 0), 0600);
+  if (fd < 0) return NULL;
+  if (create && ftruncate(fd, sizeof(meeting)) != 0) return NULL;
+  meeting* found = mmap(NULL, sizeof *found, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  close(fd);
+  return found == MAP_FAILED ? NULL : found;
+}
+
+static void deadline(struct timespec* at) {
+  clock_gettime(CLOCK_MONOTONIC, at);
+  at->tv_sec += PATIENCE_S;
+}
+
+/* Waits for a change; false: too long. Requires: the lock. */
+static int wait_change(meeting* shared, const struct timespec* until) {
+  if (pthread_cond_timedwait(&shared->changed, &shared->mutex, until) != ETIMEDOUT) return 1;
+  shared->broken = 1;
+  pthread_cond_broadcast(&shared->changed);
+  return 0;
+}
+
+/* All ranks, or an error for all. */
+static int barrier(ccl_comm* own) {
+  meeting* shared = own->shared;
+  struct timespec at;
+  deadline(&at);
+  pthread_mutex_lock(&shared->mutex);
+  const uint64_t round = shared->round;
+  if (++shared->waiting == shared->size) {
+    shared->waiting = 0;
+    ++shared->round;
+    pthread_cond_broadcast(&shared->changed);
+  }
+  while (shared->round == round && !shared->broken) wait_change(shared, &at);
+  const int broken = shared->broken;
+  pthread_mutex_unlock(&shared->mutex);
+  return broken ? CCL_REMOTE : CCL_OK;
+}
+
+int ccl_make_name(char name[CCL_NAME]) {
+  static int made;
+  pthread_mutexattr_t mutex;
+  pthread_condattr_t cond;
+  memset(name, 0, CCL_NAME);
+  snprintf(name, CCL_NAME, "/hccomm-fake-ccl-%d-%d", (int)getpid(), __sync_add_and_fetch(&made, 1));
+  meeting* shared = open_meeting(name, 1);
+  if (shared == NULL) return CCL_SYSTEM;
+  pthread_mutexattr_init(&mutex);
+  pthread_mutexattr_setpshared(&mutex, PTHREAD_PROCESS_SHARED);
+  pthread_mutex_init(&shared->mutex, &mutex);
+  pthread_condattr_init(&cond);
+  pthread_condattr_setpshared(&cond, PTHREAD_PROCESS_SHARED);
+  pthread_condattr_setclock(&cond, CLOCK_MONOTONIC);
+  pthread_cond_init(&shared->changed, &cond);
+  munmap(shared, sizeof *shared);
+  return CCL_OK;
+}
+
+int ccl_join(ccl_comm** out, const char* name, int size, int rank) {
+  if (size < 1 || size > MAX_RANKS || rank < 0 || rank >= size) return CCL_ARGUMENT;
+  if (!has_runtime()) return CCL_SYSTEM;
+  ccl_comm* own = calloc(1, sizeof *own);
+  own->shared = open_meeting(name, 0);
+  if (own->shared == NULL) return free(own), CCL_ARGUMENT;
+  own->rank = rank;
+  own->size = size;
+  own->device = current_device();
+  meeting* shared = own->shared;
+  struct timespec at;
+  deadline(&at);
+  pthread_mutex_lock(&shared->mutex);
+  snprintf(shared->device[rank], sizeof shared->device[rank], "%d:%d", (int)getpid(), own->device);
+  for (int each = 0; each < size; ++each) {
+    if (each != rank && strcmp(shared->device[each], shared->device[rank]) == 0) {
+      shared->refused = 1; /* duplicate device */
+    }
+  }
+  if (shared->size != 0 && shared->size != size) shared->refused = 1;
+  if (injected(JOIN)) shared->refused = 1;
+  shared->size = size;
+  if (++shared->joined == size) shm_unlink(name);
+  pthread_cond_broadcast(&shared->changed);
+  while (shared->joined < size && !shared->refused) {
+    if (!wait_change(shared, &at)) shared->refused = 1;
+  }
+  const int refused = shared->refused;
+  if (refused) pthread_cond_broadcast(&shared->changed);
+  pthread_mutex_unlock(&shared->mutex);
+  if (refused) return shm_unlink(name), free(own), CCL_USAGE;
+  *out = own;
+  return CCL_OK;
+}
+
+void ccl_leave(ccl_comm* own, int broken) {
+  if (broken > 1 ? own->tasks > 0 : broken) {
+    pthread_mutex_lock(&own->shared->mutex);
+    own->shared->broken = 1;
+    pthread_cond_broadcast(&own->shared->changed);
+    pthread_mutex_unlock(&own->shared->mutex);
+  }
+  for (int look = 0; own->tasks > 0 && look < PATIENCE_S * 10000; ++look) usleep(100);
+  if (own->tasks > 0) return; /* its stream does not come to it: left behind */
+  munmap(own->shared, sizeof *own->shared);
+  free(own);
+}
+
+int ccl_error(const ccl_comm* own) { return own->error; }
+int ccl_size(const ccl_comm* own) { return own->size; }
+int ccl_rank(const ccl_comm* own) { return own->rank; }
+
+/* ---- the work ------------------------------------------------------------------------------- */
+
+uint64_t ccl_size_of(int type) {
+  static const uint64_t sizes[TYPES] = {1, 1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
+  return type >= 0 && type < TYPES ? sizes[type] : 0;
+}
+
+static float half_to_float(uint16_t bits) {
+  _Float16 value;
+  memcpy(&value, &bits, sizeof value);
+  return (float)value;
+}
+static uint16_t float_to_half(float wide) {
+  const _Float16 value = (_Float16)wide;
+  uint16_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+static float brain_to_float(uint16_t bits) {
+  const uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  memcpy(&value, &wide, sizeof value);
+  return value;
+}
+static uint16_t float_to_brain(float value) { /* to nearest even; no NaN is tested */
+  uint32_t wide;
+  memcpy(&wide, &value, sizeof wide);
+  return (uint16_t)((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+}
+
+/* into = into op with; scaled: each operand times its rank's factor, 1 for `into` after the first.
+ */
+static void combine(int type, int op, char* into, const char* with, uint64_t bytes) {
+#define EACH(number, c_type, wide, load, store)             \
+  if (type == number) {                                     \
+    for (uint64_t i = 0; i < bytes / sizeof(c_type); ++i) { \
+      c_type x, y;                                          \
+      memcpy(&x, into + i * sizeof x, sizeof x);            \
+      memcpy(&y, with + i * sizeof y, sizeof y);            \
+      const wide a = load(x), b = load(y);                  \
+      x = store((wide)(op == PROD  ? a * b                  \
+                       : op == MAX ? (a > b ? a : b)        \
+                       : op == MIN ? (a < b ? a : b)        \
+                                   : a + b));               \
+      memcpy(into + i * sizeof x, &x, sizeof x);            \
+    }                                                       \
+  }
+  EACH(I8, int8_t, int, (int), (int8_t))
+  EACH(U8, uint8_t, unsigned, (unsigned), (uint8_t))
+  EACH(I16, int16_t, int, (int), (int16_t))
+  EACH(I32, int32_t, uint32_t, (uint32_t), (int32_t))
+  EACH(U32, uint32_t, uint32_t, (uint32_t), (uint32_t))
+  EACH(I64, int64_t, int64_t, (int64_t), (int64_t))
+  EACH(U64, uint64_t, uint64_t, (uint64_t), (uint64_t))
+  EACH(F16, uint16_t, float, half_to_float, float_to_half)
+  EACH(BF16, uint16_t, float, brain_to_float, float_to_brain)
+  EACH(F32, float, float, (float), (float))
+  EACH(F64, double, double, (double), (double))
+#undef EACH
+}
+
+static void scale(int type, char* data, uint64_t bytes, double factor) {
+#define EACH(number, c_type, load, store)                   \
+  if (type == number) {                                     \
+    for (uint64_t i = 0; i < bytes / sizeof(c_type); ++i) { \
+      c_type x;                                             \
+      memcpy(&x, data + i * sizeof x, sizeof x);            \
+      x = store(load(x) * factor);                          \
+      memcpy(data + i * sizeof x, &x, sizeof x);            \
+    }                                                       \
+  }
+  EACH(F16, uint16_t, half_to_float, float_to_half)
+  EACH(BF16, uint16_t, brain_to_float, float_to_brain)
+  EACH(F32, float, (double), (float))
+  EACH(F64, double, (double), (double))
+#undef EACH
+}
+
+/* One piece of every rank's input, reduced or as it is, to `out` where that is not NULL. */
+static int piece(task* each, uint64_t at, uint64_t bytes, int from, char* out) {
+  ccl_comm* own = each->own;
+  meeting* shared = own->shared;
+  if (each->in != NULL) {
+    memcpy(shared->data[own->rank], each->in + at, bytes);
+    if (from < 0 && each->what.op == PREMUL) {
+      scale(each->what.type, shared->data[own->rank], bytes, each->what.factor);
+    }
+  }
+  if (barrier(own) != CCL_OK) return CCL_REMOTE;
+  if (out != NULL && from >= 0) memcpy(out, shared->data[from], bytes);
+  if (out != NULL && from < 0) {
+    char sum[CHUNK];
+    memcpy(sum, shared->data[0], bytes);
+    for (int rank = 1; rank < own->size; ++rank) {
+      combine(each->what.type, each->what.op, sum, shared->data[rank], bytes);
+    }
+    if (each->what.op == AVG) scale(each->what.type, sum, bytes, 1.0 / own->size);
+    memcpy(out, sum, bytes);
+  }
+  return barrier(own);
+}
+
+static int same(const ccl_call* a, const ccl_call* b) {
+  return a->kind == b->kind && a->type == b->type && a->op == b->op && a->root == b->root &&
+         a->count == b->count;
+}
+
+static int run(task* each) {
+  ccl_comm* own = each->own;
+  const ccl_call what = each->what;
+  const uint64_t part = what.count * ccl_size_of(what.type);
+  own->shared->calls[own->rank] = what;
+  own->shared->numbers[own->rank] = each->number;
+  if (barrier(own) != CCL_OK) return CCL_REMOTE;
+  for (int rank = 0; rank < own->size; ++rank) { /* all see it */
+    if (!same(&own->shared->calls[rank], &what)) return CCL_USAGE;
+    if (own->shared->numbers[rank] != each->number) return CCL_USAGE;
+  }
+  const uint64_t total = what.kind == REDUCE_SCATTER ? part * (uint64_t)own->size : part;
+  for (uint64_t at = 0; at < total;) {
+    const uint64_t end = what.kind == REDUCE_SCATTER ? (at / part + 1) * part : total;
+    const uint64_t bytes = end - at < CHUNK ? end - at : CHUNK;
+    const int is_root = what.root == own->rank;
+    int status = CCL_OK;
+    switch (what.kind) {
+      case ALL_REDUCE: status = piece(each, at, bytes, -1, each->out + at); break;
+      case REDUCE: status = piece(each, at, bytes, -1, is_root ? each->out + at : NULL); break;
+      case BROADCAST: status = piece(each, at, bytes, what.root, each->out + at); break;
+      case REDUCE_SCATTER: {
+        const int mine = at / part == (uint64_t)own->rank;
+        status = piece(each, at, bytes, -1, mine ? each->out + at % part : NULL);
+        break;
+      }
+      default:
+        memcpy(own->shared->data[own->rank], each->in + at, bytes);
+        status = barrier(own);
+        for (int rank = 0; rank < own->size && status == CCL_OK; ++rank) {
+          memcpy(each->out + (uint64_t)rank * part + at, own->shared->data[rank], bytes);
+        }
+        if (status == CCL_OK) status = barrier(own);
+    }
+    if (status != CCL_OK) return status;
+    at += bytes;
+  }
+  return CCL_OK;
+}
+
+/* Moves what can be moved of a message. Requires: the lock. */
+static int advance(task* each) {
+  meeting* shared = each->own->shared;
+  const int sends = each->what.kind == SEND, me = each->own->rank, peer = each->what.root;
+  letter* box = sends ? &shared->letters[me][peer] : &shared->letters[peer][me];
+  const uint64_t left = each->what.count - each->moved;
+  const uint64_t bytes = left < LETTER ? left : LETTER;
+  if (left == 0 || sends != (box->bytes == 0)) return 0;
+  if (sends) {
+    memcpy(box->data, each->in + each->moved, bytes);
+    box->bytes = bytes;
+  } else {
+    if (box->bytes != bytes) return shared->broken = 1, 0; /* the sender has another length */
+    memcpy(each->out + each->moved, box->data, bytes);
+    box->bytes = 0;
+  }
+  each->moved += bytes;
+  return 1;
+}
+
+/* Of the messages of a pair, the earlier one goes first. */
+static int is_next(const batch* all, int which) {
+  for (int each = 0; each < which; ++each) {
+    const task* other = &all->tasks[each];
+    if (other->what.kind == all->tasks[which].what.kind && other->moved < other->what.count &&
+        other->what.root == all->tasks[which].what.root) {
+      return 0;
+    }
+  }
+  return 1;
+}
+
+static int deliver(batch* all) {
+  meeting* shared = all->tasks[0].own->shared;
+  struct timespec at;
+  deadline(&at);
+  int status = CCL_OK;
+  pthread_mutex_lock(&shared->mutex);
+  for (;;) {
+    int left = 0, moved = 0;
+    for (int each = 0; each < all->count; ++each) {
+      if (is_next(all, each)) moved += advance(&all->tasks[each]);
+      left += all->tasks[each].moved < all->tasks[each].what.count;
+    }
+    if (shared->broken) status = CCL_REMOTE;
+    if (moved > 0) pthread_cond_broadcast(&shared->changed);
+    if (left == 0 || status != CCL_OK) break;
+    if (moved == 0) wait_change(shared, &at);
+  }
+  pthread_mutex_unlock(&shared->mutex);
+  return status;
+}
+
+static void on_stream(void* argument) {
+  batch* all = argument;
+  ccl_comm* own = all->tasks[0].own;
+  int status = own->error;
+  const int letters = all->tasks[0].what.kind >= SEND;
+  if (status == CCL_OK && letters) status = deliver(all);
+  for (int each = 0; each < all->count && status == CCL_OK && !letters; ++each) {
+    status = run(&all->tasks[each]);
+  }
+  if (status != CCL_OK && own->error == CCL_OK) own->error = status;
+  free(all);
+  --own->tasks;
+}
+
+static int send_off(const task* tasks, int count, void* stream) {
+  batch* made = malloc(sizeof *made + (size_t)count * sizeof *tasks);
+  made->count = count;
+  memcpy(made->tasks, tasks, (size_t)count * sizeof *tasks);
+  ++tasks[0].own->tasks;
+  if (launch(stream, on_stream, made) == 0) return CCL_OK;
+  --tasks[0].own->tasks;
+  free(made);
+  return CCL_DEVICE;
+}
+
+int ccl_begin(void) {
+  ++depth;
+  return CCL_OK;
+}
+
+/* Collectives of a group go one by one, in order; its messages together. */
+int ccl_end(void) {
+  if (depth == 0) return CCL_USAGE;
+  if (--depth > 0 || held == 0) return CCL_OK;
+  int status = CCL_OK, first = 0;
+  for (int each = 1; each <= held && status == CCL_OK; ++each) {
+    const int letters = group[first].what.kind >= SEND;
+    if (each < held && letters == (group[each].what.kind >= SEND) && letters) continue;
+    status = send_off(&group[first], each - first, group_stream);
+    first = each;
+  }
+  held = 0;
+  return status;
+}
+
+int ccl_start(ccl_comm* own, ccl_call what, const void* in, uint64_t in_count, void* out,
+              uint64_t out_count, void* stream) {
+  const uint64_t element = ccl_size_of(what.type);
+  if (current_device() != own->device || what.op < 0 || what.op > PREMUL) return CCL_USAGE;
+  if (element == 0 || what.root < 0 || what.root >= own->size) return CCL_ARGUMENT;
+  if (own->error != CCL_OK) return own->error;
+  if (injected(what.kind)) return CCL_DEVICE;
+  if (what.kind >= SEND && depth == 0) return CCL_USAGE;
+  task made = {own, what, what.kind < SEND ? ++own->number : 0, NULL, NULL, 0};
+  if (what.count == 0) return CCL_OK;
+  made.in = in != NULL ? host_view(in, in_count * element) : NULL;
+  made.out = out != NULL ? host_view(out, out_count * element) : NULL;
+  if ((in != NULL && made.in == NULL) || (out != NULL && made.out == NULL)) return CCL_ARGUMENT;
+  if (what.kind >= SEND) made.what.count *= element; /* from now on bytes */
+  if (depth == 0) return send_off(&made, 1, stream);
+  if (held == MAX_GROUP || (held > 0 && group_stream != stream)) return CCL_USAGE;
+  group_stream = stream;
+  group[held++] = made;
+  return CCL_OK;
+}
