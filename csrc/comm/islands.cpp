@@ -200,7 +200,7 @@ Status Islands::execute(Job& job) {
   try {
     Communicator& other = keeps_ ? alarm() : parent_;
     Watch watch(parent_, other, std::max(job.deadline.left(), Seconds(0.001)));
-    Status status = watch.trouble();
+    Status status = parent_.trouble();  // an alarm is looked at inside the call
     if (status.ok() && job.way == Way::Agree) {
       status = agree(&job, watch);
       const std::lock_guard lock(mutex_);
@@ -216,8 +216,8 @@ Status Islands::execute(Job& job) {
 
 void Islands::finish(Job& job, const Status& status) {
   if (!status.ok()) {
+    parent_.fail(status);  // first: aborting the library makes its other ranks fail as well
     if (archipelago_ != nullptr) archipelago_->abort();
-    parent_.fail(status);
   }
   for (const Gate& each : job.gates) {
     if (each.runtime != nullptr) each.runtime->event_destroy(each.event);

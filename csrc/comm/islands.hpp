@@ -77,6 +77,7 @@ class Islands {
   // islands_run.cpp
   Status own_way(Job& job, Watch& watch);
   Status over(Job& job, Watch& watch);
+  Status cause(const Status& mine);
   Status save(const Request& request, std::vector<std::byte>& saved, bool back, Watch& watch);
   Status vote(const Status& mine, std::uint64_t fingerprint, bool& failed, Watch& watch);
   Status share_rates(Watch& watch);

@@ -10,6 +10,8 @@
 
 namespace hccomm::comm {
 
+static constexpr const char* kEcho = "AsyncError";  // in what Group::health() says
+
 Status Islands::own_way(Job& job, Watch& watch) {
   for (const Gate& each : job.gates) {
     if (each.runtime == nullptr) continue;
@@ -80,27 +82,39 @@ Status Islands::share_rates(Watch& watch) {
   return {};
 }
 
+// A library may fail because it did so on another rank, whose reason is on its way.
+Status Islands::cause(const Status& mine) {
+  const Deadline deadline = Deadline::after(Seconds(0.2));
+  while (!deadline.passed()) {
+    if (Status status = parent_.trouble(); !status.ok()) return status;
+    if (mine.text().find(kEcho) == std::string::npos) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return mine;
+}
+
 Status Islands::over(Job& job, Watch& watch) {
   const std::uint64_t fingerprint = collective::fingerprint(job.request.call);
   if (!keeps_) {
     watch.check(talk(), fingerprint);
     Status status = archipelago_->run(job.request, job.gates, watch);
-    if (status.ok()) status = watch.settle_check();
+    status = status.ok() ? watch.settle_check() : cause(status);
     return status.ok() ? share_rates(watch) : status;
   }
+  Watch before(parent_, parent_, watch.left());
   std::vector<std::byte> saved;
   for (const Gate& each : job.gates) {
     if (each.runtime == nullptr) continue;
-    Status status = watch.await(*each.runtime, each.event, nullptr);
+    Status status = before.await(*each.runtime, each.event, nullptr);
     if (!status.ok()) return status;
   }
-  Status status = save(job.request, saved, false, watch);
+  Status status = save(job.request, saved, false, before);
   if (!status.ok()) return status;
   status = archipelago_->run(job.request, job.gates, watch);
   if (!status.ok() && !parent_.trouble().ok()) return parent_.trouble();
   if (!status.ok()) {
-    archipelago_->abort();
     alarm().fail(status);  // who waits for this rank inside the call, waits no longer
+    archipelago_->abort();
   }
   Watch after(parent_, parent_, watch.left());
   bool failed = false;
