@@ -28,10 +28,10 @@ std::string Islands::hint(int rank) {
   std::string kinds;
   if (label != "none") {
     for (const device::Kind each : native::likely_kinds()) {
-      kinds += (kinds.empty() ? "" : ",") + device::Registry::global().name(each);
+      kinds += text(kinds.empty() ? "" : ",", device::Registry::global().name(each));
     }
   }
-  return kinds + ";" + label;
+  return text(kinds, ";", label);
 }
 
 // The kinds in a hint, with what keeps ranks of one kind together.
@@ -43,7 +43,7 @@ static std::vector<std::string> homes(const transport::Card& card, const std::st
     if (each != ',') {
       kind += each;
     } else if (!kind.empty()) {
-      all.push_back(kind + (label.empty() ? "@" + card.host : "#" + label));
+      all.push_back(label.empty() ? text(kind, "@", card.host) : text(kind, "#", label));
       kind.clear();
     }
   }
