@@ -35,8 +35,9 @@ class Options(_Backend.Options):  # type: ignore[misc, unused-ignore]
     ``init_process_group`` or ``new_group``.
     ``algorithms`` are rules as HCCOMM_ALGO takes them, for this group alone:
     ``"allreduce:0-8K tree,8K- ring"``, or by collective ``{"allreduce": "ring"}``.
-    ``islands`` is the device of this rank's tensors, of which the vendor's own library shall serve
-    the ranks that share it (``Communicator.use_islands``); "cpu" on a rank without a device.
+    ``islands`` is the device of this rank's tensors ("cpu": none): which ranks work by their
+    vendor's own library is settled now, and not by the first collectives. Where no two ranks can,
+    nothing changes, and ``describe()`` says why.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ def describe(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
     """Return rank, size, hosts, options, and per peer host and transport with the reason for it.
 
     Of the options: ``timeout`` in seconds, ``algorithms`` (the group's own rules, or HCCOMM_ALGO)
-    and ``two_level`` (its islands).
+    and ``islands`` (which ranks work by their vendor's library, which calls, and why not).
 
     Raises ValueError when the group does not exist here, RuntimeError when it is no hccomm group.
     """

@@ -57,7 +57,9 @@ void Group::set(const std::vector<std::string>& settings, std::optional<c10::Dev
   if (islands) {
     const int32_t kind = islands->is_cpu() ? HCCOMM_DEVICE_HOST : route_of(islands->type()).kind;
     const int32_t index = std::max<int32_t>(islands->index(), 0);
-    if (hccomm_use_islands(handle_, kind, index, &error) != HCCOMM_OK) raise(error, 0);
+    const int code = hccomm_use_islands(handle_, kind, index, &error);
+    const bool none = code == HCCOMM_UNAVAILABLE;  // alike on all ranks: described, no failure
+    if (code != HCCOMM_OK && !none) raise(error, 0);
   }
   settings_ = settings;
   islands_ = islands;

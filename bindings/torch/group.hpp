@@ -36,8 +36,8 @@ class Group : public std::enable_shared_from_this<Group> {
   // The group of some ranks of this one, called by its members only; no network traffic.
   std::shared_ptr<Group> subgroup(const std::vector<int32_t>& ranks, double timeout);
 
-  // Collective over the group: settings of its own, "NAME=value"; and the device whose all_reduces
-  // go over islands, if any. Raises alike on all ranks.
+  // Collective over the group: settings of its own, "NAME=value"; and the device of this rank's
+  // tensors, if islands are to be settled now. Raises alike on all ranks.
   void set(const std::vector<std::string>& settings, std::optional<c10::Device> islands);
   const std::vector<std::string>& settings() const { return settings_; }
   const std::optional<c10::Device>& islands() const { return islands_; }

@@ -49,8 +49,7 @@ static constexpr Setting kSettings[] = {
      "lists of ranks (`0-3;4,5`). A label or list may span hosts."},
     {"HCCOMM_ISLAND_FAILURE", "auto|fallback|fail", "auto",
      "When a vendor's library fails: `auto` goes on without it where ranks cannot join it, and "
-     "fails "
-     "later calls; `fallback` repeats these too; `fail` fails always."},
+     "fails later calls; `fallback` repeats these too; `fail` fails always."},
     {"HCCOMM_INTEGRITY", "off|crc32c", "off",
      "`crc32c` checks every frame from end to end; damage is an Integrity error naming the hop."},
     {"HCCOMM_KEY", "text", "",

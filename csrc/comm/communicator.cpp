@@ -415,8 +415,14 @@ void Communicator::fail(const Status& why) { engine().poison(context_, why, true
 
 void Communicator::use_islands(const DeviceBuffer& mine) {
   check_usable("use_islands");
-  if (islands_ == nullptr) islands_ = std::make_unique<Islands>(*this);
-  islands_->use(mine);
+  const bool likely = islands_ != nullptr;
+  if (!likely) islands_ = std::make_unique<Islands>(*this);
+  try {
+    islands_->use(mine);
+  } catch (const Error&) {
+    if (!likely) islands_.reset();  // later calls need not look for any
+    throw;
+  }
 }
 
 // Where calls are still on their way the worker may wait for a rail: poisoned, nothing waits.

@@ -2,7 +2,7 @@
 //
 // The seam to vendors' own collective libraries (NCCL, RCCL, HCCL, ...): inside an island of one
 // vendor they do the work. A Library is found at run time, as device runtimes are; a Group is some
-// ranks of one island on it. two_level.hpp puts islands together.
+// ranks of one island on it. comm/archipelago.hpp puts islands together.
 #pragma once
 
 #include <cstdint>

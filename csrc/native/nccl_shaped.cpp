@@ -343,12 +343,12 @@ Result<std::unique_ptr<Library>> open(const NcclShape& shape) {
 
 }  // namespace
 
-// The built-in of a shape. `shape` names a function without captures, as Builtin::probe wants one.
-#define NCCL_SHAPED(function, device_kind, summary, node, ...)    \
-  Builtin function() {                                            \
-    static const NcclShape shape __VA_ARGS__;                     \
-    return {device::Kind::device_kind,  shape.name,      summary, \
-            [] { return open(shape); }, shape.libraries, node};                       \
+// The built-in of a shape, which is static: Builtin::probe takes no captures.
+#define NCCL_SHAPED(function, kind, summary, node, ...)                             \
+  Builtin function() {                                                              \
+    static const NcclShape shape __VA_ARGS__;                                       \
+    constexpr auto probe = [] { return open(shape); };                              \
+    return {device::Kind::kind, shape.name, summary, probe, shape.libraries, node}; \
   }
 NCCL_SHAPED(nccl_ccl, Cuda, "NVIDIA NCCL", "/dev/nvidiactl",
             {"cuda", "nccl", "nccl", {"libnccl.so.2", "libnccl.so"}})

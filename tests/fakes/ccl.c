@@ -82,15 +82,16 @@ static int has_runtime(void) {
   return current_device != NULL && launch != NULL && host_view != NULL;
 }
 
+static _Atomic int fails_kind, fails_after;
+
+API void fake_ccl_fail(int kind, int n) {
+  fails_kind = kind;
+  fails_after = n;
+}
+
 /* Whether this call is the one that a test wants to fail. */
 static int injected(int kind) {
-  static _Atomic int left = -1;
-  const char* wanted = getenv("HCCOMM_TEST_FAKE_CCL");
-  int which = 0, n = 0;
-  if (wanted == NULL || sscanf(wanted, "%d:%d", &which, &n) != 2 || which != kind) return 0;
-  int expected = -1;
-  __atomic_compare_exchange_n((int*)&left, &expected, n, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  return left > 0 && --left == 0;
+  return fails_after > 0 && fails_kind == kind && --fails_after == 0;
 }
 
 /* ---- meeting -------------------------------------------------------------------------------- */

@@ -6,8 +6,7 @@
  * stream one of the runtime's, a device joins once, and ranks that call different things all get an
  * error.
  *
- * HCCOMM_TEST_FAKE_CCL=CALL:N: the N-th next CALL (ALL_REDUCE is 1, and so on as below; 0: joining)
- * of this process fails. */
+ * fake_ccl_fail() makes a call fail. */
 #ifndef HCCOMM_TESTS_CCL_H
 #define HCCOMM_TESTS_CCL_H
 
@@ -29,6 +28,9 @@ enum { CCL_NAME = 128 };
 
 /* What elements are, whatever number a vendor gives them. */
 typedef enum { I8, U8, I16, I32, U32, I64, U64, F16, F32, F64, BF16, TYPES } ccl_type;
+
+/* For tests: the n-th next call of that kind in this process fails. */
+API void fake_ccl_fail(int kind, int n);
 
 typedef struct ccl_comm ccl_comm;
 

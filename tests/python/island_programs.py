@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
 
@@ -93,89 +94,108 @@ def moves(group: hccomm.Communicator, count: int, places: Any) -> None:
     assert np.array_equal(back(got), expected), count
 
 
-def everything(comm: hccomm.Communicator, places: Any, counts: list[int]) -> Any:
-    """Every collective without a word about islands; returns what describe() says."""
-    settle(comm, places)
-    for count in counts:
-        reductions(comm, count, places)
-        moves(comm, count, places)
-    comm.barrier()
-    large = place(comm, np.full(1_200_003, comm.rank, np.float32), places)  # more than one block
-    comm.all_reduce(large)
-    assert np.all(back(large) == comm.size * (comm.size - 1) / 2)
-    mine = place(comm, np.zeros(1), places)
-    if isinstance(mine, FakeArray):
-        assert mine.count("misuses") == 0
-    return comm.describe()
+def everything(comm: hccomm.Communicator, members: list[int], places: Any, counts: Any) -> Any:
+    """Every collective, in a group, without a word about islands; returns what describe() says."""
+    if comm.rank not in members:
+        return None
+    with comm.group(members) as group:
+        settle(group, places)
+        for count in counts:
+            reductions(group, count, places)
+            moves(group, count, places)
+        group.barrier()
+        large = place(group, np.full(600_003, group.rank, np.float32), places)  # several blocks
+        group.all_reduce(large)
+        assert np.all(back(large) == group.size * (group.size - 1) / 2)
+        mine = place(group, np.zeros(1), places)
+        if isinstance(mine, FakeArray):
+            assert mine.count("misuses") == 0
+        return group.describe()
 
 
 def many_at_once(comm: hccomm.Communicator) -> str:
     """Keep calls of all ways in flight together: each ends with what belongs to it."""
     works, arrays = [], []
-    for turn in range(12):
-        count = (100, 70_000)[turn % 2]
-        arrays.append(place(comm, np.full(count, comm.rank + turn, np.float32)))
-        works.append(comm.all_reduce(arrays[-1], async_op=True))
-        works.append(comm.barrier(async_op=True))
-    for work in works:
-        work.wait(60)
-    for turn, array in enumerate(arrays):
-        assert np.all(back(array) == 15 + 6 * turn), turn
-    return str(comm.describe()["islands"]["state"])
+    with comm.group(range(comm.size)) as group:
+        for turn in range(12):
+            count = (100, 70_000)[turn % 2]
+            arrays.append(place(group, np.full(count, group.rank + turn, np.float32)))
+            works.append(group.all_reduce(arrays[-1], async_op=True))
+            works.append(group.barrier(async_op=True))
+        for work in works:
+            work.wait(60)
+        for turn, array in enumerate(arrays):
+            assert np.all(back(array) == 15 + 6 * turn), turn
+        return str(group.describe()["islands"]["state"])
 
 
 def elsewhere(comm: hccomm.Communicator) -> str:
     """Once islands are settled, ranks pass arrays that lie elsewhere: right all the same."""
-    settle(comm)
-    for dtype in (np.float32, np.int64):
-        data = np.full(100_000, comm.rank, dtype)
-        comm.all_reduce(data)
-        assert np.all(data == 15)
-    other = CudaArray(np.full(100_000, comm.rank, np.float32), index=0)
-    out = np.zeros(100_000, np.float32)
-    comm.all_reduce(other, out=out)
-    assert np.all(out == 15)
-    parts = np.ones((comm.size, 50_000), np.float32)
-    comm.reduce_scatter(parts, out=parts[comm.rank])
-    assert np.all(parts[comm.rank] == comm.size)
-    return str(comm.describe()["islands"]["state"])
+    with comm.group(range(comm.size)) as group:
+        settle(group)
+        for dtype in (np.float32, np.int64):
+            data = np.full(100_000, group.rank, dtype)
+            group.all_reduce(data)
+            assert np.all(data == 15)
+        other = CudaArray(np.full(100_000, group.rank, np.float32), index=0)
+        out = np.zeros(100_000, np.float32)
+        group.all_reduce(other, out=out)
+        assert np.all(out == 15)
+        parts = np.ones((group.size, 50_000), np.float32)
+        group.reduce_scatter(parts, out=parts[group.rank])
+        assert np.all(parts[group.rank] == group.size)
+        return str(group.describe()["islands"]["state"])
 
 
 def leaves(comm: hccomm.Communicator) -> str:
     """Rank 2 aborts while the others are in the call."""
-    settle(comm)
-    comm.barrier()
-    if comm.rank == 2:
-        comm.abort("enough")
-        return "left"
-    try:
-        comm.all_reduce(place(comm, np.ones(1_000_000, np.float32)))
-    except hccomm.Aborted as error:
-        return f"Aborted: {error}"
-    return "nothing was raised"
-
-
-def disagrees(comm: hccomm.Communicator) -> str:
-    """One rank of an island reduces by another operation."""
-    settle(comm, ALONE)
-    data = place(comm, np.ones(100_000, np.float32), ALONE)
-    try:
-        comm.all_reduce(data, op="max" if comm.rank == 1 else "sum", timeout=20)
-    except hccomm.Error as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing was raised"
-
-
-def library_fails(comm: hccomm.Communicator, fails: Any) -> str:
-    """Let the library of rank 0 fail in a call; `fails` is what its fake is told."""
-    if comm.rank == 0:
-        os.environ["HCCOMM_TEST_FAKE_CCL"] = fails
-    for turn in range(7):
-        data = place(comm, np.full(200_000, comm.rank + turn, np.float32))
+    with comm.group(range(comm.size)) as group:
+        settle(group)
+        data = place(group, np.ones(1_000_000, np.float32))
         try:
-            comm.all_reduce(data, timeout=30)
+            group.barrier()
+            if group.rank == 2:
+                group.abort("enough")
+                return "left"
+            group.all_reduce(data)
+        except hccomm.Aborted as error:
+            return f"Aborted: {error}"
+    return "nothing was raised"
+
+
+def disagrees(comm: hccomm.Communicator, members: list[int]) -> str:
+    """One rank of an island reduces by another operation."""
+    if comm.rank not in members:
+        return "not there"
+    with comm.group(members) as group:
+        settle(group, ALONE)
+        data = place(group, np.ones(100_000, np.float32), ALONE)
+        try:
+            group.all_reduce(data, op="max" if group.rank == 1 else "sum", timeout=20)
+        except hccomm.Error as error:
+            return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def library_fails(comm: hccomm.Communicator, setting: str, kind: int, turn: int) -> str:
+    """Let the library of rank 0 fail in the turn-th call of a kind (tests/fakes/ccl.h)."""
+    os.environ["HCCOMM_ISLAND_FAILURE"] = setting
+    try:
+        with comm.group(range(comm.size)) as group:
+            if group.rank == 0:
+                ctypes.CDLL(os.environ["HCCOMM_CCL_CUDA_LIB"]).fake_ccl_fail(kind, turn)
+            return _sums(group)
+    finally:
+        del os.environ["HCCOMM_ISLAND_FAILURE"]
+
+
+def _sums(group: hccomm.Communicator) -> str:
+    for turn in range(7):
+        data = place(group, np.full(50_000, group.rank + turn, np.float32))
+        try:
+            group.all_reduce(data, timeout=30)
         except hccomm.Error as error:
             return f"{type(error).__name__}: {error}"
         assert np.all(back(data) == 15 + 6 * turn), turn
-    told = comm.describe()["islands"]
+    told = group.describe()["islands"]
     return f"{told['state']}: {told['reason']}"
