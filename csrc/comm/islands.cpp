@@ -149,6 +149,7 @@ engine::Operation* Islands::start(const Request& request) {
   job.way = way;
   job.tag = next_tag_++;
   job.handle = parent_.recv(to_self(job));
+  parent_.engine().hold(*job.handle);  // however it fails, its buffers are in use until finish()
   engine::Operation* const handle = job.handle;
   jobs_.push_back(std::move(job));
   if (!worker_.joinable()) worker_ = std::thread([this] { serve(); });
@@ -217,7 +218,10 @@ Status Islands::execute(Job& job) {
 void Islands::finish(Job& job, const Status& status) {
   if (!status.ok()) {
     parent_.fail(status);  // first: aborting the library makes its other ranks fail as well
-    if (archipelago_ != nullptr) archipelago_->abort();
+    if (archipelago_ != nullptr) {
+      archipelago_->abort();
+      archipelago_->drain();  // the caller may free its arrays then
+    }
   }
   for (const Gate& each : job.gates) {
     if (each.runtime != nullptr) each.runtime->event_destroy(each.event);
@@ -229,6 +233,7 @@ void Islands::finish(Job& job, const Status& status) {
       parent_.fail(failure.status());
     }
   }
+  if (job.handle != nullptr) parent_.engine().let_go(*job.handle);
   const std::lock_guard lock(mutex_);
   busy_ = false;
   changed_.notify_all();

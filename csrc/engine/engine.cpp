@@ -283,6 +283,7 @@ Operation& Engine::allocate(Context& context, OperationKind kind, Seconds timeou
   op.context = &context;
   op.timeout = timeout;
   op.probe_at = {};
+  op.held = false;
   op.record = ~std::uint64_t{0};
   op.position = running_.size();
   running_.push_back(&op);
@@ -302,6 +303,7 @@ void Engine::detach(Operation& op) {
 
 void Engine::finish(Operation& op, Status status) {
   if (op.done()) return;
+  if (op.held && !(op.running() && status.ok())) return linger(op, status);
   if (op.staged != nullptr && !leave_device(op, status)) return;
   if (!status.ok()) op.status = std::move(status);
   if (op.running()) detach(op);

@@ -52,9 +52,10 @@ class Engine final : private StagingClient {
   // Calls `function` once the operation is done, outside the lock; at once when it is.
   void on_done(Operation& operation, void (*function)(void*, int), void* context);
   void release(Operation& operation);
-
-  // transport::Acceptor. False: there is a link, or our dial is on its way.
-  bool reserve(const std::string& uuid);
+  // Something else works on the buffers: should it fail, it ends with let_go(), or 5 s later.
+  void hold(Operation& operation);
+  void let_go(Operation& operation);
+  bool reserve(const std::string& uuid);  // transport::Acceptor. False: linked, or we dial
   void accepted(const std::string& uuid, std::unique_ptr<transport::Link> link);
   void abandoned(const std::string& uuid);
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
@@ -115,6 +116,7 @@ class Engine final : private StagingClient {
   void wrote(Operation& op, const plan::Slice& dst, std::uint64_t at, std::uint64_t bytes);
   void end(Operation& op);
   bool leave_device(Operation& op, const Status& status);
+  void linger(Operation& op, const Status& status);
   void device_failed(Operation& op, const Status& why);
   void give_up(Operation& op);
   void copied_in(Staged& staged, const Cell& cell) override;
@@ -187,15 +189,14 @@ class Engine final : private StagingClient {
   std::deque<Operation> storage_;
   std::vector<Operation*> free_, running_, looked_at_;
   std::vector<std::pair<Operation*, std::uint32_t>> ready_;  // steps to run, last in first out
-  bool draining_ = false;
+  bool draining_ = false, stopping_ = false;
   Line<Pull> pulls_;
   std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
   std::vector<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Staging staging_;
   Clock::time_point armed_until_{}, next_tick_{}, next_check_{};  // the last: of deadlines
-  bool stopping_ = false;
-  std::thread service_;  // started with the first link
+  std::thread service_;                                           // started with the first link
 };
 
 }  // namespace hccomm::engine

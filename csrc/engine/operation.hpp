@@ -86,7 +86,7 @@ enum class OperationKind : std::uint8_t { Collective, Send, Recv };
 // Thread: state is atomic; everything else is guarded by the engine's lock.
 // Fails:  status holds the first failure; read it once state is Done.
 struct Operation {
-  // Ending: it has failed, and copies from or to its device buffers have still to end.
+  // Ending: it has failed, and who works on its buffers (copies, a holder) has still to end.
   enum State : int { Free, Running, Ending, Done };
 
   OperationKind kind = OperationKind::Collective;
@@ -106,6 +106,7 @@ struct Operation {
   Clock::time_point probe_at;  // when to ask the peers we wait for; unset before the first look
 
   Staged* staged = nullptr;  // where buffers lie on a device
+  bool held = false;         // something outside of the engine works on its buffers (hold)
 
   // collectives
   std::shared_ptr<const Recipe> recipe;

@@ -62,14 +62,33 @@ bool Engine::leave_device(Operation& op, const Status& status) {
     staging_.recycle(*std::exchange(op.staged, nullptr));
     return true;
   }
-  if (!op.running()) return false;
+  linger(op, status);
+  return false;
+}
+
+// The operation has failed, but others still work on its buffers.
+void Engine::linger(Operation& op, const Status& status) {
+  if (!op.running()) return;
   HCCOMM_CHECK(!status.ok(), "an operation that succeeds has no copies in flight");
   op.status = status;
   detach(op);
   op.state.store(Operation::Ending, std::memory_order_relaxed);
   op.deadline = Clock::now() + kLastCopies;
   ring_service();
-  return false;
+}
+
+void Engine::hold(Operation& op) {
+  Guard guard(*this);
+  op.held = true;
+  ++op.references;
+}
+
+void Engine::let_go(Operation& op) {
+  Guard guard(*this);
+  op.held = false;
+  if (!op.running()) finish(op, {});
+  drop_reference(op);
+  call_back(guard);
 }
 
 // A failed operation whose copies do not end is over nonetheless. Its mirrors stay where they are.
@@ -78,7 +97,8 @@ void Engine::give_up(Operation& op) {
                      text(op.status.text(), "; its copies have not ended within ",
                           kLastCopies.count(), " s: the device may still use its buffers"),
                      op.status.rank());
-  staging_.abandon(*std::exchange(op.staged, nullptr));
+  op.held = false;
+  if (op.staged != nullptr) staging_.abandon(*std::exchange(op.staged, nullptr));
   finish(op, {});
 }
 
