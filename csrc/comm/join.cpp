@@ -10,6 +10,7 @@
 #include "base/config.hpp"
 #include "base/log.hpp"
 #include "comm/islands.hpp"
+#include "native/islands.hpp"
 #include "rendezvous/key_door.hpp"
 #include "rendezvous/meet.hpp"
 #include "transport/route_hint.hpp"
@@ -214,6 +215,7 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
   const Deadline deadline = Deadline::after(meeting.timeout);
   ask_launcher(meeting);
   check(meeting);
+  (void)native::label_of(config::raw("HCCOMM_ISLAND"), meeting.rank);  // or it is refused
   log::set_rank(meeting.rank);
   const rendezvous::Credentials with = load_credentials();
   if (!on_one_host(meeting)) check_credentials(with);

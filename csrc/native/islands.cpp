@@ -50,28 +50,56 @@ static bool take_range(std::string_view& from, int& first, int& last) {
   return take(last) && last >= first;
 }
 
+[[noreturn]] static void refuse(const std::string& setting, const std::string& why) {
+  throw Error(Code::InvalidArgument, text("HCCOMM_ISLAND=\"", setting, "\" ", why,
+                                          "; write \"auto\", \"off\", a label such as \"left\", "
+                                          "or lists of ranks such as \"0-3;4,5\""));
+}
+
+// A word that a user may well take for a switch would join ranks on all hosts, as a label.
+static bool is_label(const std::string& word) {
+  static constexpr const char* kSwitches[] = {"auto", "off",   "on",   "yes",    "no",
+                                              "true", "false", "none", "default"};
+  std::string lower;
+  for (const char each : word) {
+    const bool letter = (each >= 'a' && each <= 'z') || (each >= 'A' && each <= 'Z');
+    const bool other = (each >= '0' && each <= '9') || each == '-' || each == '_' || each == '.';
+    if (!letter && (!other || lower.empty())) return false;
+    lower += letter ? static_cast<char>(each | 0x20) : each;
+  }
+  return !lower.empty() && lower.size() <= 64 && std::ranges::count(kSwitches, lower) == 0;
+}
+
 std::string label_of(const std::string& setting, int rank) {
   if (setting.empty() || setting == "auto") return "";
   if (setting == "off") return "none";
-  if (setting.find_first_not_of("0123456789-,; ") != std::string::npos) return setting;
+  if (setting.find_first_not_of("0123456789-,; ") != std::string::npos) {
+    if (!is_label(setting)) refuse(setting, "is neither a label nor lists of ranks");
+    return setting;
+  }
   std::string compact;
   for (const char each : setting) {
     if (each != ' ') compact += each;
   }
   std::string_view rest = compact;
   std::string label = "none";
+  std::vector<std::pair<int, int>> seen;
   for (int list = 0;;) {
     int first = 0, last = 0;
     if (!take_range(rest, first, last)) break;
+    for (const auto& [from, to] : seen) {
+      if (first <= to && from <= last) {
+        refuse(setting, text("has rank ", std::max(first, from), " twice"));
+      }
+    }
+    seen.emplace_back(first, last);
     if (rank >= first && rank <= last) label = text("list ", list);
     if (rest.empty()) return label;
     if (rest[0] == ';') ++list;
     if (rest[0] != ';' && rest[0] != ',') break;
     rest.remove_prefix(1);
   }
-  throw Error(Code::InvalidArgument, text("HCCOMM_ISLAND=", setting,
-                                          " is no list of ranks; write \"auto\", \"off\", a "
-                                          "label, or lists such as \"0-3;4,5\""));
+  refuse(setting, "is no list of ranks");
 }
 
 std::vector<std::vector<int>> find_islands(const std::vector<Member>& members) {

@@ -23,7 +23,8 @@ struct Member {
 std::vector<std::vector<int>> find_islands(const std::vector<Member>& members);
 
 // What HCCOMM_ISLAND says to a rank, as a Member's label: "auto", "off", a label, or lists of ranks
-// ("0-3;4,5": two islands, other ranks alone). Throws InvalidArgument for a list that is none.
+// ("0-3;4,5": two islands, other ranks alone). Throws InvalidArgument for anything else, words that
+// look like a switch ("on") included.
 std::string label_of(const std::string& setting, int rank);
 
 // Why `other` is in another island than `member`, in a sentence for describe().

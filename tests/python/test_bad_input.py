@@ -170,6 +170,9 @@ def _in_a_process(code: str, **environ: str) -> str:
         ("HCCOMM_TRANSPORTS", "pigeon", ["HCCOMM_TRANSPORTS", "pigeon"]),
         ("HCCOMM_ALGO", "allreduce:fastest", ["HCCOMM_ALGO", "fastest"]),
         ("HCCOMM_PY_LIBRARY", "/nowhere.so", ["HCCOMM_PY_LIBRARY", "/nowhere.so", "unset"]),
+        ("HCCOMM_ISLAND", "on", ['HCCOMM_ISLAND="on"', "auto"]),
+        ("HCCOMM_ISLAND", "0-3;2,5", ["HCCOMM_ISLAND", "0-3;2,5", "rank 2 twice", "0-3;4,5"]),
+        ("HCCOMM_ISLAND_FAILURE", "never", ["HCCOMM_ISLAND_FAILURE", "never", "fallback"]),
         ("RANK", "first", ["RANK", "first"]),
     ],
 )
