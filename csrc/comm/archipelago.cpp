@@ -226,7 +226,8 @@ Status Archipelago::cross_all(Work& work) {
   }
   for (Turn& turn : turns) {
     if (turn.crossing.empty()) continue;
-    for (auto& [comm, operation] : turn.crossing) comm->fail(status);
+    const Status echo(Code::Aborted, text("islands: another rank has given up: ", status.text()));
+    for (auto& [comm, operation] : turn.crossing) comm->fail(echo);
     (void)work.watch.settle(turn.crossing);
   }
   return status;
@@ -249,6 +250,10 @@ Status Archipelago::run(const Request& request, const Gate (&gates)[2], Watch& w
   if (status.ok() && where_.runtime != nullptr) {
     status = where_.runtime->event_record(done_, stream_);
     if (status.ok()) status = watch.await(*where_.runtime, done_, group_.get());
+  }
+  if (!status.ok() && !guests.empty()) {  // the library may be at work on them
+    abort();
+    drain();
   }
   for (Guest& guest : guests) {
     if (status.ok() && guest.back) status = pass(guest, false, watch);

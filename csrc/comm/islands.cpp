@@ -110,12 +110,12 @@ void Islands::gate(Job& job) {
     Gate& own = job.gates[each];
     auto event = runtime.event_create(buffer.index);
     if (!event.ok()) {
-      parent_.fail(event.status());
+      job.trouble = event.status();
       continue;
     }
     own = {&runtime, event.value()};
     const Status status = runtime.event_record(own.event, {buffer.index, 0, buffer.stream});
-    if (!status.ok()) parent_.fail(status);
+    if (!status.ok()) job.trouble = status;
   }
 }
 
@@ -140,18 +140,22 @@ Message Islands::to_self(const Job& job) const {
 // The handle is a message to ourselves on the parent: when the call is over the worker sends it;
 // when the parent is poisoned or the deadline passes, it fails as everything there does.
 engine::Operation* Islands::start(const Request& request) {
+  Job* job = nullptr;  // stays where it is until serve() takes it, which waits for its handle
+  {
+    const std::lock_guard lock(mutex_);
+    note_place(request);
+    std::optional<Way> way;
+    if (idle()) way = judge(request.call);
+    if (way == Way::Own) return nullptr;
+    job = &jobs_.emplace_back(make_job(request));
+    job->way = way;
+    job->tag = next_tag_++;
+  }
+  // Without the lock: starting may call those back whose calls have ended.
+  engine::Operation* const handle = parent_.recv(to_self(*job));
+  parent_.engine().hold(*handle);  // however it fails, its buffers are in use until finish()
   const std::lock_guard lock(mutex_);
-  note_place(request);
-  std::optional<Way> way;
-  if (idle()) way = judge(request.call);
-  if (way == Way::Own) return nullptr;
-  Job job = make_job(request);
-  job.way = way;
-  job.tag = next_tag_++;
-  job.handle = parent_.recv(to_self(job));
-  parent_.engine().hold(*job.handle);  // however it fails, its buffers are in use until finish()
-  engine::Operation* const handle = job.handle;
-  jobs_.push_back(std::move(job));
+  job->handle = handle;
   if (!worker_.joinable()) worker_ = std::thread([this] { serve(); });
   changed_.notify_all();
   return handle;
@@ -186,7 +190,9 @@ void Islands::serve() {
     Job job;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return !busy_ && (stopping_ || !jobs_.empty()); });
+      changed_.wait(lock, [&] {
+        return !busy_ && (jobs_.empty() ? stopping_ : jobs_.front().handle != nullptr);
+      });
       if (jobs_.empty()) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();
@@ -201,18 +207,28 @@ Status Islands::execute(Job& job) {
   try {
     Communicator& other = keeps_ ? alarm() : parent_;
     Watch watch(parent_, other, std::max(job.deadline.left(), Seconds(0.001)));
-    Status status = parent_.trouble();  // an alarm is looked at inside the call
-    if (status.ok() && job.way == Way::Agree) {
-      status = agree(&job, watch);
-      const std::lock_guard lock(mutex_);
-      job.way = state_ == State::On && archipelago_->refuses(job.request.call).empty() ? Way::Over
-                                                                                       : Way::Own;
-    }
-    if (!status.ok()) return status;
-    return job.way == Way::Over ? over(job, watch) : own_way(job, watch);
+    Status status = attempt(job, watch);
+    // Before the watch ends what it has begun, so that nobody hears of that first.
+    if (!status.ok()) parent_.fail(status);
+    return status;
   } catch (const Error& failure) {
     return failure.status();
   }
+}
+
+Status Islands::attempt(Job& job, Watch& watch) try {
+  Status status = parent_.trouble();  // an alarm is looked at inside the call
+  if (status.ok()) status = job.trouble;
+  if (status.ok() && job.way == Way::Agree) {
+    status = agree(&job, watch);
+    const std::lock_guard lock(mutex_);
+    job.way = state_ == State::On && archipelago_->refuses(job.request.call).empty() ? Way::Over
+                                                                                     : Way::Own;
+  }
+  if (!status.ok()) return status;
+  return job.way == Way::Over ? over(job, watch) : own_way(job, watch);
+} catch (const Error& failure) {
+  return failure.status();
 }
 
 void Islands::finish(Job& job, const Status& status) {

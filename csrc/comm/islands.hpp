@@ -60,6 +60,7 @@ class Islands {
     Deadline deadline;
     std::optional<Way> way;  // nullopt: to be judged when its turn comes
     Gate gates[2];           // the caller's streams at the call
+    Status trouble;          // what went wrong before its turn
     engine::Operation* handle = nullptr;
     std::uint64_t tag = 0;
   };
@@ -73,11 +74,12 @@ class Islands {
   Message to_self(const Job& job) const;
   void serve();
   Status execute(Job& job);
+  Status attempt(Job& job, Watch& watch);
   void finish(Job& job, const Status& status);
   // islands_run.cpp
   Status own_way(Job& job, Watch& watch);
   Status over(Job& job, Watch& watch);
-  Status cause(const Status& mine);
+  Status cause(const Status& mine, Watch& watch);
   Status save(const Request& request, std::vector<std::byte>& saved, bool back, Watch& watch);
   Status vote(const Status& mine, std::uint64_t fingerprint, bool& failed, Watch& watch);
   Status share_rates(Watch& watch);
@@ -85,6 +87,7 @@ class Islands {
   Status agree(Job* job, Watch& watch);
   Status share(const Status& mine, Watch& watch);
   Status join(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch);
+  Status meet(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch);
   Communicator& talk();
   Communicator& alarm();
   void turn_off(const std::string& why);

@@ -48,7 +48,7 @@ Communicator& Islands::alarm() {
   return *alarm_;
 }
 
-// The first problem that any rank has, on all of them.
+// The first problem that any rank has, on all of them; an echo of another's only if there is none.
 Status Islands::share(const Status& mine, Watch& watch) {
   struct Problem {
     std::int32_t code;
@@ -58,13 +58,16 @@ Status Islands::share(const Status& mine, Watch& watch) {
   put(own.text, mine.text());
   auto all = gather(talk(), own, watch);
   if (!all.ok()) return all.status();
+  Status first;
   for (std::size_t rank = 0; rank < all.value().size(); ++rank) {
     const Problem& each = all.value()[rank];
-    if (each.code == 0) continue;
-    return {static_cast<Code>(each.code), text("rank ", rank, ": ", each.text),
-            static_cast<int>(rank)};
+    const auto code = static_cast<Code>(each.code);
+    if (code != Code::Ok &&
+        (first.ok() || (first.code() == Code::Aborted && code != first.code()))) {
+      first = {code, text("rank ", rank, ": ", each.text), static_cast<int>(rank)};
+    }
   }
-  return {};
+  return first;
 }
 
 static void tell_library(native::Library& library, Told& told) {
@@ -114,13 +117,21 @@ static Chart chart_of(const std::vector<Told>& all, std::vector<std::vector<int>
   return chart;
 }
 
-// Joins the vendor's group; its id goes from the island's first rank to the others.
+// Joins the vendor's group. Where a rank cannot, the others of its island need not wait for it.
 Status Islands::join(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch) {
+  if (chart.islands[static_cast<std::size_t>(chart.island)].size() < 2) return {};
+  const auto& ranks = chart.islands[static_cast<std::size_t>(chart.island)];
+  members_ = parent_.group(ranks, "islands.members", Seconds(0), false);
+  const Status status = meet(chart, group, watch);
+  if (!status.ok()) members_->fail(Status(Code::Aborted, "islands: another rank cannot join"));
+  return status;
+}
+
+// The library's id goes from the island's first rank to the others, then all join.
+Status Islands::meet(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch) try {
   const std::vector<int>& ranks = chart.islands[static_cast<std::size_t>(chart.island)];
-  if (ranks.size() < 2) return {};
   engine::Where where = locate("islands", place_).take();
   native::Library* library = native::library(static_cast<device::Kind>(place_.kind)).take();
-  members_ = parent_.group(ranks, "islands.members", Seconds(0), false);
   std::vector<std::byte> parcel(sizeof(std::uint64_t) + kMaxId);
   std::uint64_t bytes = 0;
   Status made;
@@ -165,10 +176,13 @@ Status Islands::join(const Chart& chart, std::unique_ptr<native::Group>& group, 
   }).detach();
   while (!joining->over.load(std::memory_order_acquire)) {
     if (Status status = watch.trouble(); !status.ok()) return status;
+    if (Status status = members_->trouble(); !status.ok()) return status;
     std::this_thread::sleep_for(std::chrono::microseconds(200));
   }
   group = std::move(joining->group);
   return joining->status;
+} catch (const Error& failure) {
+  return failure.status();
 }
 
 Status Islands::agree(Job* job, Watch& watch) {
@@ -224,11 +238,7 @@ Status Islands::agree(Job* job, Watch& watch) {
   }
   Chart chart = chart_of(all, std::move(islands), parent_.rank());
   std::unique_ptr<native::Group> group;
-  try {
-    status = join(chart, group, watch);
-  } catch (const Error& failure) {
-    status = failure.status();
-  }
+  status = join(chart, group, watch);
   auto made = std::make_unique<Archipelago>(parent_, std::move(chart), where, std::move(group));
   if (status.ok()) status = made->open();
   const Status shared = share(status, watch);

@@ -10,7 +10,8 @@
 
 namespace hccomm::comm {
 
-static constexpr const char* kEcho = "AsyncError";  // in what Group::health() says
+// Where a call fails on one rank, the others may see no more than that: they wait for its reason.
+static constexpr Seconds kHearsay{5};
 
 Status Islands::own_way(Job& job, Watch& watch) {
   for (const Gate& each : job.gates) {
@@ -60,15 +61,19 @@ Status Islands::vote(const Status& mine, std::uint64_t fingerprint, bool& failed
   std::strncpy(own.text, mine.text().c_str(), sizeof own.text - 1);
   auto all = gather(talk(), own, watch);
   if (!all.ok()) return all.status();
+  Status why;  // of the first rank that failed; an echo of another's only if there is none
   for (std::size_t rank = 0; rank < all.value().size(); ++rank) {
     const Ballot& each = all.value()[rank];
     if (each.fingerprint != fingerprint) {
       return Watch::differ(static_cast<int>(rank), each.fingerprint, parent_.rank(), fingerprint);
     }
-    if (each.code == 0 || failed) continue;
-    failed = true;
-    turn_off(text("rank ", rank, ": ", each.text));
+    const auto code = static_cast<Code>(each.code);
+    if (code != Code::Ok && (why.ok() || (why.code() == Code::Aborted && code != Code::Aborted))) {
+      why = {code, text("rank ", rank, ": ", each.text)};
+    }
   }
+  failed = !why.ok();
+  if (failed) turn_off(why.text());
   return {};
 }
 
@@ -82,15 +87,19 @@ Status Islands::share_rates(Watch& watch) {
   return {};
 }
 
-// A library may fail because it did so on another rank, whose reason is on its way.
-Status Islands::cause(const Status& mine) {
-  const Deadline deadline = Deadline::after(Seconds(0.2));
-  while (!deadline.passed()) {
+// Why the call failed that has failed with `mine` here. Code::Aborted is an echo: of what another
+// rank tells, or of calls that differ.
+Status Islands::cause(const Status& mine, Watch& watch) {
+  const bool echo = mine.code() == Code::Aborted;
+  const Deadline deadline = Deadline::after(std::min(kHearsay, watch.left()));
+  for (;;) {
     if (Status status = parent_.trouble(); !status.ok()) return status;
-    if (mine.text().find(kEcho) == std::string::npos) break;
+    if (Status status = watch.peek(); status.code() == Code::Mismatch) return status;
+    if (!echo || deadline.passed()) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  return mine;
+  if (mine.rank() >= 0 || (!echo && mine.code() != Code::System)) return mine;
+  return {Code::System, text("rank ", parent_.rank(), ": ", mine.text()), parent_.rank()};
 }
 
 Status Islands::over(Job& job, Watch& watch) {
@@ -98,8 +107,9 @@ Status Islands::over(Job& job, Watch& watch) {
   if (!keeps_) {
     watch.check(talk(), fingerprint);
     Status status = archipelago_->run(job.request, job.gates, watch);
-    status = status.ok() ? watch.settle_check() : cause(status);
-    return status.ok() ? share_rates(watch) : status;
+    if (status.ok()) status = watch.settle_check();
+    if (status.ok()) status = share_rates(watch);
+    return status.ok() ? status : cause(status, watch);
   }
   Watch before(parent_, parent_, watch.left());
   std::vector<std::byte> saved;
@@ -113,7 +123,8 @@ Status Islands::over(Job& job, Watch& watch) {
   status = archipelago_->run(job.request, job.gates, watch);
   if (!status.ok() && !parent_.trouble().ok()) return parent_.trouble();
   if (!status.ok()) {
-    alarm().fail(status);  // who waits for this rank inside the call, waits no longer
+    // Who waits for this rank inside the call, waits no longer.
+    alarm().fail(Status(Code::Aborted, text("islands: on another rank ", status.text())));
     archipelago_->abort();
   }
   Watch after(parent_, parent_, watch.left());

@@ -54,6 +54,11 @@ Status Watch::settle_check() {
   return status.ok() ? differences() : status;
 }
 
+Status Watch::peek() {
+  if (checking_ == nullptr || !talk_->engine().test(*checking_)) return {};
+  return settle_check();
+}
+
 Status Watch::trouble() {
   if (Status status = parent_.trouble(); !status.ok()) return status;
   if (Status status = alarm_.trouble(); !status.ok()) return status;
@@ -88,11 +93,7 @@ Status Watch::await(device::Runtime& runtime, device::Event event, native::Group
       if (Status status = group->health(); !status.ok()) return status;
     }
     if (come.value()) return {};
-    if (checking_ != nullptr) {
-      if (talk_->engine().test(*checking_)) {
-        if (Status status = settle_check(); !status.ok()) return status;
-      }
-    }
+    if (Status status = peek(); !status.ok()) return status;
     if (look % 16 == 15) {
       if (Status status = trouble(); !status.ok()) return status;
     }

@@ -31,6 +31,7 @@ class Watch {
   // Tells all ranks of `talk` which call this is. settle_check() has what differs.
   void check(Communicator& talk, std::uint64_t fingerprint);
   Status settle_check();
+  Status peek();  // as settle_check(), where that is known already
   // Why two ranks that made these calls cannot go on.
   static Status differ(int rank, std::uint64_t theirs, int own, std::uint64_t mine);
 

@@ -32,7 +32,8 @@ struct Reduction {
 //
 // Owns:   the vendor's communicator.
 // Thread: one at a time, but abort() from any.
-// Fails:  Code::System naming library, call and the vendor's code. After a failure only health(),
+// Fails:  Code::System naming library, call and the vendor's code; Code::Aborted where it may only
+//         echo what went wrong on another rank (health() always). After a failure only health(),
 //         abort() and destruction are of use.
 class Group {
  public:

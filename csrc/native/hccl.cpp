@@ -2,18 +2,19 @@
 //
 // Huawei HCCL. Unlike NCCL: the id is a struct of 4108 bytes passed by address, broadcast has one
 // buffer, types and operations are numbered otherwise.
-#include <atomic>
 #include <vector>
 
 #include "device/library.hpp"
 #include "native/ccl.hpp"
+#include "native/handle.hpp"
 
 namespace hccomm::native {
 
 namespace {
 
 constexpr std::size_t kIdBytes = 4108;
-constexpr int kBytes = 0;  // I8: what moves is not looked at
+constexpr int kBytes = 0;    // I8: what moves is not looked at
+constexpr int kRemote = 21;  // HCCL_E_REMOTE: it failed on another rank
 const std::vector<std::string> kFiles = {"libhccl.so"};
 
 struct HcclFunctions {
@@ -55,8 +56,9 @@ int number(RedOp op) {
 
 Status failed(const HcclFunctions& calls, int code, const char* what) {
   const char* words = calls.error_text != nullptr ? calls.error_text(code) : nullptr;
-  return {Code::System, text("hccl: ", what, " failed: ", words != nullptr ? words : "see its log",
-                             " (", code, ")")};
+  return {
+      code == kRemote ? Code::Aborted : Code::System,
+      text("hccl: ", what, " failed: ", words != nullptr ? words : "see its log", " (", code, ")")};
 }
 
 class HcclGroup final : public Group {
@@ -101,15 +103,16 @@ class HcclGroup final : public Group {
   }
   Status health() override {
     if (calls_.async_error == nullptr) return {};
-    return call("HcclGetCommAsyncError", [&](void* own) {
+    const Status status = call("HcclGetCommAsyncError", [&](void* own) {
       int behind = 0;
       const int code = calls_.async_error(own, &behind);
       return code != 0 ? code : behind;
     });
+    return status.ok() ? status : Status(Code::Aborted, status.text());
   }
   // HCCL has no abort of its own: destroying ends what waits.
   void abort() override {
-    void* const gone = comm_.exchange(nullptr);
+    void* const gone = comm_.take();
     if (gone == nullptr) return;
     (void)runtime_.on_device(device_, [&] {
       calls_.destroy(gone);
@@ -120,16 +123,16 @@ class HcclGroup final : public Group {
  private:
   template <typename Call>
   Status call(const char* what, Call&& body) {
-    void* const own = comm_.load();
-    if (own == nullptr) return {Code::Aborted, "hccl: the group was aborted"};
-    return runtime_.on_device(device_, [&] {
-      const int code = body(own);
-      return code == 0 ? Status() : failed(calls_, code, what);
+    return comm_.use("hccl", [&](void* own) {
+      return runtime_.on_device(device_, [&] {
+        const int code = body(own);
+        return code == 0 ? Status() : failed(calls_, code, what);
+      });
     });
   }
 
   const HcclFunctions& calls_;
-  std::atomic<void*> comm_;  // nullptr: aborted
+  Handle comm_;
   const int rank_;
   device::Runtime& runtime_;
   const int device_;

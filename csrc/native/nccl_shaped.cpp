@@ -2,12 +2,12 @@
 //
 // NCCL and the libraries with its functions under the same or another prefix. Functions and numbers
 // are declared by us; an id is a struct of 128 bytes that is passed by value.
-#include <atomic>
 #include <vector>
 
 #include "device/cuda_shaped.hpp"
 #include "device/library.hpp"
 #include "native/ccl.hpp"
+#include "native/handle.hpp"
 
 namespace hccomm::native {
 
@@ -66,7 +66,9 @@ int number(DType type) {
   }
 }
 
-constexpr int kBytes = 1;  // U8: what moves is not looked at
+constexpr int kBytes = 1;       // U8: what moves is not looked at
+constexpr int kRemote = 6;      // it failed on another rank
+constexpr int kInProgress = 7;  // no error
 
 // NCCL's number of an operation, or -1.
 int number(RedOp op) {
@@ -110,7 +112,7 @@ class NcclGroup final : public Group {
   Status reduction(const char* what, const Reduction& how, Call&& body);
 
   const NcclShaped& library_;
-  std::atomic<void*> comm_;  // nullptr: aborted
+  Handle comm_;
   device::Runtime& runtime_;
   const int device_;
 };
@@ -172,9 +174,10 @@ class NcclShaped final : public Library {
 
   Status failed(int code, const char* what) const {
     const char* words = calls.error_text != nullptr ? calls.error_text(code) : nullptr;
-    return {Code::System, text(shape_.name, ": ", shape_.prefix, what,
-                               " failed: ", words != nullptr ? words : "unknown error", " (", code,
-                               "); its own log (for NCCL NCCL_DEBUG=WARN) says more")};
+    return {code == kRemote ? Code::Aborted : Code::System,
+            text(shape_.name, ": ", shape_.prefix, what,
+                 " failed: ", words != nullptr ? words : "unknown error", " (", code,
+                 "); its own log (for NCCL NCCL_DEBUG=WARN) says more")};
   }
 
   NcclFunctions calls{};  // constant after open()
@@ -220,7 +223,7 @@ Status NcclShaped::open() {
 }
 
 NcclGroup::~NcclGroup() {
-  void* const own = comm_.exchange(nullptr);
+  void* const own = comm_.take();
   if (own == nullptr) return;
   (void)runtime_.on_device(device_, [&] {
     library_.calls.destroy(own);
@@ -231,11 +234,11 @@ NcclGroup::~NcclGroup() {
 // Calls `body` with the communicator, its device being current.
 template <typename Call>
 Status NcclGroup::call(const char* what, Call&& body) {
-  void* const own = comm_.load();
-  if (own == nullptr) return {Code::Aborted, text(library_.name(), ": the group was aborted")};
-  return runtime_.on_device(device_, [&] {
-    const int code = body(own);
-    return code == 0 ? Status() : library_.failed(code, what);
+  return comm_.use(library_.name(), [&](void* own) {
+    return runtime_.on_device(device_, [&] {
+      const int code = body(own);
+      return code == 0 ? Status() : library_.failed(code, what);
+    });
   });
 }
 
@@ -308,16 +311,17 @@ Status NcclGroup::end() {
 
 Status NcclGroup::health() {
   if (library_.calls.async_error == nullptr) return {};
-  return call("CommGetAsyncError", [&](void* own) {
+  const Status status = call("CommGetAsyncError", [&](void* own) {
     int behind = 0;
     const int code = library_.calls.async_error(own, &behind);
-    return code != 0 ? code : behind;
+    return code != 0 ? code : behind == kInProgress ? 0 : behind;
   });
+  return status.ok() ? status : Status(Code::Aborted, status.text());
 }
 
 void NcclGroup::abort() {
   if (library_.calls.abort == nullptr) return;
-  void* const gone = comm_.exchange(nullptr);
+  void* const gone = comm_.take();
   if (gone == nullptr) return;
   (void)runtime_.on_device(device_, [&] {
     library_.calls.abort(gone);

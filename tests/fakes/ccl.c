@@ -63,7 +63,7 @@ static int (*current_device)(void);
 static int (*launch)(void* stream, void (*)(void*), void*);
 static void* (*host_view)(const void*, size_t);
 static __thread int depth, held;
-static __thread task group[MAX_GROUP];
+static __thread task* group; /* while depth > 0: the fakes' static TLS is small */
 static __thread void* group_stream;
 
 /* The runtime that the program already uses. */
@@ -157,7 +157,7 @@ int ccl_make_name(char name[CCL_NAME]) {
 
 int ccl_join(ccl_comm** out, const char* name, int size, int rank) {
   if (size < 1 || size > MAX_RANKS || rank < 0 || rank >= size) return CCL_ARGUMENT;
-  if (!has_runtime()) return CCL_SYSTEM;
+  if (!has_runtime() || injected(JOIN)) return CCL_SYSTEM; /* the others are left waiting */
   ccl_comm* own = calloc(1, sizeof *own);
   own->shared = open_meeting(name, 0);
   if (own->shared == NULL) return free(own), CCL_ARGUMENT;
@@ -175,7 +175,6 @@ int ccl_join(ccl_comm** out, const char* name, int size, int rank) {
     }
   }
   if (shared->size != 0 && shared->size != size) shared->refused = 1;
-  if (injected(JOIN)) shared->refused = 1;
   shared->size = size;
   if (++shared->joined == size) shm_unlink(name);
   pthread_cond_broadcast(&shared->changed);
@@ -433,14 +432,14 @@ static int send_off(const task* tasks, int count, void* stream) {
 }
 
 int ccl_begin(void) {
-  ++depth;
-  return CCL_OK;
+  if (depth++ == 0) group = calloc(MAX_GROUP, sizeof *group);
+  return group != NULL ? CCL_OK : CCL_SYSTEM;
 }
 
 /* Collectives of a group go one by one, in order; its messages together. */
 int ccl_end(void) {
   if (depth == 0) return CCL_USAGE;
-  if (--depth > 0 || held == 0) return CCL_OK;
+  if (--depth > 0) return CCL_OK;
   int status = CCL_OK, first = 0;
   for (int each = 1; each <= held && status == CCL_OK; ++each) {
     const int letters = group[first].what.kind >= SEND;
@@ -449,6 +448,8 @@ int ccl_end(void) {
     first = each;
   }
   held = 0;
+  free(group);
+  group = NULL;
   return status;
 }
 

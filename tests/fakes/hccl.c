@@ -24,7 +24,7 @@ static int told(int code) {
     case CCL_OK: return 0;
     case CCL_ARGUMENT: return 1;
     case CCL_USAGE: return 5;
-    case CCL_REMOTE: return 9;
+    case CCL_REMOTE: return 21;
     default: return 4;
   }
 }
@@ -75,7 +75,7 @@ API const char* HcclGetErrorString(int code) {
   switch (code) {
     case 1: return "parameter error";
     case 5: return "not supported";
-    case 9: return "remote error";
+    case 21: return "remote error";
     default: return code == 0 ? "no error" : "internal error";
   }
 }

@@ -294,6 +294,38 @@ TEST_P(EngineOver, ARankThatLeavesIsNamedByThoseThatWaitForIt) {
   cluster[1].meet(cards, 8);  // so that the cluster can end like any other
 }
 
+TEST_P(EngineOver, AHeldOperationIsItsHoldersToo) {
+  Cluster cluster(GetParam(), 2);
+
+  cluster.run([&](Node& node) {
+    engine::Engine& engine = node.engine();
+    std::int64_t sent = 7, value = 0;
+    Operation* const op = engine.start_recv(node.context(), parcel(node.rank(), 1, &value, 8));
+    engine.hold(*op);
+    engine.release(*engine.start_send(node.context(), parcel(node.rank(), 1, &sent, 8)));
+    EXPECT_TRUE(engine.wait(*op, Deadline::after(Seconds(20))).ok());
+    engine.release(*op);
+    EXPECT_TRUE(op->done()) << "released, but not free yet";
+    engine.let_go(*op);
+    EXPECT_EQ(value, 7);
+  });
+  cluster.run([&](Node& node) {
+    if (node.rank() != 0) return;
+    engine::Engine& engine = node.engine();
+    std::int64_t value = 0;
+    Operation* const op = engine.start_recv(node.context(), parcel(1, 2, &value, 8));
+    engine.hold(*op);
+
+    engine.poison(node.context(), Status(Code::Aborted, "enough"), true);
+
+    EXPECT_FALSE(op->done()) << "others still work on its buffers";
+    engine.let_go(*op);
+    const Status status = engine.wait(*op, Deadline::after(Seconds(20)));
+    EXPECT_EQ(status.code(), Code::Aborted) << status.text();
+    engine.release(*op);
+  });
+}
+
 TEST_P(EngineOver, AnAbortUnblocksAWaiter) {
   Cluster cluster(GetParam(), 2);
 

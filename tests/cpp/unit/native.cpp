@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "native/ccl.hpp"
+#include "native/handle.hpp"
 #include "native/islands.hpp"
 #include "native/shares.hpp"
 #include "support/fakes.hpp"
@@ -164,7 +165,9 @@ TEST_P(Native, EndsWhatWaitsWhenARankAborts) {
     EXPECT_TRUE(own.finish());
 
     EXPECT_TRUE(started.ok());
-    EXPECT_EQ(group.health().code(), Code::System);
+    const Status echo = group.health();
+    EXPECT_EQ(echo.code(), Code::Aborted) << "another rank has the reason";
+    EXPECT_NE(echo.text().find("CommGetAsyncError failed"), std::string::npos) << echo.text();
   });
 }
 
@@ -204,6 +207,19 @@ TEST_P(Native, AveragesAndScalesWhereTheLibraryCan) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fakes, Native, testing::Values(Kind::Cuda, Kind::Musa, Kind::Ascend));
+
+TEST(NativeHandle, IsTakenOnce) {
+  int comm = 0;
+  Handle handle(&comm);
+  const auto is_comm = [&](void* own) {
+    return own == &comm ? Status() : Status(Code::Internal, "another");
+  };
+
+  EXPECT_TRUE(handle.use("nccl", is_comm).ok());
+  EXPECT_EQ(handle.take(), &comm);
+  EXPECT_EQ(handle.take(), nullptr);
+  EXPECT_EQ(handle.use("nccl", is_comm).text(), "nccl: the group was aborted");
+}
 
 TEST(NativeLibrary, SaysWhyItIsNotHere) {
   unsetenv("HCCOMM_CCL_HIP_LIB");
@@ -267,8 +283,18 @@ TEST(Islands, ASettingNamesThem) {
   EXPECT_EQ(label_of("0-3; 4,6", 3), "list 0");
   EXPECT_EQ(label_of("0-3; 4,6", 6), "list 1");
   EXPECT_EQ(label_of("0-3; 4,6", 5), "none");
-  for (const char* wrong : {"3-1", "1,", ";", "1--2", "99999999999"}) {
-    EXPECT_THROW(label_of(wrong, 0), Error) << wrong;
+  EXPECT_EQ(label_of("rack-7.b", 0), "rack-7.b");
+  for (const char* wrong : {"3-1", "1,", ";", "1--2", "99999999999", "0-3;3,4", "1,1", "on", "Off",
+                            "TRUE", "left right", "-left", "0-3/4", "\xc3\xa9t\xc3\xa9"}) {
+    try {
+      label_of(wrong, 0);
+      ADD_FAILURE() << wrong << " was taken";
+    } catch (const Error& refusal) {
+      const std::string says = refusal.status().text();
+      EXPECT_EQ(refusal.status().code(), Code::InvalidArgument);
+      EXPECT_EQ(says.find(std::string("HCCOMM_ISLAND=\"") + wrong + "\""), 0u) << says;
+      EXPECT_NE(says.find("write \"auto\""), std::string::npos) << says;
+    }
   }
 }
 
