@@ -52,9 +52,8 @@ class Engine final : private StagingClient {
   // Calls `function` once the operation is done, outside the lock; at once when it is.
   void on_done(Operation& operation, void (*function)(void*, int), void* context);
   void release(Operation& operation);
-  // Something else works on the buffers: should it fail, it ends with let_go(), or 5 s later.
-  void hold(Operation& operation);
-  void let_go(Operation& operation);
+  void hold(Operation& operation);        // others work on its buffers: should it fail, it ends
+  void let_go(Operation& operation);      // with this, or 5 s later
   bool reserve(const std::string& uuid);  // transport::Acceptor. False: linked, or we dial
   void accepted(const std::string& uuid, std::unique_ptr<transport::Link> link);
   void abandoned(const std::string& uuid);
@@ -185,7 +184,6 @@ class Engine final : private StagingClient {
   std::vector<Context*> contexts_;
   std::array<std::uint64_t, 256> closed_{};  // the last contexts removed: late frames are dropped
   std::size_t next_closed_ = 0;
-
   std::deque<Operation> storage_;
   std::vector<Operation*> free_, running_, looked_at_;
   std::vector<std::pair<Operation*, std::uint32_t>> ready_;  // steps to run, last in first out
