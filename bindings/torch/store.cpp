@@ -12,7 +12,10 @@
 
 namespace hccomm::glue {
 
-static constexpr std::chrono::milliseconds kLook(100);
+// A get of so little time asks whether the key is there and waits for nothing.
+static constexpr std::chrono::milliseconds kLook(10);
+// TCPStore warns of a timeout on standard error each time; for less than this we poll instead.
+static constexpr std::chrono::milliseconds kShort(100);
 
 static int store_set(void* context, const char* key, const void* value, size_t bytes) {
   auto* store = static_cast<c10d::Store*>(context);
@@ -32,12 +35,11 @@ static int64_t store_get(void* context, const char* key, double timeout, void* v
   const std::chrono::milliseconds limit(std::max<int64_t>(1, static_cast<int64_t>(timeout * 1e3)));
   const auto started = Clock::now();
   try {
-    // A short wait means a look; TCPStore would warn of a timeout on standard error each time.
-    while (!store->check({key}) && limit < kLook) {
-      if (Clock::now() - started >= limit) return -1;
+    while (limit < kShort && !store->check({key})) {
+      if (limit <= kLook || Clock::now() - started >= limit) return -1;
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
-    store->wait({key}, limit);
+    if (limit >= kShort) store->wait({key}, limit);
     const std::vector<std::uint8_t> got = store->get(key);
     std::memcpy(value, got.data(), std::min(capacity, got.size()));
     return static_cast<int64_t>(got.size());
