@@ -74,6 +74,13 @@ def test_lightning_trains_over_hccomm() -> None:
 
 
 @pytest.mark.slow
+def test_ray_train_starts_ranks_over_hccomm() -> None:
+    needs("ray")
+
+    learned(run(str(EXAMPLES / "ray_train.py")))
+
+
+@pytest.mark.slow
 def test_deepspeed_shards_over_hccomm() -> None:
     needs("deepspeed")
 
