@@ -47,11 +47,14 @@ def explain(
     hosts: int = 1,
     rank: int = 0,
     plan: bool = False,
+    islands: str = "",
 ) -> dict[str, Any]:
     """Return which algorithm would serve a call, why, and the alternatives.
 
     ``count`` is elements as in the C ABI, ``size`` ranks sit on ``hosts`` equal hosts. ``plan``
-    adds the steps of ``rank``. Names may be written all_reduce or allreduce.
+    adds the steps of ``rank``. Names may be written all_reduce or allreduce. ``islands``, such as
+    ``"cuda:0-2;musa:3,4"`` (other ranks hold host memory), adds how the call would go over them:
+    the ``algorithm`` serves where ``islands["way"]`` says that it goes hccomm's own way.
     """
     names = {each.replace("_", ""): each for each in COLLECTIVES}
     name = names.get(collective.lower().replace("_", ""))
@@ -69,4 +72,10 @@ def explain(
     found: dict[str, Any] = loaded.json(
         lambda out, capacity: int(loaded.lib.hccomm_explain(*arguments, out, capacity)), "explain"
     )
+    if islands:
+        over = (*arguments[:5], islands.encode())
+        found["islands"] = loaded.json(
+            lambda out, capacity: int(loaded.lib.hccomm_explain_islands(*over, out, capacity)),
+            "explain",
+        )
     return found

@@ -80,21 +80,29 @@ def explain(
     op: str = typer.Option("sum", help="Reduction."),
     plan: bool = typer.Option(False, "--plan", help="Also the steps of one rank."),
     rank: int = typer.Option(0, help="Whose steps."),
+    islands: str = typer.Option("", help="Devices by rank, like cuda:0-2;musa:3,4; others: host."),
     as_json: bool = typer.Option(False, "--json", help="As JSON."),
 ) -> None:
     """Say which algorithm would serve a call, why, and what the alternatives are."""
     item = benches.SIZES_BY_NAME.get(dtype, 4)
     found = hccomm.explain(
         collective, count=benches.parse_bytes(size) // item, size=ranks, dtype=dtype, op=op,
-        hosts=hosts, rank=rank, plan=plan,
+        hosts=hosts, rank=rank, plan=plan, islands=islands,
     )  # fmt: skip
     if as_json:
         print(json.dumps(found, indent=2))
         return
     others, steps = found.pop("alternatives", []), found.pop("plan", "")
+    over = found.pop("islands", {})
     for key, value in found.items():
         out.print(f"[bold]{key.replace('_', ' '):>14}[/]  ", end="")
         out.print(str(value), markup=False)
+    if over:
+        out.print(f"[bold]{'over islands':>14}[/]  ", end="")
+        out.print(over["way"], markup=False)
+        _table("islands", ("kind", "ranks", "library", "missing"), over["islands"])
+        if over["rails"]:
+            _table("rails of a block", ("first", "count", "ranks"), over["rails"])
     if others:
         _table("alternatives", ("name", "summary", "why_not"), others)
     if steps:

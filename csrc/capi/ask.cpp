@@ -13,6 +13,7 @@
 #include "capi/hccomm.h"
 #include "collective/collective.hpp"
 #include "comm/endpoint.hpp"
+#include "comm/explain.hpp"
 #include "device/registry.hpp"
 #include "dtype/reduce.hpp"
 #include "native/ccl.hpp"
@@ -206,20 +207,35 @@ static hccomm::plan::Group emulate(int size, int hosts, int rank) {
   return group;
 }
 
+static hccomm::plan::Call call_of(int32_t collective, int32_t dtype, int32_t op, uint64_t count) {
+  if (collective < HCCOMM_ALL_REDUCE || collective > HCCOMM_BARRIER || dtype < 0 ||
+      dtype >= hccomm::dtype::kDTypes || op < 0 || op >= hccomm::dtype::kRedOps) {
+    throw Error(Code::InvalidArgument, "explain: no such collective, dtype or op");
+  }
+  hccomm::plan::Call call;
+  call.collective = static_cast<hccomm::plan::Collective>(collective);
+  call.type = static_cast<hccomm::dtype::DType>(dtype);
+  call.op = static_cast<hccomm::dtype::RedOp>(op);
+  call.count = count;
+  call.in_place = call.collective == hccomm::plan::Collective::Broadcast;
+  return call;
+}
+
+int64_t hccomm_explain_islands(int32_t collective, int32_t dtype, int32_t op, uint64_t count,
+                               int32_t size, const char* islands, char* out, size_t capacity) {
+  return answered(out, capacity, [&] {
+    if (islands == nullptr) throw Error(Code::InvalidArgument, "explain islands: islands is null");
+    const hccomm::plan::Call call = call_of(collective, dtype, op, count);
+    hccomm::collective::check(call, emulate(size, 1, 0));
+    return hccomm::comm::explain_islands(call, size, islands).str();
+  });
+}
+
 int64_t hccomm_explain(int32_t collective, int32_t dtype, int32_t op, uint64_t count, int32_t size,
                        int32_t hosts, int32_t rank, int32_t plan, char* out, size_t capacity) {
   return answered(out, capacity, [&] {
-    if (collective < HCCOMM_ALL_REDUCE || collective > HCCOMM_BARRIER || dtype < 0 ||
-        dtype >= hccomm::dtype::kDTypes || op < 0 || op >= hccomm::dtype::kRedOps) {
-      throw Error(Code::InvalidArgument, "explain: no such collective, dtype or op");
-    }
+    const hccomm::plan::Call call = call_of(collective, dtype, op, count);
     const hccomm::plan::Group group = emulate(size, hosts, rank);
-    hccomm::plan::Call call;
-    call.collective = static_cast<hccomm::plan::Collective>(collective);
-    call.type = static_cast<hccomm::dtype::DType>(dtype);
-    call.op = static_cast<hccomm::dtype::RedOp>(op);
-    call.count = count;
-    call.in_place = call.collective == hccomm::plan::Collective::Broadcast;
     hccomm::collective::check(call, group);
     hccomm::select::Facts facts;
     facts.cores = hccomm::available_cores();

@@ -294,6 +294,12 @@ HCCOMM_API int64_t hccomm_settings(char* out, size_t capacity);
 HCCOMM_API int64_t hccomm_explain(int32_t collective, int32_t dtype, int32_t op, uint64_t count,
                                   int32_t size, int32_t hosts, int32_t rank, int32_t plan,
                                   char* out, size_t capacity);
+/* JSON: how the call would go over `islands`, such as "cuda:0-2;musa:3,4" (other ranks: host
+ * memory): by which libraries, over which rails, or why not. The libraries that are here are asked.
+ */
+HCCOMM_API int64_t hccomm_explain_islands(int32_t collective, int32_t dtype, int32_t op,
+                                          uint64_t count, int32_t size, const char* islands,
+                                          char* out, size_t capacity);
 
 #ifdef __cplusplus
 }

@@ -113,10 +113,19 @@ static bool reduces(Collective collective) {
          collective == Collective::ReduceScatter;
 }
 
+const char* way(const Chart& chart) {
+  return chart.islands.size() == 1 ? "by the island's library"
+                                   : "the libraries inside islands, rails between them";
+}
+
 std::string Archipelago::refuses(const plan::Call& call) const {
+  return comm::refuses(chart_, call, parent_.size());
+}
+
+std::string refuses(const Chart& chart, const plan::Call& call, int size) {
   const auto type = static_cast<std::size_t>(call.type);
   if (call.collective == Collective::Barrier) return "no data: a hop between hosts is quicker";
-  if (reduces(call.collective) && (chart_.reduces[type] >> static_cast<int>(call.op) & 1) == 0) {
+  if (reduces(call.collective) && (chart.reduces[type] >> static_cast<int>(call.op) & 1) == 0) {
     return text("a library of an island has no ", dtype::name(call.op), " of ",
                 dtype::name(call.type));
   }
@@ -124,12 +133,12 @@ std::string Archipelago::refuses(const plan::Call& call) const {
       call.collective == Collective::AllGather || call.collective == Collective::ReduceScatter;
   std::uint64_t count = call.count;
   for (const std::uint64_t each : call.counts) count = std::max(count, each);
-  if (direct()) {
+  if (chart.islands.size() == 1) {
     const bool moves = call.collective == Collective::Gather ||
                        call.collective == Collective::Scatter ||
                        call.collective == Collective::AllToAll ||
                        (call.collective == Collective::AllGather && !call.counts.empty());
-    if (moves && !chart_.messages) return "the island's library has no messages";
+    if (moves && !chart.messages) return "the island's library has no messages";
     const bool agreed = call.counts.empty() || in_parts;
     return agreed && count == 0 ? "nothing to move" : "";
   }
@@ -137,7 +146,7 @@ std::string Archipelago::refuses(const plan::Call& call) const {
       call.collective != Collective::Broadcast) {
     return "every byte has one receiver: islands save nothing";
   }
-  const std::uint64_t all = in_parts ? count * static_cast<std::uint64_t>(parent_.size()) : count;
+  const std::uint64_t all = in_parts ? count * static_cast<std::uint64_t>(size) : count;
   if (all * dtype::size_of(call.type) < kSmall) return "below 64 KiB one staged hop is quicker";
   return "";
 }
@@ -163,6 +172,19 @@ void Archipelago::pieces(const Work& work, bool by_root, std::vector<Block>& blo
   }
 }
 
+// Whole multiples of every island's ranks, where that is possible, keep the parts equal.
+static std::uint64_t unit_of(const Chart& chart) {
+  std::uint64_t unit = 1;
+  for (const auto& island : chart.islands) unit = std::lcm(unit, island.size());
+  return unit;
+}
+
+std::uint64_t block_elements(const Chart& chart, std::size_t element_bytes) {
+  const std::uint64_t unit = unit_of(chart);
+  const std::uint64_t most = std::max<std::uint64_t>(kBlockBytes / element_bytes, 1);
+  return unit <= most ? most / unit * unit : most;
+}
+
 std::vector<Archipelago::Block> Archipelago::blocks_of(const Work& work) {
   const plan::Call& call = work.request.call;
   std::vector<Block> blocks;
@@ -177,11 +199,7 @@ std::vector<Archipelago::Block> Archipelago::blocks_of(const Work& work) {
     rooted_[home] = native::only(ranks.size(), place_of(ranks, root));
     shares = &rooted_;
   }
-  // Whole multiples of every island's ranks, where that is possible, keep the parts equal.
-  std::uint64_t unit = 1;
-  for (const auto& island : chart_.islands) unit = std::lcm(unit, island.size());
-  const std::uint64_t most = std::max<std::uint64_t>(kBlockBytes / work.element, 1);
-  const std::uint64_t step = unit <= most ? most / unit * unit : most;
+  const std::uint64_t unit = unit_of(chart_), step = block_elements(chart_, work.element);
   for (std::uint64_t from = 0; from < call.count; from += step) {
     blocks.push_back({from, from, std::min(step, call.count - from), root, shares});
   }

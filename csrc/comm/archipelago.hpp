@@ -30,6 +30,13 @@ struct Chart {
   }
 };
 
+// Why a call of `size` ranks goes hccomm's own way, or "": the same on all ranks.
+std::string refuses(const Chart& chart, const plan::Call& call, int size);
+// How it goes where that is "".
+const char* way(const Chart& chart);
+// How many elements of a call go as one piece; the last piece may be smaller.
+std::uint64_t block_elements(const Chart& chart, std::size_t element_bytes);
+
 // An event that tells when the caller's stream has reached the call.
 struct Gate {
   device::Runtime* runtime = nullptr;  // nullptr: none
@@ -47,7 +54,6 @@ class Archipelago {
   ~Archipelago();
   Status open();  // the device's part
 
-  // Why this call goes hccomm's own way, or "": the same on all ranks.
   std::string refuses(const plan::Call& call) const;
   // Requires: !refuses(), and the request has been checked.
   Status run(const Request& request, const Gate (&gates)[2], Watch& watch);

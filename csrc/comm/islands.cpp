@@ -296,8 +296,7 @@ Json Islands::describe() {
     call.count = 1 << 20;
     std::string how = "hccomm's own way: " + (on ? archipelago_->refuses(call) : why);
     if (on && archipelago_->refuses(call).empty()) {
-      how = archipelago_->direct() ? "by the island's library"
-                                   : "the libraries inside islands, rails between them";
+      how = way(archipelago_->chart());
     }
     calls.add(each.name, how);
   }

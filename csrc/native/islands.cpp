@@ -50,6 +50,27 @@ static bool take_range(std::string_view& from, int& first, int& last) {
   return take(last) && last >= first;
 }
 
+std::vector<int> ranks_of(const std::string& what, const std::string& list, int size) {
+  const auto wrong = [&](const std::string& why) {
+    return Error(Code::InvalidArgument,
+                 text(what, ": \"", list, "\" ", why, "; write ranks such as \"0-2,5\""));
+  };
+  std::vector<int> ranks;
+  std::string_view rest = list;
+  for (;;) {
+    int first = 0, last = 0;
+    if (!take_range(rest, first, last)) throw wrong("is no list of ranks");
+    if (last >= size) throw wrong(text("has rank ", last, ", which is outside 0..", size - 1));
+    for (; first <= last; ++first) ranks.push_back(first);
+    if (rest.empty()) break;
+    if (rest[0] != ',') throw wrong("is no list of ranks");
+    rest.remove_prefix(1);
+  }
+  std::ranges::sort(ranks);
+  if (std::ranges::adjacent_find(ranks) != ranks.end()) throw wrong("has a rank twice");
+  return ranks;
+}
+
 [[noreturn]] static void refuse(const std::string& setting, const std::string& why) {
   throw Error(Code::InvalidArgument, text("HCCOMM_ISLAND=\"", setting, "\" ", why,
                                           "; write \"auto\", \"off\", a label such as \"left\", "

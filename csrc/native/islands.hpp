@@ -27,6 +27,10 @@ std::vector<std::vector<int>> find_islands(const std::vector<Member>& members);
 // look like a switch ("on") included.
 std::string label_of(const std::string& setting, int rank);
 
+// The ranks of a list such as "0-2,5", in order. Throws InvalidArgument, which begins with `what`,
+// for a text that is none, a rank outside 0..size-1 or one that is there twice.
+std::vector<int> ranks_of(const std::string& what, const std::string& list, int size);
+
 // Why `other` is in another island than `member`, in a sentence for describe().
 std::string why_apart(const Member& member, const Member& other);
 

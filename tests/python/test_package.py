@@ -144,6 +144,29 @@ def test_explain_says_which_algorithm_and_why() -> None:
     assert "send" in _run("explain", "all_reduce", "--plan", "--rank", "1").lower()
 
 
+def test_explain_says_how_a_call_goes_over_islands() -> None:
+    found = hccomm.explain("all_reduce", count=12, size=6, islands="cuda:0,2,5;musa:1,4")["islands"]
+    large = hccomm.explain("all_reduce", count=1 << 20, size=6, islands="cuda:0,2,5;musa:1,4")
+
+    assert found["way"] == "hccomm's own way: below 64 KiB one staged hop is quicker"
+    over = large["islands"]
+    assert over["way"] == "the libraries inside islands, rails between them"
+    assert [each["ranks"] for each in over["islands"]] == [[0, 2, 5], [1, 4], [3]]
+    assert [each["ranks"] for each in over["rails"]] == [[0, 1, 3], [2, 1, 3], [2, 4, 3], [5, 4, 3]]
+    assert sum(each["count"] for each in over["rails"]) == (2 << 20) // 4 // 6 * 6
+    assert "no data" in _run("explain", "barrier", "--bytes", "0", "--islands", "cuda:0-3")
+
+
+@pytest.mark.parametrize(
+    ("islands", "words"),
+    [("0-2", "names no kind"), ("cuda:0-2;musa:2", "two islands"), ("cuda:3-9", "outside 0..3"),
+     ("gpu:0,1", "gpu"), ("cuda:0--1", "no list of ranks"), ("cuda:1,1", "twice")],
+)  # fmt: skip
+def test_explain_refuses_islands_that_cannot_be(islands: str, words: str) -> None:
+    with pytest.raises(hccomm.InvalidArgument, match=words):
+        hccomm.explain("all_reduce", count=1, size=4, islands=islands)
+
+
 @pytest.mark.parametrize(("collective", "words"), [("allsum", "allsum"), ("send", "no collective")])
 def test_explain_refuses_what_is_no_collective(collective: str, words: str) -> None:
     with pytest.raises(hccomm.InvalidArgument, match=words):
