@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +211,50 @@ def test_bus_factors_are_those_of_nccl_tests() -> None:
     assert factors["all_reduce"] == 1.5
     assert factors["all_gather"] == factors["reduce_scatter"] == factors["all_to_all"] == 0.75
     assert factors["broadcast"] == factors["reduce"] == factors["sendrecv"] == 1.0
+
+
+_MEETS = """
+import sys
+rank, where = int(sys.argv[1]), sys.argv[2]
+if rank == 1:
+    sys.modules["torch"] = None  # importing it fails, as where it is not installed
+import hccomm, numpy
+values = numpy.full(100_000, rank + 1, numpy.float32)
+if rank == 0:
+    import torch
+    values = torch.from_numpy(values)
+with hccomm.init(rank=rank, size=2, rendezvous=where, timeout=100) as comm:
+    comm.all_reduce(values)
+    print(hccomm.version(), comm.size, float(values.min()), float(values.max()))
+"""
+
+
+def test_ranks_of_different_builds_meet(tmp_path: Path) -> None:
+    """One rank has torch, the other has none and a library of another version; the wire is one."""
+    pytest.importorskip("torch", reason="one of the ranks is to have torch")
+    version = hccomm.version().encode() + b"\0"
+    other = version[:-2] + (b"9" if version[-2:-1] != b"9" else b"8") + b"\0"
+    build = Path(library().path).read_bytes()
+    assert version in build
+    (tmp_path / "libhccomm.so").write_bytes(build.replace(version, other))
+    libraries = [library().path, str(tmp_path / "libhccomm.so")]
+
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _MEETS, str(rank), f"file://{tmp_path}/store"],
+            env=os.environ | {"HCCOMM_PY_LIBRARY": path},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, path in enumerate(libraries)
+    ]  # fmt: skip
+    try:
+        said = [each.communicate(timeout=120) for each in ranks]
+    finally:
+        for each in ranks:
+            each.kill()
+
+    assert [each.returncode for each in ranks] == [0, 0], said
+    assert [out.split() for out, _ in said] == [
+        [hccomm.version(), "2", "3.0", "3.0"],
+        [other[:-1].decode(), "2", "3.0", "3.0"],
+    ]
