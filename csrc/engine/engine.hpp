@@ -141,6 +141,7 @@ class Engine final : private StagingClient {
   Status mismatch(const Context&, std::uint64_t sequence, std::uint64_t mine, int source,
                   std::uint64_t theirs) const;
   void check_deadlines(Clock::time_point now);
+  void look_around(Guard& guard, Clock::time_point now);
   std::string progress_text(const Operation& op) const;
   void probe(Operation& op);
   void answer_probe(Context& context, int source, const Header& header);
@@ -167,12 +168,11 @@ class Engine final : private StagingClient {
   const std::string uuid_;
   Settings settings_;
 
-  std::mutex mutex_;                // guards everything below, except the atomics
-  std::atomic<int> contenders_{0};  // threads that want the mutex: the driver lets them in
-  std::condition_variable done_;    // an operation is done, or the driver has left
-  int waiters_ = 0;                 // threads in done_
-  bool driving_ = false;            // a waiter drives
-  bool asleep_ = false;             // links have been told that we sleep
+  std::mutex mutex_;                       // guards everything below, except the atomics
+  std::atomic<int> contenders_{0};         // threads that want the mutex: the driver lets them in
+  std::condition_variable done_;           // an operation is done, or the driver has left
+  int waiters_ = 0;                        // threads in done_
+  bool driving_ = false, asleep_ = false;  // a waiter drives; links were told that we sleep
   std::atomic<int> abort_word_{0};
   Blocks blocks_;  // outlives all that keeps frames
   std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid; none is broken

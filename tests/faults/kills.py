@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cages import Cage
 from pool import Hung, Pool, Rank, others_say
 from programs import COLLECTIVES
 from report import Trial
@@ -35,6 +36,7 @@ def trials(
     ranks: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
     phases: Sequence[str] = PHASES,
     sizes: Sequence[int] = SIZES,
+    ways: Sequence[str] = WAYS,
     late: float = 2.0,
 ) -> Iterator[Trial]:
     """Kill ``count`` ranks, one a trial. Noticing later than ``late`` seconds is a fault."""
@@ -48,18 +50,38 @@ def trials(
                 "ranks": chance.choice(list(ranks)),
                 "collective": chance.choice(COLLECTIVES),
                 "bytes": chance.choice(list(sizes)),
-                "way": chance.choice(WAYS),
+                "way": chance.choice(list(ways)),
                 "delay": chance.uniform(0.0, chance.choice((0.02, 0.05, 0.3))),
             }
             what["victim"] = chance.randrange(what["ranks"])
             if what["phase"] == "init":
                 what["delay"] *= 0.1  # it takes milliseconds
-            yield _trial(pools[what["transport"]], number, what, late)
+            if what["way"] == "hunger":
+                yield _starve(pools[what["transport"]], number, what, late)
+            else:
+                yield _trial(pools[what["transport"]], number, what, late)
         for transport, pool in pools.items():
             yield held(pool, count, transport)
     finally:
         for each in pools.values():
             each.close()
+
+
+def _starve(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
+    """Let the kernel kill the victim for want of memory; without a cage the driver does it."""
+    cage = Cage.make()
+    what["caged"] = cage is not None
+    if cage is None:
+        what["way"] = "SIGKILL"
+        return _trial(pool, number, what, late)
+    try:
+        cage.put(pool.take(what["ranks"])[what["victim"]].pid)
+        trial = _trial(pool, number, what, late)
+        if not cage.killed():
+            trial.faults.append("the kernel has not killed the victim")
+        return trial
+    finally:
+        cage.close()
 
 
 def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:

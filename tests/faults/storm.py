@@ -33,6 +33,7 @@ import soaks
 import steps
 import stops
 import strays
+import tight
 from report import Report, Trial
 
 NETWORKED = ("link", "address")
@@ -47,6 +48,7 @@ def _kill(options: argparse.Namespace) -> Iterator[Trial]:
         ranks=_range(options.ranks),
         phases=options.phases.split(",") if options.phases else kills.PHASES,
         sizes=[int(each) for each in options.sizes.split(",")],
+        ways=options.ways.split(",") if options.ways else kills.WAYS,
         late=options.late,
     )
 
@@ -127,6 +129,10 @@ def _rejoin(options: argparse.Namespace) -> Iterator[Trial]:
     return rejoins.trials(options.count, options.seed, transports=_names(options), ranks=ranks)
 
 
+def _tight(options: argparse.Namespace) -> Iterator[Trial]:
+    return tight.trials(_range(options.ranks)[-1])
+
+
 def _names(options: argparse.Namespace) -> list[str]:
     return str(options.transports).split(",")
 
@@ -154,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = add("kill", _kill, 200, "one rank dies, the others must say so")
     one.add_argument("--phases", help=f"of {', '.join(dict.fromkeys(kills.PHASES))}")
+    one.add_argument("--ways", help=f"of {', '.join(dict.fromkeys(kills.WAYS))}, hunger")
     one.add_argument("--sizes", default=",".join(str(each) for each in kills.SIZES))
     one.add_argument("--late", type=float, default=2.0, help="seconds after which it is a fault")
     add("stop", _stop, 24, "one rank is stopped for a moment, for good, or merely slow")
@@ -177,6 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     one = add("ending", _ending, 3, "somebody aborts, interrupts, terminates or leaves")
     one.add_argument("--late", type=float, default=0.2, help="seconds after which it is a fault")
     add("limit", _limit, 1, "one rank may open only a few descriptors more")
+    one = add("tight", _tight, 1, "many ranks on few ports; folders where nobody may write")
+    one.set_defaults(ranks="64")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     add("rejoin", _rejoin, 12, "training loses a worker and gets another; the loss must not tell")
@@ -190,6 +199,9 @@ def main() -> int:
     options = _parser().parse_args()
     if options.storm == "leaks":
         private.enter(sys.argv, leaks.SETUP)
+    if options.storm == "tight" and not private.enter(sys.argv, tight.SETUP):
+        print("skipped: namespaces are not permitted here")
+        return SKIPPED
     if options.storm in NETWORKED:
         refusal = networks.refusal(lambda: private.enter(sys.argv, networks.SETUP))
         if refusal:

@@ -78,6 +78,15 @@ def test_large_messages_do_not_hide_a_death() -> None:
     )
 
 
+def test_a_rank_that_the_kernel_kills_for_want_of_memory_is_named() -> None:
+    """The OOM killer in a control group of 64 MiB; where there is none, SIGKILL (see cages.py)."""
+    phases, sizes = ("idle", "collective"), (64, 1 << 20)
+
+    assert_calm(
+        kills.trials(4, 11, ranks=(3,), phases=phases, sizes=sizes, ways=("hunger",), late=LATE)
+    )
+
+
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_short_stops_and_slow_ranks_disturb_nobody(transport: str) -> None:
     """Silence of less than a second, or a long step between two calls, is no death."""
@@ -181,6 +190,11 @@ def test_a_rank_without_descriptors_says_so_and_the_others_end() -> None:
 def test_ranks_that_run_out_of_descriptors_at_work_all_name_the_limit(transport: str) -> None:
     """Each may open 10 or 64 more, an all_to_all of 16 takes up to 15 connections."""
     assert_calm(limits.trials(more=(), each=(10, 64), transports=(transport,)))
+
+
+def test_many_ranks_fit_into_few_ports_and_need_no_folder_of_their_own() -> None:
+    """64 ranks on 512 ports; a home and a TMPDIR that are read-only, and a meeting there."""
+    run_apart("tight")
 
 
 def test_nothing_is_left_behind() -> None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,31 @@ def _many(comm: hccomm.Communicator) -> dict[str, Any]:
     else:
         comm.recv(np.zeros(3, "f8"), 0, tag=5)
     return comm.dump()
+
+
+def _signalled(comm: hccomm.Communicator, folder: str, until: float) -> dict[str, Any]:
+    """Rank 1 signals rank 0, which waits in an all_reduce, and calls it once the dump is there."""
+    peer = int(comm.all_gather(np.array([os.getpid()], "i8")).ravel()[0])
+    found: dict[str, Any] = {}
+    while comm.rank == 1 and not found and time.time() < until:
+        os.kill(peer, signal.SIGUSR1)
+        time.sleep(0.2)
+        for path in Path(folder).glob(f"*-{peer}.json"):
+            with contextlib.suppress(ValueError):  # it is being written
+                found = json.loads(path.read_text())
+    comm.all_reduce(np.ones(4, "f4"))
+    return found
+
+
+def test_a_signal_makes_a_rank_that_waits_write_its_dump(tmp_path: Path) -> None:
+    """SIGUSR1 in mid-collective: the dump shows the operation in flight, and the job goes on."""
+    environ = {"HCCOMM_DUMP": str(tmp_path), "HCCOMM_DUMP_SIGNAL": "1"}
+
+    _, found = run_local(_signalled, 2, str(tmp_path), time.time() + 30.0, environ=environ)
+
+    last = found["entries"][-1]
+    assert last["profiling_name"] == "hccomm:allreduce"
+    assert last["state"] != "completed"
 
 
 def test_the_recorder_keeps_the_last_thousand_operations() -> None:
