@@ -177,21 +177,27 @@ def disagrees(comm: hccomm.Communicator, members: list[int]) -> str:
     return "nothing was raised"
 
 
-def library_fails(comm: hccomm.Communicator, setting: str, kind: int, turn: int) -> str:
-    """Let the library of rank 0 fail in the turn-th call of a kind (tests/fakes/ccl.h)."""
+def library_fails(
+    comm: hccomm.Communicator, setting: str, kind: int, turn: int, elsewhere: bool = False
+) -> str:
+    """Let the library of rank 0 fail in the turn-th call of a kind (tests/fakes/ccl.h).
+
+    ``elsewhere``: once islands are settled, all arrays are the host's, so that it works on copies.
+    """
     os.environ["HCCOMM_ISLAND_FAILURE"] = setting
     try:
         with comm.group(range(comm.size)) as group:
             if group.rank == 0:
                 ctypes.CDLL(os.environ["HCCOMM_CCL_CUDA_LIB"]).fake_ccl_fail(kind, turn)
-            return _sums(group)
+            return _sums(group, elsewhere)
     finally:
         del os.environ["HCCOMM_ISLAND_FAILURE"]
 
 
-def _sums(group: hccomm.Communicator) -> str:
+def _sums(group: hccomm.Communicator, elsewhere: bool) -> str:
     for turn in range(7):
-        data = place(group, np.full(50_000, group.rank + turn, np.float32))
+        values = np.full(50_000, group.rank + turn, np.float32)
+        data = values if elsewhere and turn >= 4 else place(group, values)
         try:
             group.all_reduce(data, timeout=30)
         except hccomm.Error as error:

@@ -117,3 +117,15 @@ def test_a_library_that_fails_ends_the_call_or_is_left(
     """As HCCOMM_ISLAND_FAILURE says: alike on all ranks, with the library and the call in it."""
     said = six.run(programs.library_fails, setting, kind, turn)
     assert all(expected in each for each in said), said
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("auto", "System: rank 0: nccl: ncclRed"), ("fallback", "off: a collective library failed, ")],
+)
+def test_a_library_that_fails_at_work_on_copies_is_waited_for(
+    six: Any, setting: str, expected: str
+) -> None:
+    """The copies of arrays that lie elsewhere end after the library's work on them."""
+    said = six.run(programs.library_fails, setting, REDUCE_SCATTER, 2, True)
+    assert all(each.startswith(expected) for each in said), said
