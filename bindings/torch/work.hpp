@@ -74,6 +74,7 @@ class OperationWork final : public c10d::Work {
 
  private:
   enum State : int { kRunning, kSucceeded, kFailed };
+  void hurry();
   void fill_future(Future& future) const;
   // The copies at the end; those between device tensors leave an event.
   void finish_copies();
