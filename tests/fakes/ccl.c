@@ -141,7 +141,7 @@ int ccl_make_name(char name[CCL_NAME]) {
   pthread_mutexattr_t mutex;
   pthread_condattr_t cond;
   memset(name, 0, CCL_NAME);
-  snprintf(name, CCL_NAME, "/hccomm-fake-ccl-%d-%d", (int)getpid(), __sync_add_and_fetch(&made, 1));
+  snprintf(name, CCL_NAME, "/fake-ccl-%d-%d", (int)getpid(), __sync_add_and_fetch(&made, 1));
   meeting* shared = open_meeting(name, 1);
   if (shared == NULL) return CCL_SYSTEM;
   pthread_mutexattr_init(&mutex);
