@@ -43,6 +43,11 @@ Status Status::from_errno(int err, std::string what) {
   return {broken ? Code::PeerLost : Code::System, what + ": " + reason + remedy(err)};
 }
 
+Status no_thread(const std::system_error& refused) {
+  return {Code::System, text("no thread can be started: ", refused.code().message(),
+                             "; raise `ulimit -u` or the container's limit of processes")};
+}
+
 void check_failed(const char* condition, const char* why, const char* file, int line) {
   std::fprintf(stderr, "hccomm: internal error at %s:%d: %s (%s)\n", file, line, why, condition);
   std::abort();

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <variant>
 
@@ -84,6 +85,9 @@ class [[nodiscard]] Result {
  private:
   std::variant<T, Status> content_;
 };
+
+// That std::thread could not start one: System, with the remedy.
+Status no_thread(const std::system_error& refused);
 
 [[noreturn]] void check_failed(const char* condition, const char* why, const char* file, int line);
 

@@ -13,6 +13,7 @@
 
 using hccomm::Code;
 using hccomm::Error;
+using hccomm::no_thread;
 using hccomm::Seconds;
 using hccomm::Status;
 using hccomm::text;
@@ -53,6 +54,8 @@ static int guarded(hccomm_error* error, Body&& body) noexcept {
     return report(failure.status(), error);
   } catch (const std::bad_alloc&) {
     return report(Status(Code::System, "out of memory"), error);
+  } catch (const std::system_error& refused) {
+    return report(no_thread(refused), error);
   } catch (const std::exception& failure) {
     return report(Status(Code::Internal, failure.what()), error);
   }

@@ -144,9 +144,9 @@ Endpoint::~Endpoint() {
   engine_.reset();
 }
 
-void Endpoint::dial(const transport::Card& peer) {
+Status Endpoint::dial(const transport::Card& peer) {
   const std::lock_guard lock(dials_mutex_);
-  if (stopping_) return;
+  if (stopping_) return {};
   for (auto each = dials_.begin(); each != dials_.end();) {
     if (!each->over.load(std::memory_order_acquire)) {
       ++each;
@@ -156,10 +156,16 @@ void Endpoint::dial(const transport::Card& peer) {
     each = dials_.erase(each);
   }
   Dial& dial = dials_.emplace_back();
-  dial.thread = std::thread([this, &dial, peer] {
-    engine_->dialed(peer.uuid, connect(peer));
-    dial.over.store(true, std::memory_order_release);
-  });
+  try {
+    dial.thread = std::thread([this, &dial, peer] {
+      engine_->dialed(peer.uuid, connect(peer));
+      dial.over.store(true, std::memory_order_release);
+    });
+  } catch (const std::system_error& refused) {
+    dials_.pop_back();
+    return no_thread(refused);
+  }
+  return {};
 }
 
 std::unique_ptr<transport::Link> Endpoint::finished(std::unique_ptr<transport::Link> link) const {

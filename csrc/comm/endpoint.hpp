@@ -55,7 +55,7 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
   static bool forked() noexcept;
 
  private:
-  void dial(const transport::Card& peer) override;
+  Status dial(const transport::Card& peer) override;
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
     engine_->accepted(peer.uuid, finished(std::move(peer.link)));

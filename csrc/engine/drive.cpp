@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "base/log.hpp"
 #include "engine/engine.hpp"
 #include "engine/guard.hpp"
 
@@ -190,8 +191,17 @@ bool Engine::sleep(Guard& guard, Deadline deadline) {
 
 // ---- the service thread ---------------------------------------------------------------------
 
+// Without the thread, operations go on as long as somebody waits for them.
 void Engine::start_service() {
-  if (!service_.joinable() && !stopping_) service_ = std::thread([this] { serve(); });
+  if (service_.joinable() || stopping_) return;
+  try {
+    service_ = std::thread([this] { serve(); });
+  } catch (const std::system_error& refused) {
+    log::write_once(log::Level::Warn, "engine/service",
+                    "engine: nothing goes on behind the program, and a silent peer is noticed "
+                    "late: " +
+                        no_thread(refused).text());
+  }
 }
 
 void Engine::ring_service() {

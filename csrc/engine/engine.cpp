@@ -168,8 +168,11 @@ void Engine::drop_unused(Channel& channel) {
 void Engine::need(Channel& channel) {
   if (channel.state() != Channel::State::Idle) return;
   if (uuid_ < channel.card().uuid && !reserved_.contains(channel.card().uuid)) {
-    channel.set_dialing();
-    dialer_.dial(channel.card());
+    if (dialer_.dial(channel.card()).ok()) {
+      channel.set_dialing();
+    } else {
+      late_dials_.emplace_back(Clock::now() + kDialAgain, &channel);
+    }
     start_service();  // it counts how long the peer does not answer
     return;
   }

@@ -344,18 +344,18 @@ void Engine::check_deadlines(Clock::time_point now) {
     }
   }
   for (std::size_t i = 0; i < late_dials_.size();) {
-    auto& [at, channel] = late_dials_[i];
+    const auto [at, channel] = late_dials_[i];
     const bool wanted = !channel->bindings().empty();
     const bool coming = reserved_.contains(channel->card().uuid);
     if (wanted && channel->state() == Channel::State::Idle && (now < at || coming)) {
       ++i;
       continue;
     }
+    late_dials_.erase(late_dials_.begin() + static_cast<std::ptrdiff_t>(i));
     if (wanted && channel->state() == Channel::State::Idle) {
       channel->set_dialing();
-      dialer_.dial(channel->card());
+      if (Status begun = dialer_.dial(channel->card()); !begun.ok()) cannot_dial(*channel, begun);
     }
-    late_dials_.erase(late_dials_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   looked_at_ = running_;  // a copy: failing one changes the list
   for (Operation* op : looked_at_) {

@@ -63,9 +63,11 @@ struct Buffers {
 
 // Makes links. dial() is called under the engine's lock and returns at once; the outcome comes
 // later through Engine::dialed() or Engine::accepted(), from a thread that holds no lock.
+//
+// Fails: System where this process cannot even begin; then nothing comes later.
 class Dialer {
  public:
-  virtual void dial(const transport::Card& peer) = 0;
+  virtual Status dial(const transport::Card& peer) = 0;
 
  protected:
   ~Dialer() = default;

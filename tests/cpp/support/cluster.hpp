@@ -66,9 +66,11 @@ class Node final : private engine::Dialer, private transport::Acceptor {
   const transport::Card& card() const { return card_; }
   int rank() const { return rank_; }
   int size() const { return size_; }
+  void refuse_to_dial(bool refuses) { refuses_to_dial_ = refuses; }
 
  private:
-  void dial(const transport::Card& peer) override {
+  Status dial(const transport::Card& peer) override {
+    if (refuses_to_dial_) return {Code::System, "no thread can be started"};
     const std::lock_guard lock(mutex_);
     dials_.emplace_back([this, peer] {
       const Deadline deadline = Deadline::after(Seconds(10));
@@ -81,6 +83,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
       if (link.ok() && sealed_) link = transport::sealed(std::move(link).value());
       engine_->dialed(peer.uuid, std::move(link));
     });
+    return {};
   }
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
@@ -91,6 +94,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
 
   int rank_, size_;
   bool sealed_ = false;
+  std::atomic<bool> refuses_to_dial_{false};
   transport::Identity identity_;
   transport::Card card_;
   std::shared_ptr<Mischief> mischief_ = std::make_shared<Mischief>();

@@ -59,6 +59,22 @@ TEST_P(LinksOver, ACutLinkLosesTheRankAndTheNextGroupGetsAnother) {
   cluster.run(expect_sum_of_ones);
 }
 
+// No thread, no memory: the rank that lacks it says so, nobody is lost, and later it may go well.
+TEST_P(LinksOver, AProcessThatCannotEvenBeginToConnectNamesItself) {
+  Cluster cluster(GetParam(), 2);
+  cluster.run([](Node& node) { node.refuse_to_dial(true); });
+  cluster.run([](Node& node) {
+    std::int64_t value = 1;
+    const Status status = sum(node, value);
+    EXPECT_EQ(status.code(), Code::System) << status.text();
+    EXPECT_NE(status.text().find("no thread can be started"), std::string::npos) << status.text();
+  });
+
+  cluster.run([](Node& node) { node.refuse_to_dial(false); });
+  cluster.meet_again(8);
+  cluster.run(expect_sum_of_ones);
+}
+
 // Rank 0 has dropped its end and begins anew; rank 1 still holds the old one and has not looked.
 TEST_P(LinksOver, AnEndThatOnlyOneSideKnowsOfDoesNotKeepTheOtherOut) {
   Cluster cluster(GetParam(), 2);
