@@ -125,10 +125,13 @@ TEST(CudaShaped, SaysThatADeviceIsLost) {
   fake.set("lost=1");
 
   ASSERT_TRUE(kunlun->copy_in(stream, place, host, 4096).ok());
-  ASSERT_TRUE(kunlun->event_record(event, stream).ok());
-  EXPECT_FALSE(comes(*kunlun, event));
+  Status told = kunlun->event_record(event, stream);  // the copy may already have gone wrong
+  if (told.ok()) {
+    EXPECT_FALSE(comes(*kunlun, event));
+    told = kunlun->event_query(event).status();
+  }
 
-  EXPECT_NE(kunlun->event_query(event).status().text().find("restart the rank"), std::string::npos);
+  EXPECT_NE(told.text().find("restart the rank"), std::string::npos) << told.text();
   EXPECT_FALSE(kunlun->health(1).ok());
   EXPECT_TRUE(kunlun->health(0).ok());
   fake.set("lost=0");
