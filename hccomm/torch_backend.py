@@ -9,6 +9,8 @@ that, is here; each patch says why.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -102,6 +104,7 @@ def _create(group: Any, options: Any) -> Any:
     import torch
     import torch.distributed as dist
 
+    _log_as_torch_does()
     _torch_glue.load()
     _torch_dtensor.install()
     own = _options_of(options)
@@ -120,6 +123,24 @@ def _create(group: Any, options: Any) -> Any:
         None if own is None else own.islands,
     )
     return carrier._get_backend(torch.device("cpu"))
+
+
+def _log_as_torch_does() -> None:
+    """Where HCCOMM_LOG says nothing, write what torch's settings ask its own backends for.
+
+    TORCH_CPP_LOG_LEVEL is for torch's C++; the logger torch.distributed is set by TORCH_LOGS and
+    torch._logging. The core reads HCCOMM_LOG once, when it first writes.
+    """
+    if os.environ.get("HCCOMM_LOG"):
+        return
+    cpp = os.environ.get("TORCH_CPP_LOG_LEVEL", "").upper()
+    python = logging.getLogger("torch.distributed").getEffectiveLevel()
+    if python <= logging.DEBUG:
+        os.environ["HCCOMM_LOG"] = "debug"
+    elif python <= logging.INFO or cpp in ("INFO", "0"):
+        os.environ["HCCOMM_LOG"] = "info"
+    elif cpp in ("ERROR", "2", "FATAL", "3"):
+        os.environ["HCCOMM_LOG"] = "error"
 
 
 @contextmanager

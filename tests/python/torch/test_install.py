@@ -113,6 +113,27 @@ def test_detail_mode_of_torch_works(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "talks"),
+    [
+        ({}, False),
+        ({"TORCH_CPP_LOG_LEVEL": "INFO"}, True),
+        ({"TORCH_LOGS": "distributed"}, True),
+        ({"TORCH_CPP_LOG_LEVEL": "INFO", "HCCOMM_LOG": "warn"}, False),
+    ],
+    ids=["default", "C++", "Python", "ours first"],
+)
+def test_torchs_settings_for_logs_are_heard(
+    tmp_path: Path, settings: dict[str, str], talks: bool
+) -> None:
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+    done = python(script(tmp_path, TRAIN), **alone, **settings)
+
+    assert done.returncode == 0, done.stderr
+    assert ("hccomm[0] info:" in done.stderr) == talks, done.stderr
+
+
 def test_no_compiler_is_said_clearly(tmp_path: Path) -> None:
     done = python(
         script(tmp_path, TRAIN),
