@@ -241,7 +241,8 @@ def works() -> None:
     assert doubled.tolist() == [6.0] * 4000
     assert work.is_completed()
     assert work.is_success()
-    assert work.exception() is None
+    if torch.__version__ >= "2.13":  # before, Python cannot take what torch returns
+        assert work.exception() is None
     batch = torch.ones(3, device=device), torch.ones(4, device=device)
     with dist._coalescing_manager(device=torch.device(device), async_ops=True) as manager:
         for tensor in batch:
@@ -282,7 +283,9 @@ def failing_work() -> tuple[str, bool]:
     with pytest.raises(dist.DistBackendError, match="Timeout"):
         future.wait()
     assert result.wait() != 0
-    return str(caught.value), "Timeout" in str(work.exception())
+    # Before 2.13 Python cannot take what exception() returns.
+    told = torch.__version__ < "2.13" or "Timeout" in str(work.exception())
+    return str(caught.value), told
 
 
 def test_a_failed_work_of_device_tensors_tells_why(simulated: None) -> None:
