@@ -492,10 +492,13 @@ def one_is_missing(comm: hccomm.Communicator) -> tuple[str, str]:
 
 
 def one_dies(comm: hccomm.Communicator) -> tuple[str, str]:
-    """Kill the last rank while the others wait for it."""
-    comm.barrier()
-    if comm.rank == comm.size - 1:
+    """Kill the last rank while the others wait for it, and for nothing before that."""
+    last = comm.size - 1
+    if comm.rank == last:
+        for other in range(last):
+            comm.recv(np.zeros(1), other)
         os.kill(os.getpid(), signal.SIGKILL)
+    comm.send(np.zeros(1), last)
     return error_of(lambda: comm.all_reduce(np.ones(1000), timeout=30.0))
 
 
