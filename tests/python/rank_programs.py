@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests run on ranks. Each function takes the communicator first; results are pickled.
 
-Inputs are small whole numbers, so that every type holds every sum exactly and results compare
-with ``==``.
+Inputs are small whole numbers: every type holds every sum exactly, and ``==`` compares results.
 """
 
 from __future__ import annotations
