@@ -147,6 +147,8 @@ engine::Operation* Islands::start(const Request& request) {
     std::optional<Way> way;
     if (idle()) way = judge(request.call);
     if (way == Way::Own) return nullptr;
+    // First: without a thread nothing may be in the queue.
+    if (!worker_.joinable()) worker_ = std::thread([this] { serve(); });
     job = &jobs_.emplace_back(make_job(request));
     job->way = way;
     job->tag = next_tag_++;
@@ -156,7 +158,6 @@ engine::Operation* Islands::start(const Request& request) {
   parent_.engine().hold(*handle);  // however it fails, its buffers are in use until finish()
   const std::lock_guard lock(mutex_);
   job->handle = handle;
-  if (!worker_.joinable()) worker_ = std::thread([this] { serve(); });
   changed_.notify_all();
   return handle;
 }

@@ -183,6 +183,8 @@ Status Islands::meet(const Chart& chart, std::unique_ptr<native::Group>& group, 
   return joining->status;
 } catch (const Error& failure) {
   return failure.status();
+} catch (const std::system_error& refused) {
+  return no_thread(refused);
 }
 
 Status Islands::agree(Job* job, Watch& watch) {
