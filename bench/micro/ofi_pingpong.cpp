@@ -36,14 +36,24 @@ using namespace hccomm::transport;
 
 namespace {
 
-constexpr std::size_t kMost = 4 << 20;
-constexpr std::size_t kSizes[] = {8,        1 << 10,   4 << 10, 16 << 10,
-                                  64 << 10, 256 << 10, 1 << 20, kMost};
-constexpr Seconds kPatience{60};
+constexpr std::size_t kMost = 16 << 20;
+constexpr std::size_t kSizes[] = {8,         1 << 10, 4 << 10, 16 << 10, 64 << 10,
+                                  256 << 10, 1 << 20, 4 << 20, kMost};
+constexpr Seconds kPatience{10};
 
 [[noreturn]] void quit(const std::string& why) {
   std::fprintf(stderr, "ofi_pingpong: %s\n", why.c_str());
   _exit(1);
+}
+
+// Every loop's look at the clock: the other side gets the core, and nothing waits for ever.
+void be_patient(unsigned tries, const char* what) {
+  static Clock::time_point since;
+  if (tries % 4096 != 4095) return;
+  sched_yield();
+  const auto now = Clock::now();
+  if (tries == 4095) since = now;
+  if (now - since > kPatience) quit(text("nothing moved: ", what));
 }
 
 void tell(int fd, const void* data, std::size_t bytes) {
@@ -112,10 +122,14 @@ class Bare {
     });
     if (bytes > choice_.info->tx_attr->inject_size) ++owed_;
   }
-  // Until a message has come and all of ours have gone.
+  // Until one more message has come and all of ours have gone.
   void wait() {
-    const std::size_t before = came_;
-    for (unsigned tries = 0; came_ == before || owed_ > 0; ++tries) look(tries);
+    for (unsigned tries = 0; came_ == taken_ || owed_ > 0; ++tries) look(tries);
+    ++taken_;
+  }
+  // Until all of ours have gone, which they do not while nobody looks.
+  void settle() {
+    for (unsigned tries = 0; owed_ > 0; ++tries) look(tries);
   }
   std::string name() const { return choice_.provider; }
 
@@ -135,7 +149,7 @@ class Bare {
       const bool sent = (entries[i].flags & (FI_RECV | FI_REMOTE_WRITE | FI_REMOTE_CQ_DATA)) == 0;
       sent ? --owed_ : static_cast<int>(++came_);
     }
-    if (tries % 4096 == 4095) sched_yield();
+    be_patient(tries, "bare libfabric");
   }
   template <typename Post>
   void post(Post&& call) {
@@ -157,7 +171,7 @@ class Bare {
   fi_addr_t peer_ = 0;
   Names remote_{};
   fi_context2 contexts_[2] = {};
-  std::size_t came_ = 0;
+  std::size_t came_ = 0, taken_ = 0;
   int owed_ = 0;
 };
 
@@ -210,11 +224,21 @@ class Linked final : public Inbox {
     if (!dialed.ok()) quit(dialed.status().text());
     link_ = std::move(dialed).value();
   }
+  // The next message to come, as the engine knows it ahead.
+  void expect(std::size_t bytes) {
+    wire::Header which;
+    which.type = wire::Type::Data;
+    which.index = ++expected_;
+    link_->expect(which, place_.data(), bytes);
+  }
   void send(std::size_t bytes) {
+    if (bytes > link_->eager_bytes()) ++sent_;
     for (std::size_t done = 0; done < bytes;) {
       wire::Header header;
       header.type = wire::Type::Data;
-      header.length = std::min(bytes - done, link_->frame_bytes());
+      header.index = sent_;
+      header.address = done;
+      header.length = static_cast<std::uint32_t>(std::min(bytes - done, link_->frame_bytes()));
       Outgoing frame{header, source_.data() + done};
       for (unsigned tries = 0;; ++tries) {
         const Progress progress = link_->send(frame);
@@ -226,6 +250,7 @@ class Linked final : public Inbox {
       done += header.length;
     }
   }
+  std::size_t eager_bytes() const { return link_->eager_bytes(); }
   void wait(std::size_t bytes) {
     for (unsigned tries = 0; came_ < bytes; ++tries) look(tries);
     came_ -= bytes;
@@ -236,7 +261,7 @@ class Linked final : public Inbox {
   }
   Placement begin(const wire::Header& header) override {
     coming_ = header.length;
-    return {place_.data()};
+    return {place_.data() + header.address};
   }
   void consume(const std::byte*, std::size_t) override {}
   void end() override { came_ += coming_; }
@@ -245,9 +270,8 @@ class Linked final : public Inbox {
   void look(unsigned tries) {
     if (link_->pending()) {
       if (!link_->poll(*this, 1)) quit(link_->status().text());
-    } else if (tries % 4096 == 4095) {
-      sched_yield();
     }
+    be_patient(tries, "the link");
   }
   const Builtin* builtin_ = nullptr;
   Taker taker_;
@@ -255,13 +279,17 @@ class Linked final : public Inbox {
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Link> link_;
   std::size_t came_ = 0, coming_ = 0;
+  std::uint32_t sent_ = 0, expected_ = 0;
 };
 
 // ---- both ---------------------------------------------------------------------------------------
 
-// `trips` messages each way, by the way of that number. A receive is posted before it is needed.
+// `trips` messages each way, by the way of that number. A receive is posted before it is needed; so
+// does the link learn of it, as the engine tells it ahead of large ones.
 void go(Bare& bare, Linked& linked, int way, bool first, std::size_t bytes, int trips) {
+  const bool large = way == 2 && bytes > linked.eager_bytes();
   if (way == 0) bare.expect(bytes);
+  if (large) linked.expect(bytes);
   for (int i = 1; i <= trips; ++i) {
     for (const bool sends : {first, !first}) {
       if (sends) {
@@ -271,14 +299,16 @@ void go(Bare& bare, Linked& linked, int way, bool first, std::size_t bytes, int 
       } else {
         way == 2 ? linked.wait(bytes) : bare.wait();
         if (way == 0 && i != trips) bare.expect(bytes);
+        if (large && i != trips) linked.expect(bytes);
       }
     }
   }
+  bare.settle();
 }
 
 void run(int fd, bool first, int rounds) {
   auto interfaces = tcp::chosen_interfaces();
-  Bare bare(ofi::choose(interfaces.value().front().ip).take(), fd);
+  Bare bare(std::move(ofi::choose(interfaces.value().front().ip).take().front()), fd);
   Linked linked(fd, first);
   if (first)
     std::printf("%s\n    bytes  sent us  written us  link us   link/best\n", bare.name().c_str());

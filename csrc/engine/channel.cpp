@@ -179,7 +179,34 @@ bool Channel::progress() {
   return moved;
 }
 
+// What the operation may have told this link to expect.
+std::optional<Header> Channel::expected(const Operation& op) const {
+  const Context& context = *op.context;
+  Header of;
+  of.context = context.id;
+  if (op.kind == OperationKind::Collective) {
+    of.type = Type::Data;
+    of.sequence = op.sequence;
+    return of;
+  }
+  const auto found = context.matching.receiving.find({op.peer, op.index});
+  if (found == context.matching.receiving.end() || found->second != &op) return {};
+  if (context.channels[op.peer] != this) return {};  // another rank's message of that number
+  of.type = Type::TaggedData;
+  of.sequence = op.tag;
+  of.index = op.index;
+  return of;
+}
+
+void Channel::release(const Operation& operation) {
+  const auto of = up() ? expected(operation) : std::nullopt;
+  if (of) link_->release(*of);
+}
+
 void Channel::cancel(const Operation* operation) {
+  // Whoever writes to the operation's memory has stopped after this.
+  const auto of = up() ? expected(*operation) : std::nullopt;
+  if (of) link_->reclaim(*of);
   std::erase_if(parked_, [&](const Parked& each) { return each.operation == operation; });
   urgent_.erase_if([&](const Pending& each) { return each.operation == operation; });
   bulk_.erase_if([&](const Bulk& each) { return each.operation == operation; });

@@ -103,6 +103,12 @@ class Channel final : public transport::Inbox {
   int silent_ticks = 0;
   std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)
 
+  // The message may be written in its place before it is asked for.
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) {
+    if (up() && bytes > eager_bytes_) link_->expect(which, data, bytes);
+  }
+  // Asks the peer to write no more of what the operation expects; cancel() waits until it has.
+  void release(const Operation& operation);
   // Forgets everything that belongs to an operation that has failed.
   void cancel(const Operation* operation);
 
@@ -113,6 +119,7 @@ class Channel final : public transport::Inbox {
 
  private:
   bool next_bulk_part();
+  std::optional<wire::Header> expected(const Operation& op) const;
   void completed(Operation* operation, std::uint32_t step);
   const Binding* binding_of(std::uint64_t context);
   void keep_for_later(const wire::Header& header, const std::byte* payload);

@@ -12,6 +12,7 @@ namespace hccomm::engine {
 
 using plan::Kind;
 using plan::Step;
+using wire::Header;
 using wire::Type;
 
 static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
@@ -72,6 +73,20 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   return op;
 }
 
+// What is stored as it comes may come straight to its place, once nothing else is read there.
+static void expect(Operation& op, std::uint32_t id) {
+  const Step& step = op.recipe->plan.steps[id];
+  const StepState& state = op.steps[id];
+  if (step.kind != Kind::Recv || state.waiting != 0 || state.value != 0 || state.done) return;
+  Header which;
+  which.type = Type::Data;
+  which.index = step.index;
+  which.context = op.context->id;
+  which.sequence = op.sequence;
+  which.fingerprint = op.recipe->fingerprint;
+  op.context->channels[step.peer]->expect(which, op.at(step.dst), op.bytes_of(step));
+}
+
 // Tells a peer whose messages are large, and whose link pushes, that we are ready for them; also
 // one that wants to know whether we called the same.
 void Engine::issue_open(Operation& op, std::size_t inlet) {
@@ -88,6 +103,10 @@ void Engine::issue_open(Operation& op, std::size_t inlet) {
   }
   const bool small = op.recipe->inlet_largest[inlet] <= channel.eager_bytes();
   if (!op.confirms && (small || channel.pulls())) return;
+  const plan::Inlet& from = op.recipe->plan.inlets[inlet];
+  for (std::uint32_t k = 0; k < from.count; ++k) {
+    expect(op, op.recipe->plan.recv_steps[from.first + k]);
+  }
   Header header;
   header.type = Type::Open;
   header.context = op.context->id;
@@ -197,6 +216,7 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
         op.stash.erase(op.stash.begin() + static_cast<std::ptrdiff_t>(i));
         apply(op, id, mine.offset, mine.data.get(), mine.bytes);
       }
+      if (op.running()) expect(op, id);
       return;
     }
     case Kind::Copy:

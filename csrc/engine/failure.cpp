@@ -40,6 +40,7 @@ void Engine::fail(Operation& op, const Status& why) {
   if (!op.running()) return;
   note_waits(op);
   withdraw(op);
+  for (const auto& [uuid, channel] : channels_) channel->release(op);
   for (const auto& [uuid, channel] : channels_) channel->cancel(&op);
   std::erase_if(ready_, [&](const auto& each) { return each.first == &op; });
   pulls_.erase_if([&](const Pull& each) { return each.operation == &op; });

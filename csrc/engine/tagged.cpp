@@ -244,6 +244,9 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
     pulls_.push_back({&channel, &op, 0, header.index, header.address, 0, op.bytes});
     return;
   }
+  Header which = answer;
+  which.type = Type::TaggedData;
+  channel.expect(which, op.data, op.bytes);
   answer.type = Type::TaggedOpen;
   channel.send(answer, nullptr);
 }

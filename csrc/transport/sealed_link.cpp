@@ -3,6 +3,8 @@
 // HCCOMM_INTEGRITY=crc32c: a link between the engine and a real one that seals every frame it sends
 // and opens every frame that comes, so that no flipped bit, lost, repeated or overtaken frame on
 // the way (memory, driver, network card, a switch that mends checksums) becomes a wrong result.
+// What passes frames by has no seal: so pull() and expect() are not offered to the engine, and all
+// goes in frames.
 #include <utility>
 
 #include "base/crc32c.hpp"

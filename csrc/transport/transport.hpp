@@ -69,6 +69,18 @@ class Link {
   // has done so when this returns. The rest will come from a copy.
   virtual void recall() noexcept {}
 
+  // The payload of the message `which` (type, context, sequence, index, fingerprint) is going to be
+  // placed at data[0..bytes): a link may have the peer write it there, before begin() asks where.
+  // It does no more once all of it has come, or reclaim() has returned. Frames tell of it all the
+  // same, unless it has been taken back.
+  virtual void expect(const wire::Header& /*which*/, std::byte* /*data*/,
+                      std::size_t /*bytes*/) noexcept {}
+  // Takes back what was expected: of the message, or for Data of all messages of the operation.
+  // release() asks the peer to stop, so that several can be asked at once; reclaim() asks where
+  // that has not been done, and waits until it has.
+  virtual void release(const wire::Header& /*of*/) noexcept {}
+  virtual void reclaim(const wire::Header& /*of*/) noexcept {}
+
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
   virtual bool pulls() const noexcept { return false; }

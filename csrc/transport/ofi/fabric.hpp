@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A card opened through libfabric: one reliable-datagram endpoint that all links of the process
-// share, its completion queue, and the registered memory. All that is sent is written into the
-// receiver's inbox, with a number as immediate data; so no receive is ever posted, and the depth of
-// a provider's queues does not limit how many peers there are.
+// The cards opened through libfabric: on each one reliable-datagram endpoint that all links of the
+// process share, its completion queue, and the registered memory. All that is sent is written into
+// the receiver's inbox, or straight to where it has said that a message shall lie, with a number as
+// immediate data; so no receive is ever posted, and the depth of a provider's queues does not limit
+// how many peers there are.
 #pragma once
 
 #include <sys/uio.h>
@@ -22,8 +23,6 @@
 #include "transport/ofi/provider.hpp"
 #include "transport/transport.hpp"
 
-struct fid_av;
-struct fid_cq;
 struct fi_cq_data_entry;
 
 namespace hccomm::transport::ofi {
@@ -34,9 +33,13 @@ struct Offer {
   std::uint32_t id;      // what the other's messages shall carry
   std::uint32_t eager_bytes, eager_slots;
   std::uint32_t slot_bytes, ring_slots;
-  std::uint64_t inbox_address, eager_offset, ring_offset, key;
-  std::uint32_t name_bytes;
-  char name[260];  // the endpoint's
+  std::uint64_t eager_offset, ring_offset;
+  std::uint32_t rails, unused;
+  struct {
+    std::uint64_t inbox_address, key;
+    std::uint32_t name_bytes;
+    char name[260];  // the endpoint's
+  } rail[kMaxRails];
 };
 
 // A frame, or a part of one, that is next in order.
@@ -44,6 +47,15 @@ struct Arrived {
   Kind kind = Kind::Eager;
   std::byte* data = nullptr;
   std::size_t bytes = 0;  // of the whole slot
+  std::uint16_t number = 0;
+  std::uint8_t slot = 0;  // of the grant that was written
+};
+
+// A part of a message that has come straight to its place.
+struct Landed {
+  enum { Here, Withdrawn, Never } how = Never;
+  wire::Header header;  // as if it had come with it
+  std::byte* data = nullptr;
 };
 
 // Owns:   all that libfabric gave out, the pool, and a thread that keeps things moving while
@@ -52,18 +64,19 @@ struct Arrived {
 // Fails:  open() and admit() give the reason; later errors are the peer's (Peer::failure).
 class Fabric {
  public:
-  static Result<std::shared_ptr<Fabric>> open(Choice choice);
+  static Result<std::shared_ptr<Fabric>> open(std::vector<Choice> choices);
   ~Fabric();
 
-  const std::string& provider() const { return choice_.provider; }
-  const std::string& domain() const { return choice_.domain; }
-  const Library& library() const { return *choice_.library; }
+  const std::string& provider() const { return rails_.front()->choice.provider; }
+  std::string domains() const;
+  const Library& library() const { return *rails_.front()->choice.library; }
 
   // A peer to be: its number, slots and ring are there. forget() where nothing comes of it.
   Result<Peer*> admit(Offer& mine);
   Status introduce(Peer& peer, const Offer& theirs);
-  void greet(Peer& peer);  // sends the hello through the fabric
-  bool met(Peer& peer);
+  void greet(Peer& peer);  // sends the hello through the fabric, on each rail
+  // On how many rails the peer's hello has come; from the first on, of `common` ones.
+  unsigned met(Peer& peer, unsigned& common);
   void forget(Peer& peer);
   // From now on the control connection is ours.
   void adopt(Peer& peer, UniqueFd control, std::string name);
@@ -73,6 +86,22 @@ class Fabric {
   Progress send_eager(Peer& peer, const wire::Header& header, const std::byte* payload);
   Progress send_part(Peer& peer, const iovec* parts, int count, std::size_t bytes);
   unsigned borrowed(Peer& peer);
+
+  // The peer may write the message at `data`, and does unless it is late; reclaim() ends that.
+  void expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes);
+  // Asks the peer to write no more: of all messages of the operation; nullptr: of any.
+  void release(Peer& peer, const wire::Header* of);
+  // Nobody writes there any more when it returns.
+  void reclaim(Peer& peer, const wire::Header* of);
+  // The grant by which the whole frame may be written in its place; -1: none.
+  int claim(Peer& peer, const wire::Header& header, const std::byte* payload);
+  // The next piece of the frame; adds its size to `sent`. Done too when the peer wants no more.
+  Progress send_direct(Peer& peer, unsigned slot, const wire::Header& header,
+                       const std::byte* payload, std::size_t& sent);
+  void advertised(Peer& peer, const Arrived& arrived);
+  Landed landed(Peer& peer, const Arrived& arrived);
+  void came(Peer& peer, const wire::Header& header);  // a frame by another way
+
   bool ready(Peer& peer);  // something is next in order, or the peer has failed
   bool next(Peer& peer, Arrived& arrived);
   void take_back(Peer& peer, const Arrived& arrived);
@@ -86,23 +115,34 @@ class Fabric {
   void wake();
 
  private:
-  explicit Fabric(Choice choice) : choice_(std::move(choice)) {}
-  Status open_all();
-  Status open_queue();
-  Status open_endpoint();
+  Fabric() : pool_(rails_), cache_(rails_) {}
+  Status open_all(std::vector<Choice> choices);
+  Status open_bell();
   void close_all() noexcept;
-  Status check(int err, const char* what) const;
 
   void progress();
   void completed(const fi_cq_data_entry& entry);
   void arrived(Immediate what);
-  void queue_error();
+  void numbered(Peer& peer, Immediate what);
+  void take_credit(Peer& peer, const Arrived& arrived);
+  void queue_error(Rail& rail);
   void finished(Op& op);
   void suspect(const Status& why);
   void judge();
   Op* sender(std::vector<Op*>& idle);
   Status make_senders(unsigned count, std::size_t bytes, std::vector<Op*>& into);
-  bool inject(Peer& peer, Kind kind, std::uint16_t value);
+  bool inject(Peer& peer, Kind kind, std::uint16_t value, unsigned rail = 0);
+  Progress write_small(Peer& peer, Kind kind, const iovec* parts, int count);
+  Entry* readable(const std::byte* payload, std::size_t bytes);
+  void park(Op& op);
+  void under_way(Peer& peer, Op& op);
+  Status describe(const Block& inbox, Offer& mine);
+  void free_grant(Peer& peer, Grant& grant);
+  void ask_back(Peer& peer, Grant& grant);
+  void reuse(Peer& peer);
+  void take_away(Peer& peer, const std::vector<Grant*>& grants);
+  void answer_revoke(Peer& peer, const Note& note);
+  void noted_revoked(Peer& peer, const Note& note);
   void settle(Peer& peer);
   Progress posted(Peer& peer, Op* op, ssize_t outcome, const char* what);
   // Nothing is sent to it any more: to write to a peer that is gone makes providers connect anew.
@@ -116,23 +156,20 @@ class Fabric {
   void answer_bye(Peer& peer);
   void drop(Peer& peer);
   static void end_all() noexcept;
-  void keep() noexcept;
-  bool keep_once();
+  void tend() noexcept;
+  bool tend_once();
 
-  Choice choice_;
   std::mutex mutex_;  // guards all that follows
-  fid_fabric* fabric_ = nullptr;
-  fid_domain* domain_ = nullptr;
-  fid_ep* endpoint_ = nullptr;
-  fid_av* addresses_ = nullptr;
-  fid_cq* queue_ = nullptr;
+  Rails rails_;       // constant once it is open
   UniqueFd poller_, bell_, timer_;
   Pool pool_;
+  Cache cache_;
   Block scratch_;  // bytes that may be sent
   std::deque<Op> ops_;
   std::vector<Op*> senders_;  // idle
   std::vector<Op*> copiers_;  // idle, with room for a ring slot
-  bool copies_ = false;       // what is sent must lie in registered memory
+  bool local_ = false;        // what is sent must lie in registered memory
+  bool gathers_ = true;       // header and payload may lie apart
   std::map<std::uint32_t, std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> by_id_;
   std::uint32_t next_id_ = 0;

@@ -54,12 +54,17 @@ void Fabric::noted(Peer& peer, const Note& note) {
     answer_bye(peer);
   } else if (note.type == Note::Taken) {
     peer.all_taken = true;
+  } else if (note.type == Note::Revoke) {
+    answer_revoke(peer, note);
+  } else if (note.type == Note::Revoked) {
+    noted_revoked(peer, note);
   } else if (peer.failure.ok()) {
     peer.failure = Status(Code::Integrity, text(peer.name, ": the peer says ", note.type));
   }
 }
 
-// An empty socket takes eight bytes whole; two are the most it ever gets from us.
+// An empty socket takes sixteen bytes whole; it gets a note when an operation has failed, and two
+// in the end.
 void Fabric::say(Peer& peer, const Note& note) {
   if (!peer.control || peer.over) return;
   if (send(peer.control.get(), &note, sizeof note, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
@@ -76,17 +81,19 @@ void Fabric::answer_bye(Peer& peer) {
     if (!peer.slot_of(number).here) return;
   }
   peer.told_taken = true;
-  say(peer, {Note::Taken, 0});
+  say(peer, {Note::Taken});
 }
 
 void Fabric::leave(Peer& peer) {
+  reclaim(peer, nullptr);
   const std::lock_guard lock(mutex_);
   progress();
   peer.linked = false;
   peer.left_at = Clock::now();
   peer.said_bye = true;
   listen_to(peer);
-  say(peer, {Note::Bye, peer.next | (peer.failure.ok() ? 0 : Note::kBroken)});
+  const std::uint32_t broken = peer.failure.ok() ? 0 : Note::kBroken;
+  say(peer, {Note::Bye, peer.next | broken});
   stir_.notify_all();
 }
 
@@ -101,21 +108,21 @@ void Fabric::drop(Peer& peer) {
   peers_.erase(peer.id);
 }
 
-void Fabric::keep() noexcept {
+void Fabric::tend() noexcept {
   std::unique_lock lock(mutex_);
   std::uint64_t seen = 0;
   while (!stopping_) {
     if (seen == polls_) progress();
     seen = polls_;
     judge();
-    const bool busy = keep_once();
+    const bool busy = tend_once();
     const auto nap = busy ? kBusy : peers_.empty() ? kAlone : kIdle;
     stir_.wait_for(lock, nap);
   }
 }
 
 // Sees off those that leave. True while something is under way.
-bool Fabric::keep_once() {
+bool Fabric::tend_once() {
   bool busy = !suspicion_.ok();
   for (auto each = peers_.begin(); each != peers_.end();) {
     Peer& peer = *(each++)->second;

@@ -27,6 +27,7 @@ constexpr const char* kName = "ofi";
 constexpr Seconds kMeetSeconds{6.0};  // on the fabric, once the handshake has proved the peer
 constexpr std::chrono::milliseconds kHelloEvery{20};
 constexpr std::chrono::microseconds kLookEvery{50};
+constexpr std::chrono::milliseconds kOtherRails{500};  // after the first one has answered
 
 // "tcp;ofi_rxm 10.0.0.1|4000"
 struct Where {
@@ -61,16 +62,20 @@ class Candidate {
 
 // Each side says hello through the fabric until it has heard the other's.
 Status say_hello(Fabric& fabric, Peer& peer, Deadline deadline) {
-  Clock::time_point next{};
-  while (!fabric.met(peer)) {
-    if (const auto now = Clock::now(); now >= next) {
+  Clock::time_point next{}, enough = Clock::time_point::max();
+  unsigned rails = 0;
+  for (unsigned common = 1; (rails = fabric.met(peer, common)) < common;) {
+    const auto now = Clock::now();
+    if (rails > 0) enough = std::min(enough, now + kOtherRails);
+    if (now >= enough) break;
+    if (now >= next) {
       fabric.greet(peer);
       next = now + kHelloEvery;
     }
     if (deadline.passed()) {
       return {Code::Unavailable,
               text("ofi: nothing came through provider ", fabric.provider(), " on ",
-                   fabric.domain(), " in time, though the peer answers over TCP")};
+                   fabric.domains(), " in time, though the peer answers over TCP")};
     }
     std::this_thread::sleep_for(kLookEvery);
   }
@@ -128,9 +133,9 @@ class OfiTransport final : public Transport {
 Status OfiTransport::open() {
   auto near = tcp::chosen_interfaces();
   if (!near) return near.status();
-  auto choice = choose(near.value().front().ip);
-  if (!choice) return choice.status();
-  auto fabric = Fabric::open(std::move(choice).value());
+  auto choices = choose(near.value().front().ip);
+  if (!choices) return choices.status();
+  auto fabric = Fabric::open(std::move(choices).value());
   if (!fabric) return fabric.status();
   fabric_ = std::move(fabric).value();
   return port_.open();

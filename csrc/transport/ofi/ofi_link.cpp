@@ -11,7 +11,7 @@
 
 namespace hccomm::transport::ofi {
 
-static constexpr std::size_t kEagerPayload = 64 * 1024;  // sent unasked
+static constexpr std::size_t kEagerPayload = 32 * 1024;  // sent unasked
 static constexpr std::size_t kFramePayload = 4 << 20;
 static_assert(kEagerPayload + sizeof(wire::Header) <= kRingSlotBytes, "one slot holds it whole");
 static constexpr std::size_t kPollFrames = 8;  // slots handed over in one look
@@ -57,6 +57,12 @@ bool OfiLink::end(Status why) {
   return false;
 }
 
+// Messages that may be advertised. What is sealed is checked frame by frame, and stays in frames.
+static bool is_data(const wire::Header& header) {
+  const bool data = header.type == wire::Type::Data || header.type == wire::Type::TaggedData;
+  return data && (header.flags & wire::kSealed) == 0;
+}
+
 // ---- sending ------------------------------------------------------------------------------------
 
 Progress OfiLink::send(Outgoing& frame) noexcept {
@@ -67,16 +73,28 @@ Progress OfiLink::send(Outgoing& frame) noexcept {
     outcome = fabric_->send_eager(peer_, frame.header, frame.payload);
     if (outcome == Progress::Done) frame.sent = total;
   } else {
-    outcome = send_parts(frame);
+    if (frame.sent == 0) {
+      posted_ = 0;
+      grant_ = is_data(frame.header) ? fabric_->claim(peer_, frame.header, frame.payload) : -1;
+    }
+    outcome = grant_ >= 0 ? send_direct(frame) : send_parts(frame);
   }
   return outcome;
 }
 
-// Done once nothing is read from the payload any more.
+Progress OfiLink::send_direct(Outgoing& frame) {
+  while (posted_ < frame.header.length) {
+    const Progress outcome = fabric_->send_direct(peer_, static_cast<unsigned>(grant_),
+                                                  frame.header, frame.payload, posted_);
+    if (outcome != Progress::Done) return outcome;
+    frame.sent = std::max<std::size_t>(1, posted_);
+  }
+  return sent_all(frame);
+}
+
 Progress OfiLink::send_parts(Outgoing& frame) {
   const std::size_t head = sizeof frame.header;
   const std::size_t total = head + frame.header.length;
-  if (frame.sent == 0) posted_ = 0;
   while (posted_ < total) {
     const std::size_t bytes = std::min(peer_.slot_bytes, total - posted_);
     auto* const payload = const_cast<std::byte*>(frame.payload);
@@ -88,10 +106,15 @@ Progress OfiLink::send_parts(Outgoing& frame) {
     posted_ += bytes;
     frame.sent = std::min(posted_, total - 1);
   }
+  return sent_all(frame);
+}
+
+// Done once nothing is read from the payload any more.
+Progress OfiLink::sent_all(Outgoing& frame) {
   if (fabric_->borrowed(peer_) != 0) {
     return fabric_->failure(peer_).ok() ? Progress::Again : Progress::Broken;
   }
-  frame.sent = total;
+  frame.sent = sizeof frame.header + frame.header.length;
   return Progress::Done;
 }
 
@@ -139,7 +162,24 @@ bool OfiLink::poll(Inbox& inbox, std::size_t budget) noexcept {
   return true;
 }
 
-// Both kinds hold a frame, or its beginning; a ring slot also a further part.
+// A part of a message in its place is a frame of its own.
+bool OfiLink::take_direct(Inbox& inbox, const Arrived& arrived) {
+  const Landed landed = fabric_->landed(peer_, arrived);
+  if (landed.how == Landed::Withdrawn) return true;
+  if (landed.how == Landed::Never) {
+    return end({Code::Integrity, description_ + ": the peer wrote where it was not asked to"});
+  }
+  const Placement placement = inbox.begin(landed.header);
+  if (placement.direct == nullptr) {
+    inbox.consume(landed.data, landed.header.length);
+  } else if (placement.direct != landed.data) {
+    std::memcpy(placement.direct, landed.data, landed.header.length);
+  }
+  inbox.end();
+  return true;
+}
+
+// Slots hold a frame, or its beginning; a ring slot also a further part.
 bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
   if (large_.active && arrived.kind == Kind::Ring) {
     part(inbox, arrived.data, std::min<std::size_t>(arrived.bytes, large_.left));
@@ -148,7 +188,12 @@ bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
   const auto bad = [this](const std::string& what) {
     return end({Code::Integrity, description_ + ": the peer sent " + what});
   };
+  if (arrived.kind == Kind::Advert) {
+    fabric_->advertised(peer_, arrived);
+    return true;
+  }
   if (large_.active) return bad("a frame within a frame");
+  if (arrived.kind == Kind::Direct) return take_direct(inbox, arrived);
   wire::Header header;
   std::memcpy(&header, arrived.data, sizeof header);
   if (const Status wrong = wire::check(header); !wrong.ok()) {
@@ -160,11 +205,12 @@ bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
     return bad(text("a frame of ", header.length, " bytes in a slot of ", room));
   }
   if (header.length <= room) {
+    if (is_data(header)) fabric_->came(peer_, header);
     inbox.deliver(header, payload);
     return true;
   }
   const Placement placement = inbox.begin(header);
-  large_ = {true, false, placement.direct, header.length};
+  large_ = {true, false, placement.direct, header.length, header};
   part(inbox, payload, room);
   return true;
 }
@@ -179,6 +225,7 @@ void OfiLink::part(Inbox& inbox, const std::byte* data, std::size_t bytes) {
     inbox.consume(data, bytes);
   }
   if (!last) return;
+  if (is_data(large_.header)) fabric_->came(peer_, large_.header);
   large_ = {};
   inbox.end();
 }
@@ -188,6 +235,14 @@ void OfiLink::discard() noexcept {
   large_.direct = nullptr;
   large_.discarded = true;
 }
+
+void OfiLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
+  if (status_.ok() && bytes > peer_.eager_bytes) fabric_->expect(peer_, which, data, bytes);
+}
+
+void OfiLink::release(const wire::Header& of) noexcept { fabric_->release(peer_, &of); }
+
+void OfiLink::reclaim(const wire::Header& of) noexcept { fabric_->reclaim(peer_, &of); }
 
 // ---- sleep --------------------------------------------------------------------------------------
 

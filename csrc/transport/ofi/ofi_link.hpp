@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The link to one peer over a fabric. Small frames are written whole into a slot of the peer's
-// inbox; of larger ones the parts, straight from the user's memory. They are taken out of it
-// straight into a reduction or the destination.
+// inbox; of larger ones the parts, straight from the user's memory, and they are taken out of it
+// straight into a reduction or the destination. What the peer has advertised is written in place.
 #pragma once
 
 #include <memory>
@@ -28,6 +28,9 @@ class OfiLink final : public Link {
   bool pending() noexcept override;
   void discard() noexcept override;
   void recall() noexcept override;
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
+  void release(const wire::Header& of) noexcept override;
+  void reclaim(const wire::Header& of) noexcept override;
   bool sleeping(bool asleep) noexcept override;
   int fd() const noexcept override { return poller_.get(); }
   std::size_t eager_bytes() const noexcept override;
@@ -41,11 +44,15 @@ class OfiLink final : public Link {
     bool active = false, discarded = false;
     std::byte* direct = nullptr;
     std::uint64_t left = 0;
+    wire::Header header;
   };
   OfiLink(std::shared_ptr<Fabric> fabric, Peer& peer, std::string description);
   Progress send_parts(Outgoing& frame);
+  Progress send_direct(Outgoing& frame);
+  Progress sent_all(Outgoing& frame);
   bool take(Inbox& inbox, const Arrived& arrived);
   bool begin(Inbox& inbox, const std::byte* data, std::size_t bytes);
+  bool take_direct(Inbox& inbox, const Arrived& arrived);
   void part(Inbox& inbox, const std::byte* data, std::size_t bytes);
   bool end(Status why);
   void look_around();
@@ -56,6 +63,7 @@ class OfiLink final : public Link {
   UniqueFd poller_;
   Status status_;
   std::size_t posted_ = 0;  // of the frame that is being sent
+  int grant_ = -1;          // by which it is written in its place; -1: through the inbox
   unsigned idle_polls_ = 0;
   Clock::time_point next_look_{};
   Large large_;

@@ -5,7 +5,7 @@
 //
 // Everything a peer sends is written into an inbox that it was given, and carries 32 bits: whose it
 // is for the receiver, what it is, and its number, by which the receiver restores the order that no
-// provider has to keep.
+// provider has to keep. Large payloads go straight into memory that the receiver has advertised.
 #pragma once
 
 #include <array>
@@ -17,7 +17,9 @@
 #include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/unique_fd.hpp"
+#include "transport/ofi/grant.hpp"
 #include "transport/ofi/pool.hpp"
+#include "wire/frame.hpp"
 
 namespace hccomm::transport::ofi {
 
@@ -30,22 +32,39 @@ inline constexpr std::size_t kRingSlotBytes = 128 * 1024;
 inline constexpr unsigned kRingSlots = 8;
 inline constexpr std::size_t kRingAt = kNothingBytes + kEagerSlots * kEagerBytes;
 inline constexpr std::size_t kInboxBytes = kRingAt + kRingSlots * kRingSlotBytes;
-inline constexpr unsigned kWindow = 32;  // > frames that can be on their way at once
+inline constexpr unsigned kDirectWrites = 32;  // into memory that was advertised
+inline constexpr unsigned kGrants = 32;        // such pieces of memory at once
+inline constexpr unsigned kWindow = 64;        // > frames that can be on their way at once
 inline constexpr std::uint32_t kMaxPeers = 1u << 13;
-static_assert(kEagerSlots + kRingSlots <= kWindow);
+static_assert(kEagerSlots + kRingSlots + kDirectWrites <= kWindow);
 
-enum class Kind : std::uint8_t { Eager, Ring, EagerCredit, RingCredit, Hello };
+enum class Kind : std::uint8_t {
+  Eager,        // a frame in an eager slot
+  Ring,         // a frame, or a part of one, in a ring slot
+  Advert,       // in an eager slot
+  Direct,       // a part of a message, in its place
+  EagerCredit,  // the kinds from here on have no number
+  RingCredit,
+  DirectCredit,
+  Hello,
+};
+inline bool is_numbered(Kind kind) { return kind <= Kind::Direct; }
 
 // The 32 bits.
 struct Immediate {
   std::uint32_t peer = 0;   // 13 bits: the receiver's number for the sender
   Kind kind = Kind::Hello;  // 3 bits
-  std::uint16_t value = 0;  // of a frame its number; of a credit how many were taken in all
+  // Of a frame its number; of a direct write the grant's slot and 8 bits of the number; of a credit
+  // how many were taken in all; of a hello the rail.
+  std::uint16_t value = 0;
 
   std::uint32_t pack() const { return peer << 19 | static_cast<std::uint32_t>(kind) << 16 | value; }
   static Immediate unpack(std::uint64_t bits) {
     return {static_cast<std::uint32_t>(bits >> 19) & (kMaxPeers - 1),
             static_cast<Kind>(bits >> 16 & 7), static_cast<std::uint16_t>(bits)};
+  }
+  static std::uint16_t direct(unsigned slot, std::uint16_t number) {
+    return static_cast<std::uint16_t>(slot << 8 | (number & 0xff));
   }
 };
 
@@ -56,6 +75,7 @@ struct Op {
   std::uint64_t context[8] = {};
   Peer* peer = nullptr;              // to whom; nullptr once nobody cares
   Block block;                       // where what is copied lies
+  Entry* entry = nullptr;            // memory of the user that it reads, where cards must know it
   std::vector<Op*>* home = nullptr;  // the list it returns to
   bool borrows = false;              // it reads memory of the user
 };
@@ -79,36 +99,50 @@ struct Taken {
 struct Arrival {
   bool here = false;
   Kind kind = Kind::Eager;
+  std::uint8_t slot = 0;  // of a direct write
 };
 
 // What the two ends say over the control connection once the link is up.
 struct Note {
-  enum Type : std::uint32_t { Bye = 1, Taken = 2 };
+  // Revoke: write no more to the grant (slot and number of the advert); Revoked answers it.
+  enum Type : std::uint32_t { Bye = 1, Taken = 2, Revoke = 3, Revoked = 4 };
   std::uint32_t type = 0;
-  std::uint32_t value = 0;  // Bye: how many frames were sent (16 bits), kBroken where they are void
+  // Bye: how many frames were sent (16 bits), kBroken where they are void. Revoked: how many direct
+  // writes were made in all.
+  std::uint32_t value = 0;
+  std::uint32_t slot = 0;
+  std::uint32_t unused = 0;
   static constexpr std::uint32_t kBroken = 1u << 16;
 };
 
 // Guarded by the fabric's mutex.
 struct Peer {
   std::uint32_t id = 0, their_id = 0;
-  std::uint64_t address = 0;  // fi_addr_t
-  std::string name;           // "ofi (net) to 10.0.0.2", for errors
-  bool linked = true;         // a link uses it
-  bool met = false;           // its hello has come through the fabric
+  unsigned rails = 1;                              // in use with this peer
+  unsigned common = 1;                             // that both have
+  std::array<std::uint64_t, kMaxRails> address{};  // fi_addr_t
+  std::string name;                                // "ofi (net) to 10.0.0.2", for errors
+  bool linked = true;                              // a link uses it
+  unsigned met = 0;  // by rail, a bit: its hello has come through the fabric
   Status failure;
 
   std::uint16_t next = 0;  // number of the next frame
-  Window eager, ring;
-  std::size_t eager_bytes = 0, slot_bytes = 0;                       // of the peer's slots
-  std::uint64_t nothing_at = 0, eager_at = 0, ring_at = 0, key = 0;  // of its inbox
+  Window eager, ring, direct;
+  std::size_t eager_bytes = 0, slot_bytes = 0;      // of the peer's slots
+  std::uint64_t eager_offset = 0, ring_offset = 0;  // in its inbox
+  std::array<std::uint64_t, kMaxRails> inbox_at{}, key{};
+  std::array<Claim, kGrants> claims{};  // what it lets us write
+  std::uint32_t direct_written = 0;
   unsigned in_flight = 0, borrowed = 0;
 
   std::uint16_t expected = 0;
   std::array<Arrival, kWindow> arrived{};
-  Taken eager_in, ring_in;
-  Block inbox;             // that the peer writes
-  std::uint64_t seen = 0;  // Fabric::polls_ when it was last looked at
+  Taken eager_in, ring_in, direct_in;
+  std::uint32_t direct_arrived = 0;
+  std::array<Grant, kGrants> grants{};  // what we let it write
+  unsigned given = 0;                   // of them not free
+  Block inbox;                          // that the peer writes
+  std::uint64_t seen = 0;               // Fabric::polls_ when it was last looked at
 
   UniqueFd control;
   char note[sizeof(Note)] = {};

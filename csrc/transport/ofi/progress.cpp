@@ -26,13 +26,15 @@ void Fabric::progress() {
   ++polls_;
   if (ended_) return;
   fi_cq_data_entry entries[kEntries];
-  for (int round = 0; round < kRounds; ++round) {
-    const ssize_t count = fi_cq_read(queue_, entries, kEntries);
-    for (ssize_t i = 0; i < count; ++i) completed(entries[i]);
-    if (count == -FI_EAVAIL) {
-      queue_error();
-    } else if (count < static_cast<ssize_t>(kEntries)) {
-      break;
+  for (const auto& rail : rails_) {
+    for (int round = 0; round < kRounds; ++round) {
+      const ssize_t count = fi_cq_read(rail->queue, entries, kEntries);
+      for (ssize_t i = 0; i < count; ++i) completed(entries[i]);
+      if (count == -FI_EAVAIL) {
+        queue_error(*rail);
+      } else if (count < static_cast<ssize_t>(kEntries)) {
+        break;
+      }
     }
   }
 }
@@ -52,35 +54,40 @@ void Fabric::arrived(Immediate what) {
   switch (what.kind) {
     case Kind::EagerCredit: peer->eager.credit(what.value); break;
     case Kind::RingCredit: peer->ring.credit(what.value); break;
-    case Kind::Hello: peer->met = true; break;
-    default: {
-      Arrival& place = peer->slot_of(what.value);
-      const auto ahead = static_cast<std::uint16_t>(what.value - peer->expected);
-      if (ahead < kWindow && !place.here && what.kind <= Kind::Ring) {
-        place = {true, what.kind};
-        nap_us_ = 0;
-      } else if (peer->failure.ok()) {
-        peer->failure = Status(Code::Integrity, text(peer->name, ": frame ", what.value,
-                                                     " came while ", peer->expected, " was due"));
-      }
-    }
+    case Kind::DirectCredit: peer->direct.credit(what.value); break;
+    case Kind::Hello: peer->met |= 1u << (what.value % kMaxRails); break;
+    default: numbered(*peer, what);
   }
   if (asleep_) eventfd_write(bell_.get(), 1);
 }
 
+void Fabric::numbered(Peer& peer, Immediate what) {
+  const bool direct = what.kind == Kind::Direct;
+  const auto ahead = static_cast<std::uint16_t>(what.value - peer.expected) & (direct ? 0xff : ~0u);
+  Arrival& place = peer.slot_of(static_cast<std::uint16_t>(peer.expected + ahead));
+  if (ahead < kWindow && !place.here) {
+    place = {true, what.kind, static_cast<std::uint8_t>(direct ? what.value >> 8 : 0)};
+    if (direct) ++peer.direct_arrived;
+    nap_us_ = 0;
+  } else if (peer.failure.ok()) {
+    peer.failure = Status(Code::Integrity, text(peer.name, ": frame ", what.value, " came while ",
+                                                peer.expected, " was due"));
+  }
+}
+
 // ---- errors -------------------------------------------------------------------------------------
 
-void Fabric::queue_error() {
+void Fabric::queue_error(Rail& rail) {
   fi_cq_err_entry entry{};
-  if (fi_cq_readerr(queue_, &entry, 0) <= 0) return;
+  if (fi_cq_readerr(rail.queue, &entry, 0) <= 0) return;
   char buffer[256] = {};
   const char* said =
-      fi_cq_strerror(queue_, entry.prov_errno, entry.err_data, buffer, sizeof buffer);
+      fi_cq_strerror(rail.queue, entry.prov_errno, entry.err_data, buffer, sizeof buffer);
   // The context of an error is not always what was given: look before it is used.
   const auto same = [&](const Op& each) { return &each == entry.op_context; };
   const auto found = std::ranges::find_if(ops_, same);
   Op* const op = found == ops_.end() ? nullptr : &*found;
-  const std::string what = text(choice_.library->strerror(entry.err), " (", entry.err, ")",
+  const std::string what = text(library().strerror(entry.err), " (", entry.err, ")",
                                 said != nullptr ? text(", ", said) : std::string());
   Peer* const peer = op != nullptr ? op->peer : nullptr;
   if (op != nullptr) finished(*op);
@@ -93,7 +100,7 @@ void Fabric::queue_error() {
 }
 
 // An error that names nobody. Who has ended will show on its control connection; where nobody has,
-// the fabric cannot be trusted (keep_once).
+// the fabric cannot be trusted (tend_once).
 void Fabric::suspect(const Status& why) {
   HCCOMM_LOG(Info, "ofi: the provider reports, for no peer in particular: ", why.text());
   if (!suspicion_.ok()) return;
@@ -119,8 +126,7 @@ void Fabric::judge() {
   suspicion_ = {};
 }
 
-// ---- what a link asks
-// -----------------------------------------------------------------------------
+// ---- what a link asks ---------------------------------------------------------------------------
 
 bool Fabric::ready(Peer& peer) {
   const std::lock_guard lock(mutex_);
@@ -142,13 +148,13 @@ bool Fabric::next(Peer& peer, Arrived& out) {
   }
   Arrival& place = peer.slot_of(peer.expected);
   out.kind = place.kind;
-  if (place.kind == Kind::Eager) {
+  out.number = peer.expected;
+  out.slot = place.slot;
+  if (place.kind == Kind::Eager || place.kind == Kind::Advert) {
     out.data = peer.inbox.data + kNothingBytes + peer.eager_in.count % kEagerSlots * kEagerBytes;
     out.bytes = kEagerBytes;
-    auto& header = *reinterpret_cast<wire::Header*>(out.data);
-    const bool sealed = (header.flags & wire::kSealed) != 0;
-    if (!sealed) peer.eager.credit(std::exchange(header.source, 0));
-  } else {
+    take_credit(peer, out);
+  } else if (place.kind == Kind::Ring) {
     out.data = peer.inbox.data + kRingAt + peer.ring_in.count % kRingSlots * kRingSlotBytes;
     out.bytes = kRingSlotBytes;
   }
@@ -157,9 +163,24 @@ bool Fabric::next(Peer& peer, Arrived& out) {
   return true;
 }
 
+// One rides where a sealed frame has its seal.
+static bool carries_credit(const wire::Header& header) {
+  return (header.flags & wire::kSealed) == 0;
+}
+
+void Fabric::take_credit(Peer& peer, const Arrived& arrived) {
+  if (arrived.kind != Kind::Eager) return;
+  auto& header = *reinterpret_cast<wire::Header*>(arrived.data);
+  if (carries_credit(header)) peer.eager.credit(std::exchange(header.source, 0));
+}
+
 void Fabric::take_back(Peer& peer, const Arrived& arrived) {
   const std::lock_guard lock(mutex_);
-  ++(arrived.kind == Kind::Eager ? peer.eager_in : peer.ring_in).count;
+  ++(arrived.kind == Kind::Ring     ? peer.ring_in
+     : arrived.kind == Kind::Direct ? peer.direct_in
+                                    : peer.eager_in)
+        .count;
+  if (arrived.kind == Kind::Direct && peer.given != 0) reuse(peer);
   settle(peer);
 }
 
@@ -176,6 +197,10 @@ void Fabric::settle(Peer& peer) {
   if (due(peer.ring_in, kRingSlots / 4) &&
       inject(peer, Kind::RingCredit, static_cast<std::uint16_t>(peer.ring_in.count))) {
     peer.ring_in.told = peer.ring_in.count;
+  }
+  if (due(peer.direct_in, kDirectWrites / 4) &&
+      inject(peer, Kind::DirectCredit, static_cast<std::uint16_t>(peer.direct_in.count))) {
+    peer.direct_in.told = peer.direct_in.count;
   }
 }
 
@@ -197,8 +222,7 @@ void Fabric::fail(Peer& peer, Status why) {
   if (peer.failure.ok()) peer.failure = std::move(why);
 }
 
-// ---- sleep
-// ----------------------------------------------------------------------------------------
+// ---- sleep --------------------------------------------------------------------------------------
 
 // The timer is the shorter, the less time has passed since something came.
 bool Fabric::sleep(Peer& peer) {

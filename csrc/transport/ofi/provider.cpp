@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -77,11 +78,13 @@ static std::optional<tcp::Ip> ip_of(const fi_info& info) {
                                   : std::nullopt;
 }
 
-// The memory node of the card, -1 where the system does not say.
+static constexpr int kNoBus = -2;
+
+// The memory node of the card, -1 where the system does not say, kNoBus where there is no card.
 static int node_of(const fi_info& info) {
   const fid_nic* const nic = info.nic;
   if (nic == nullptr || nic->bus_attr == nullptr || nic->bus_attr->bus_type != FI_BUS_PCI)
-    return -1;
+    return kNoBus;
   const fi_pci_attr& at = nic->bus_attr->attr.pci;
   char path[96];
   std::snprintf(path, sizeof path, "/sys/bus/pci/devices/%04x:%02x:%02x.%x/numa_node",
@@ -147,38 +150,63 @@ static Status nothing_fits(const Library& library, const fi_info* all) {
   return {Code::InvalidArgument, text("ofi: HCCOMM_OFI_PROVIDER=", asked, " is not here; ", here)};
 }
 
-// The best info of the first wanted name that has one; nullptr when none has.
-static const fi_info* best_of(const fi_info* all, const tcp::Ip& near) {
+// The infos of the first wanted name that has one, one for each card, nearest first.
+static std::vector<const fi_info*> cards_of(const fi_info* all, const tcp::Ip& near) {
   for (const std::string& name : wanted_names()) {
     if (std::ranges::find(kNever, name) != std::end(kNever)) continue;
     // The first form that the library lists is the one it thinks best.
     std::string form;
-    const fi_info* best = nullptr;
+    std::map<std::string, const fi_info*> cards;
     for (const fi_info* each = all; each != nullptr; each = each->next) {
       const std::string provider = provider_of(*each);
       if (!is_of(provider, name) || (!form.empty() && form != provider)) continue;
       form = provider;
+      const fi_info*& best = cards[domain_of(*each)];
       if (best == nullptr || distance(*each, near) < distance(*best, near)) best = each;
     }
-    if (best != nullptr) return best;
+    std::vector<const fi_info*> out;
+    for (const auto& [domain, info] : cards) out.push_back(info);
+    std::ranges::stable_sort(out, {}, [&](const fi_info* each) { return distance(*each, near); });
+    if (!out.empty()) return out;
   }
-  return nullptr;
+  return {};
 }
 
-Result<Choice> choose(const tcp::Ip& near) {
+// Those that carry the links. By themselves several are taken only where they are real cards (they
+// say on which bus) and equally near.
+static std::vector<const fi_info*> rails_of(const fi_info* all, const tcp::Ip& near) {
+  std::vector<const fi_info*> cards = cards_of(all, near);
+  const bool all_near = config::raw("HCCOMM_OFI_RAILS") == "auto";
+  const std::int64_t wanted = all_near ? 0 : config::integer("HCCOMM_OFI_RAILS");
+  std::size_t most = std::min<std::size_t>(cards.size(), kMaxRails);
+  if (wanted > 0) most = std::min<std::size_t>(most, static_cast<std::size_t>(wanted));
+  std::size_t taken = std::min<std::size_t>(most, 1);
+  while (taken < most &&
+         (wanted > 0 || (node_of(*cards[taken]) != kNoBus &&
+                         distance(*cards[taken], near) == distance(*cards[0], near)))) {
+    ++taken;
+  }
+  cards.resize(taken);
+  return cards;
+}
+
+Result<std::vector<Choice>> choose(const tcp::Ip& near) {
   auto found = library();
   if (!found) return found.status();
   const Library& lib = *found.value();
   const Info all = all_infos(lib);
-  const fi_info* const best = best_of(all.get(), near);
-  if (best == nullptr) return nothing_fits(lib, all.get());
-  Choice choice;
-  choice.library = &lib;
-  choice.info = Info(lib.dupinfo(best), {&lib});
-  if (choice.info == nullptr) throw std::bad_alloc();
-  choice.provider = provider_of(*best);
-  choice.domain = domain_of(*best);
-  return choice;
+  const auto rails = rails_of(all.get(), near);
+  if (rails.empty()) return nothing_fits(lib, all.get());
+  std::vector<Choice> choices;
+  for (const fi_info* each : rails) {
+    Choice& choice = choices.emplace_back();
+    choice.library = &lib;
+    choice.info = Info(lib.dupinfo(each), {&lib});
+    if (choice.info == nullptr) throw std::bad_alloc();
+    choice.provider = provider_of(*each);
+    choice.domain = domain_of(*each);
+  }
+  return choices;
 }
 
 static std::string capabilities(const fi_info& info) {
@@ -192,9 +220,9 @@ static std::string capabilities(const fi_info& info) {
       (mr & (FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_PROV_KEY | FI_MR_ENDPOINT)) == 0 ? " none" : "");
 }
 
-static std::string why_not(const fi_info& info, const fi_info* chosen) {
+static std::string why_not(const fi_info& info, bool chosen) {
   const std::string provider = provider_of(info);
-  if (&info == chosen) return "";
+  if (chosen) return "";
   for (const char* never : kNever) {
     if (is_of(provider, never)) return "never: not reliable or deprecated";
   }
@@ -212,17 +240,20 @@ Result<std::vector<Finding>> survey() {
   if (!found) return found.status();
   const Info all = all_infos(*found.value());
   auto near = tcp::chosen_interfaces();
-  const fi_info* const chosen = best_of(all.get(), near ? near.value().front().ip : tcp::Ip{});
+  const auto rails = rails_of(all.get(), near ? near.value().front().ip : tcp::Ip{});
+  const auto chosen = [&](const fi_info* each) {
+    return std::ranges::find(rails, each) != rails.end();
+  };
   std::vector<Finding> findings;
   std::set<std::string> seen;
   // One line for each card, whatever its addresses; the one that is taken before its likes.
   for (const bool used : {true, false}) {
     for (const fi_info* each = all.get(); each != nullptr; each = each->next) {
       std::string what = text(provider_of(*each), " on ", domain_of(*each));
-      if ((each == chosen) != used || !seen.insert(what).second) continue;
+      if (chosen(each) != used || !seen.insert(what).second) continue;
       const auto ip = used ? ip_of(*each) : std::nullopt;
       if (ip) what += ", " + ip->text();
-      findings.push_back({std::move(what), capabilities(*each), used, why_not(*each, chosen)});
+      findings.push_back({std::move(what), capabilities(*each), used, why_not(*each, used)});
     }
   }
   return findings;

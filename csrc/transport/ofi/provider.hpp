@@ -14,6 +14,8 @@
 
 namespace hccomm::transport::ofi {
 
+inline constexpr unsigned kMaxRails = 4;
+
 // What will be opened. The info belongs to the library.
 struct Choice {
   const Library* library = nullptr;
@@ -26,9 +28,10 @@ struct Choice {
 // Fails: with why there is no list.
 Result<std::vector<Finding>> survey();
 
+// The cards to open, nearest first: one, or the rails over which what is large is striped.
 // `near`: where there are several cards with Internet addresses, the one of this address.
 // Fails: Unavailable with the reason; InvalidArgument when HCCOMM_OFI_PROVIDER names none there is.
-Result<Choice> choose(const tcp::Ip& near);
+Result<std::vector<Choice>> choose(const tcp::Ip& near);
 
 // Where the peer is, as far as it decides whether a provider serves.
 enum class Distance { SameProcess, SameMachine, Apart };

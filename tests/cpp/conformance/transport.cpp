@@ -8,11 +8,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
 
 #include "base/machine.hpp"
+#include "support/each_transport.hpp"
+#include "support/hex.hpp"
 #include "support/link_pair.hpp"
 #include "support/member.hpp"
 #include "transport/transports.hpp"
@@ -23,83 +26,12 @@ namespace {
 
 using test::Collector;
 using test::header_of;
+using test::hex;
 using test::kPatience;
 using test::matches;
 using test::payload_of;
 using test::poll_until;
-
-// A transport, and whether HCCOMM_ENCRYPT is set: those that keep secrets must work alike.
-struct Way {
-  const Builtin* builtin;
-  bool encrypts;
-};
-
-class EachTransport : public testing::TestWithParam<Way> {
- protected:
-  void SetUp() override {
-    job_ = wire::random_bytes(16);
-    dialer_ = member(job_, key_);
-    server_ = member(job_, key_);
-    for (const auto& each : {dialer_.get(), server_.get()}) {
-      if (!each->why_not().empty()) GTEST_SKIP() << builtin().name << ": " << each->why_not();
-    }
-    const std::string why = dialer_->transport().refuses(dialer_->card(), server_->card());
-    if (why.ends_with("two endpoints of one process"))
-      GTEST_SKIP() << builtin().name << ": " << why;
-  }
-  const Builtin& builtin() const { return *GetParam().builtin; }
-  std::unique_ptr<Member> member(const std::string& job, const std::string& key) const {
-    return std::make_unique<Member>(builtin(), job, key, wire::random_bytes(16),
-                                    GetParam().encrypts);
-  }
-
-  // A connected pair of links: `dialed_` and `taken_`.
-  void connect() {
-    ASSERT_EQ(dialer_->transport().refuses(dialer_->card(), server_->card()), "");
-    auto link = dialer_->transport().connect(server_->card(), soon());
-    ASSERT_TRUE(link.ok()) << link.status().text();
-    dialed_ = std::move(link).value();
-    Accepted accepted = server_->take();
-    ASSERT_NE(accepted.link, nullptr);
-    EXPECT_EQ(accepted.uuid, dialer_->card().uuid);
-    taken_ = std::move(accepted.link);
-  }
-  // Sends from one link and polls the other, in turns, until all frames are over.
-  void exchange(Link& from, Link& to, const std::vector<std::size_t>& sizes, Collector& inbox) {
-    const Deadline deadline = soon();
-    Collector unused;
-    std::vector<std::vector<std::byte>> payloads;
-    for (std::uint32_t i = 0; i < sizes.size(); ++i) payloads.push_back(payload_of(i, sizes[i]));
-    std::size_t next = 0;
-    Outgoing frame;
-    bool offered = false;
-    while ((next < sizes.size() || inbox.messages.size() < sizes.size() || inbox.open()) &&
-           !deadline.passed()) {
-      if (next < sizes.size()) {
-        if (!offered) {
-          frame = {header_of(static_cast<std::uint32_t>(next), sizes[next]), payloads[next].data()};
-        }
-        const Progress progress = from.send(frame);
-        from.flush();
-        ASSERT_NE(progress, Progress::Broken) << from.status().text();
-        offered = progress == Progress::Again;
-        if (!offered) ++next;
-      }
-      ASSERT_TRUE(!to.pending() || to.poll(inbox, 1 << 20)) << to.status().text();
-      ASSERT_TRUE(!from.pending() || from.poll(unused, 1 << 20)) << from.status().text();
-    }
-    ASSERT_EQ(inbox.messages.size(), sizes.size());
-    for (std::uint32_t i = 0; i < sizes.size(); ++i) {
-      ASSERT_EQ(inbox.messages[i].header.index, i);
-      ASSERT_EQ(inbox.messages[i].payload.size(), sizes[i]);
-      EXPECT_TRUE(matches(inbox.messages[i].payload, i)) << "frame of " << sizes[i];
-    }
-  }
-
-  std::string job_, key_ = std::string(32, 'k');
-  std::unique_ptr<Member> dialer_, server_;
-  std::unique_ptr<Link> dialed_, taken_;
-};
+using test::unhex;
 
 const std::vector<std::size_t> kSizes = {
     0, 1, 15, 16, 17, 47, 1000, 4096, 65535, 65536, 65537, 300'001, 524288, 3'000'005, 8};
@@ -200,6 +132,68 @@ TEST_P(EachTransport, ADiscardedFrameLeavesItsDestinationAloneAndTheNextArrives)
     EXPECT_FALSE(inbox.open());
     EXPECT_TRUE(matches(inbox.messages[1].payload, 2));
   }
+}
+
+// The message may have been written there before anybody looks: its frames say so all the same.
+TEST_P(EachTransport, WhatIsExpectedComesToItsPlace) {
+  ASSERT_NO_FATAL_FAILURE(connect());
+  for (std::uint32_t round = 0; round < 10; ++round) {
+    const std::size_t bytes = 300'001 + round * 500'003;
+    const auto payload = payload_of(round, bytes);
+    std::vector<std::byte> place(bytes);
+    Collector inbox, unused;
+    inbox.place = place.data();
+    const wire::Header header = header_of(round, bytes);
+
+    taken_->expect(header, place.data(), bytes);
+    taken_->flush();
+    ASSERT_TRUE(poll_until(*dialed_, unused, [n = 0]() mutable { return ++n > 50; }));
+    std::thread sender([&] {
+      for (std::size_t done = 0; done < bytes;) {
+        wire::Header part = header;
+        part.address = done;
+        part.length = static_cast<std::uint32_t>(std::min(bytes - done, dialed_->frame_bytes()));
+        if (!test::send_all(*dialed_, unused, part, payload.data() + done)) return;
+        done += part.length;
+      }
+    });
+    const bool came = poll_until(*taken_, inbox, [&] { return inbox.placed == bytes; });
+    sender.join();
+
+    ASSERT_TRUE(came) << taken_->status().text();
+    ASSERT_TRUE(matches(place, round));
+  }
+}
+
+TEST_P(EachTransport, WhatIsWithdrawnIsWrittenNoMore) {
+  ASSERT_NO_FATAL_FAILURE(connect());
+  const auto payload = payload_of(1, 8 << 20);
+  Collector inbox, unused;
+  for (std::uint32_t round = 0; round < 20; ++round) {
+    const wire::Header header = header_of(round, 4 << 20);
+    auto place = std::make_unique<std::vector<std::byte>>(payload.size());
+    taken_->expect(header, place->data(), place->size());
+    ASSERT_TRUE(poll_until(*dialed_, unused, [n = 0]() mutable { return ++n > 20; }));
+    Outgoing frame{header, payload.data()};
+    ASSERT_NE(dialed_->send(frame), Progress::Broken);
+
+    taken_->reclaim(header);
+    place->assign(place->size(), std::byte{0x55});
+    const auto all = [&](const auto& each) { return each == std::byte{0x55}; };
+    ASSERT_TRUE(poll_until(*dialed_, unused, [n = 0]() mutable { return ++n > 200; }));
+    EXPECT_TRUE(std::ranges::all_of(*place, all));
+    place.reset();  // ASan sees any later use
+
+    const Deadline deadline = soon();
+    while (frame.sent < sizeof header + header.length && !deadline.passed()) {
+      ASSERT_NE(dialed_->send(frame), Progress::Broken) << dialed_->status().text();
+      ASSERT_TRUE(!taken_->pending() || taken_->poll(inbox, 1 << 20)) << taken_->status().text();
+    }
+  }
+  ASSERT_TRUE(test::send_all(*dialed_, unused, header_of(99, 8), payload.data()));
+  ASSERT_TRUE(poll_until(*taken_, inbox, [&] {
+    return !inbox.messages.empty() && inbox.messages.back().header.index == 99;
+  }));
 }
 
 TEST_P(EachTransport, ASleeperIsWokenByAFrame) {
@@ -333,24 +327,6 @@ TEST_P(EachTransport, DescribesItselfAndItsSizes) {
 }
 
 // ---- a second process: this program again, running the one test that is disabled here ----------
-
-std::string hex(const std::string& bytes) {
-  static constexpr const char* kDigits = "0123456789abcdef";
-  std::string out;
-  for (const char each : bytes) {
-    out.push_back(kDigits[static_cast<unsigned char>(each) >> 4]);
-    out.push_back(kDigits[each & 15]);
-  }
-  return out;
-}
-
-std::string unhex(const char* digits) {
-  std::string out;
-  for (const std::string text = digits; out.size() * 2 < text.size();) {
-    out.push_back(static_cast<char>(std::stoi(text.substr(out.size() * 2, 2), nullptr, 16)));
-  }
-  return out;
-}
 
 // Dials HCCOMM_TEST_UUID at HCCOMM_TEST_ADDRESS and sends every frame back until the link is lost.
 TEST(SecondProcess, DISABLED_Echo) {

@@ -11,6 +11,7 @@
 #include <map>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "transport/transport.hpp"
@@ -60,15 +61,26 @@ class Collector final : public transport::Inbox {
   std::size_t parted = 0;          // frames that came by begin()
   std::function<void()> on_begin;  // after the placement is known
   std::function<void()> on_piece;
+  std::byte* place = nullptr;  // where the parts of one message go, by their address
+  std::size_t placed = 0;
 
   void deliver(const wire::Header& header, const std::byte* payload) override {
     EXPECT_FALSE(open_) << "deliver() between begin() and end()";
+    if (place != nullptr) {
+      std::memcpy(place + header.address, payload, header.length);
+      placed += header.length;
+      return;
+    }
     messages.push_back({header, {payload, payload + header.length}});
   }
   transport::Placement begin(const wire::Header& header) override {
     EXPECT_FALSE(open_);
     open_ = true;
     ++parted;
+    if (place != nullptr) {
+      coming_ = header.length;
+      return {place + header.address};
+    }
     messages.push_back({header, std::vector<std::byte>(header.length)});
     filled_ = 0;
     last_ = false;
@@ -89,6 +101,7 @@ class Collector final : public transport::Inbox {
   void end() override {
     EXPECT_TRUE(open_);
     open_ = false;
+    placed += std::exchange(coming_, 0);
     if (way_ == Way::Pieces && complete) {
       EXPECT_EQ(filled_, messages.back().payload.size());
     }
@@ -101,7 +114,7 @@ class Collector final : public transport::Inbox {
   const Way way_;
   bool open_ = false;
   bool last_ = false;
-  std::size_t filled_ = 0;
+  std::size_t filled_ = 0, coming_ = 0;
 };
 
 // Polls as the engine does until `enough`, or the link broke, or patience is over.

@@ -4,6 +4,14 @@
 // overtake each other. The transport suite runs the rest.
 #include <gtest/gtest.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <utility>
+#include <vector>
+
+#include "transport/ofi/cache.hpp"
+#include "transport/ofi/monitor.hpp"
 #include "transport/ofi/peer.hpp"
 
 namespace hccomm::transport::ofi {
@@ -11,7 +19,8 @@ namespace {
 
 TEST(Immediate, SaysWhoseWhatAndWhichInThirtyTwoBits) {
   for (const std::uint32_t peer : {0u, 1u, kMaxPeers - 1}) {
-    for (const Kind kind : {Kind::Eager, Kind::Ring, Kind::EagerCredit, Kind::Hello}) {
+    for (const Kind kind :
+         {Kind::Eager, Kind::Ring, Kind::Direct, Kind::EagerCredit, Kind::Hello}) {
       for (const std::uint16_t value : {0, 1, 0x8000, 0xffff}) {
         const Immediate found = Immediate::unpack(Immediate{peer, kind, value}.pack());
 
@@ -61,12 +70,276 @@ TEST(Window, TakesNoCreditForWhatWasNeverSent) {
 
 TEST(Peer, HasAPlaceForEveryFrameThatCanBeUnderWay) {
   Peer peer;
-  for (unsigned i = 0; i < kEagerSlots + kRingSlots; ++i) {
+  for (unsigned i = 0; i < kEagerSlots + kRingSlots + kDirectWrites; ++i) {
     Arrival& place = peer.slot_of(static_cast<std::uint16_t>(65530 + i));
 
     EXPECT_FALSE(place.here) << "two frames share a place";
     place.here = true;
   }
+}
+
+TEST(Advert, FitsWhatProvidersInjectWhereThereIsOneRail) {
+  Advert advert;
+  advert.rails = 1;
+
+  EXPECT_LE(advert.used_bytes(), 64u);
+}
+
+TEST(Advert, IsOfOneMessageAlone) {
+  wire::Header header;
+  header.type = wire::Type::Data;
+  header.context = 7;
+  header.sequence = 8;
+  header.index = 9;
+  Advert advert;
+  advert.context = 7;
+  advert.sequence = 8;
+  advert.index = 9;
+
+  EXPECT_TRUE(advert.is_of(header));
+  header.index = 10;
+  EXPECT_FALSE(advert.is_of(header));
+  header.index = 9;
+  header.fingerprint = 1;
+  EXPECT_FALSE(advert.is_of(header));
+}
+
+// ---- who may write where: the words that revoke an advert go another way than adverts -----------
+
+wire::Header message(std::uint32_t index) {
+  wire::Header header;
+  header.type = wire::Type::Data;
+  header.index = index;
+  return header;
+}
+
+Advert advert_of(std::uint32_t index) {
+  Advert advert;
+  advert.index = index;
+  return advert;
+}
+
+TEST(Claim, HoldsUntilItIsRevoked) {
+  Claim claim;
+  EXPECT_FALSE(claim.allows(message(0)));
+  claim.take(advert_of(1), 10);
+  EXPECT_TRUE(claim.allows(message(1)));
+  EXPECT_FALSE(claim.allows(message(2)));
+
+  claim.revoke(10);
+
+  EXPECT_FALSE(claim.allows(message(1)));
+  claim.take(advert_of(2), 11);
+  EXPECT_TRUE(claim.allows(message(2)));
+}
+
+TEST(Claim, ThatIsRevokedBeforeItComesNeverHolds) {
+  Claim claim;
+  claim.revoke(10);
+
+  claim.take(advert_of(1), 10);
+
+  EXPECT_FALSE(claim.allows(message(1)));
+  claim.take(advert_of(2), 11);
+  EXPECT_TRUE(claim.allows(message(2)));
+}
+
+TEST(Claim, NoneHoldsOfSeveralThatAreRevokedBeforeTheFirstComes) {
+  for (const std::uint16_t first : {std::uint16_t{10}, std::uint16_t{65534}}) {
+    const auto number = [&](int i) { return static_cast<std::uint16_t>(first + i); };
+    Claim claim;
+    claim.revoke(number(0));
+    claim.revoke(number(3));
+
+    claim.take(advert_of(1), number(0));
+    EXPECT_FALSE(claim.allows(message(1)));
+    claim.take(advert_of(2), number(3));
+    EXPECT_FALSE(claim.allows(message(2)));
+    claim.take(advert_of(3), number(5));
+
+    EXPECT_TRUE(claim.allows(message(3)));
+  }
+}
+
+TEST(Claim, AUsedOneThatIsRevokedDoesNotHarmTheNext) {
+  Claim claim;
+  claim.take(advert_of(1), 10);
+  claim.used_up();
+  claim.revoke(10);
+
+  claim.take(advert_of(2), 40'010);
+
+  EXPECT_TRUE(claim.allows(message(2)));
+}
+
+// ---- memory that is registered ------------------------------------------------------------------
+
+constexpr std::size_t kPages = 64 * 4096;
+
+std::byte* map(void* at = nullptr) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (at != nullptr ? MAP_FIXED : 0);
+  void* const data = mmap(at, kPages, PROT_READ | PROT_WRITE, flags, -1, 0);
+  return data == MAP_FAILED ? nullptr : static_cast<std::byte*>(data);
+}
+
+class Watched : public testing::Test {
+ protected:
+  void SetUp() override {
+    Monitor& monitor = Monitor::instance();
+    if (!monitor.why_not().empty()) GTEST_SKIP() << monitor.why_not();
+    data_ = map();
+    ASSERT_NE(data_, nullptr);
+    watched_ = monitor.watch(data_, kPages);
+    ASSERT_GE(watched_, 0);
+    ASSERT_TRUE(monitor.whole(watched_));
+  }
+  void TearDown() override {
+    if (watched_ >= 0) Monitor::instance().forget(watched_);
+    if (data_ != nullptr) munmap(data_, kPages);
+  }
+  bool whole() { return Monitor::instance().whole(watched_); }
+  std::byte* data_ = nullptr;
+  int watched_ = -1;
+};
+
+TEST_F(Watched, MemoryThatIsUsedStaysWhole) {
+  for (std::size_t at = 0; at < kPages; at += 512) data_[at] = std::byte{1};
+
+  EXPECT_TRUE(whole());
+}
+
+TEST_F(Watched, MemoryThatWasFreedIsBrokenWhenItsPlaceIsUsedAgain) {
+  ASSERT_EQ(munmap(data_, kPages), 0);
+  ASSERT_EQ(map(data_), data_);
+
+  EXPECT_FALSE(whole());
+}
+
+TEST_F(Watched, MemoryMappedOverInOneCallIsBroken) {
+  ASSERT_EQ(map(data_), data_);
+
+  EXPECT_FALSE(whole());
+}
+
+TEST_F(Watched, OnePageGivenBackBreaksIt) {
+  data_[4096] = std::byte{1};
+  ASSERT_EQ(madvise(data_ + 4096, 4096, MADV_DONTNEED), 0);
+
+  EXPECT_FALSE(whole());
+}
+
+TEST_F(Watched, MemoryThatMovedIsBroken) {
+  void* const moved = mremap(data_, kPages, 2 * kPages, MREMAP_MAYMOVE);
+  ASSERT_NE(moved, MAP_FAILED);
+
+  EXPECT_TRUE(moved == data_ || !whole());
+  munmap(moved, 2 * kPages);
+  data_ = nullptr;
+}
+
+TEST_F(Watched, WhatLiesBesideItDoesNotMatter) {
+  std::byte* const other = map();
+  ASSERT_EQ(munmap(other, kPages), 0);
+
+  EXPECT_TRUE(whole());
+}
+
+// A cache for no cards: what it remembers is all there is to see.
+class Cached : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!Monitor::instance().why_not().empty()) GTEST_SKIP() << Monitor::instance().why_not();
+    cache_.set(2 * kPages);
+    for (std::byte*& each : data_) ASSERT_NE(each = map(), nullptr);
+  }
+  void TearDown() override {
+    cache_.clear();
+    for (std::byte* const each : data_) {
+      if (each != nullptr) munmap(each, kPages);
+    }
+  }
+  Entry* use(std::byte* data, std::size_t bytes = kPages) {
+    return cache_.use(data, bytes, Access::Write);
+  }
+  void use_once(std::byte* data) { cache_.done(*use(data)); }
+  const Rails none_;
+  Cache cache_{none_};
+  std::byte* data_[4] = {};
+};
+
+TEST_F(Cached, WhatWasUsedIsStillRegisteredAndPartsOfItAre) {
+  use_once(data_[0]);
+  Entry* const whole = use(data_[0]);
+
+  EXPECT_EQ(use(data_[0] + 5000, 100), whole);
+  EXPECT_EQ(cache_.registered_bytes(), kPages);
+}
+
+TEST_F(Cached, WhatIsOnlyReadIsNoLeaveToWrite) {
+  Entry* const read = cache_.use(data_[0], kPages, Access::Read);
+
+  EXPECT_NE(use(data_[0]), read);
+}
+
+TEST_F(Cached, WhatWasUsedLongestAgoGoesFirst) {
+  for (const int each : {0, 1, 0, 2}) use_once(data_[each]);
+  const auto registered = [&](int each) {
+    const std::size_t before = cache_.registered_bytes();
+    const bool same = cache_.use(data_[each], 1, Access::Read)->memory.bytes == kPages;
+    return same && cache_.registered_bytes() == before;
+  };
+
+  EXPECT_EQ(cache_.registered_bytes(), 2 * kPages);
+  EXPECT_TRUE(registered(0));
+  EXPECT_TRUE(registered(2));
+  EXPECT_FALSE(registered(1));
+}
+
+TEST_F(Cached, WhatIsInUseStaysHoweverMuchItIs) {
+  std::vector<Entry*> entries;
+  for (std::byte* const each : data_) entries.push_back(use(each));
+
+  EXPECT_EQ(cache_.registered_bytes(), 4 * kPages);
+  for (Entry* const each : entries) EXPECT_EQ(each->memory.bytes, kPages);
+}
+
+TEST_F(Cached, MemoryThatWasFreedIsRegisteredAnewAndTheOldDropped) {
+  use_once(data_[0]);
+  ASSERT_EQ(munmap(data_[0], kPages), 0);
+  ASSERT_EQ(map(data_[0]), data_[0]);
+
+  Entry* const again = use(data_[0]);
+
+  EXPECT_TRUE(Monitor::instance().whole(again->watched));
+  EXPECT_EQ(cache_.registered_bytes(), kPages);
+}
+
+TEST_F(Cached, MemoryThatWasFreedIsNotKeptForAnybody) {
+  use_once(data_[0]);
+  ASSERT_EQ(munmap(std::exchange(data_[0], nullptr), kPages), 0);
+
+  use_once(data_[1]);
+
+  EXPECT_EQ(cache_.registered_bytes(), kPages);
+}
+
+TEST_F(Cached, WithNoRoomNothingStaysRegistered) {
+  cache_.set(0);
+
+  use_once(data_[0]);
+
+  EXPECT_EQ(cache_.registered_bytes(), 0u);
+}
+
+TEST_F(Cached, MemoryThatIsTakenAwayIsNoLongerFound) {
+  Entry* const first = use(data_[0]);
+  cache_.revoke(*first);
+
+  Entry* const second = use(data_[0]);
+
+  EXPECT_NE(second, first);
+  cache_.done(*first);
+  EXPECT_EQ(cache_.registered_bytes(), kPages);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ namespace {
 // Takes the header of a frame and not yet its payload.
 class Noting final : public Link {
  public:
-  explicit Noting(int& recalls) : recalls_(recalls) {}
+  explicit Noting(int& recalls, int& expected) : recalls_(recalls), expected_(expected) {}
 
   Progress send(Outgoing& frame) noexcept override {
     frame.sent = sizeof frame.header;
@@ -24,6 +24,7 @@ class Noting final : public Link {
   bool pending() noexcept override { return false; }
   void discard() noexcept override {}
   void recall() noexcept override { ++recalls_; }
+  void expect(const wire::Header&, std::byte*, std::size_t) noexcept override { ++expected_; }
   bool sleeping(bool) noexcept override { return true; }
   int fd() const noexcept override { return -1; }
   std::size_t eager_bytes() const noexcept override { return 64; }
@@ -33,11 +34,12 @@ class Noting final : public Link {
 
  private:
   int& recalls_;
+  int& expected_;
 };
 
 TEST(SealedLink, RecallsWhatTheRealLinkStillReads) {
-  int recalls = 0;
-  const auto link = sealed(std::make_unique<Noting>(recalls));
+  int recalls = 0, expected = 0;
+  const auto link = sealed(std::make_unique<Noting>(recalls, expected));
   const std::byte payload[1000] = {};
   Outgoing frame;
   frame.header.type = wire::Type::Data;
@@ -48,6 +50,20 @@ TEST(SealedLink, RecallsWhatTheRealLinkStillReads) {
   link->recall();
 
   EXPECT_EQ(recalls, 1);
+}
+
+// What the peer would write in its place would come without a seal.
+TEST(SealedLink, LetsNothingPassTheSealBy) {
+  int recalls = 0, expected = 0;
+  const auto link = sealed(std::make_unique<Noting>(recalls, expected));
+  std::byte place[1000] = {};
+  wire::Header which;
+  which.type = wire::Type::Data;
+
+  link->expect(which, place, sizeof place);
+
+  EXPECT_EQ(expected, 0);
+  EXPECT_FALSE(link->pulls());
 }
 
 }  // namespace

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport/ofi/cache.hpp"
+
+#include <rdma/fi_domain.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "base/log.hpp"
+#include "transport/ofi/monitor.hpp"
+
+namespace hccomm::transport::ofi {
+
+static constexpr std::size_t kMostEntries = 512;
+
+// Since Linux 5.12 a fork copies pages that a card uses for the child, so that the parent's stay
+// the card's. Before, what is registered while the program forks would come apart.
+static bool forks_are_safe() {
+  utsname system{};
+  int major = 0, minor = 0;
+  if (uname(&system) != 0 || std::sscanf(system.release, "%d.%d", &major, &minor) != 2) {
+    return false;
+  }
+  return major > 5 || (major == 5 && minor >= 12);
+}
+
+// `most_bytes`: of what is registered and not in use; 0: nothing is kept.
+void Cache::set(std::size_t most_bytes) {
+  most_bytes_ = most_bytes;
+  pins_ = std::ranges::any_of(rails_, [](const auto& rail) {
+    return rail->has(FI_MR_LOCAL) || rail->has(FI_MR_ALLOCATED);
+  });
+  std::string why = !forks_are_safe() ? "a fork on this kernel would part the card from them"
+                    : most_bytes == 0 ? "HCCOMM_OFI_CACHE is 0"
+                                      : Monitor::instance().why_not();
+  may_keep_ = why.empty();
+  if (!may_keep_) HCCOMM_LOG(Info, "ofi: no buffers stay registered: ", why);
+}
+
+Entry* Cache::find(const std::byte* data, std::size_t bytes, Access access) {
+  for (auto each = entries_.begin(); each != entries_.end();) {
+    const auto entry = each++;
+    const Registration& memory = entry->memory;
+    if (entry->stale || data < memory.data || data + bytes > memory.data + memory.bytes) continue;
+    if (entry->access < access) continue;
+    if (entry->watched >= 0 && !Monitor::instance().whole(entry->watched)) {
+      entry->stale = true;
+      if (entry->users == 0) drop(entry);
+      continue;
+    }
+    entries_.splice(entries_.begin(), entries_, entry);
+    return &*entry;
+  }
+  return nullptr;
+}
+
+void Cache::drop(std::list<Entry>::iterator entry) {
+  if (entry->watched >= 0) Monitor::instance().forget(entry->watched);
+  bytes_ -= entry->memory.bytes;
+  strike(entry->memory);
+  entries_.erase(entry);
+}
+
+// The one that was used longest ago. False: all are in use.
+bool Cache::evict() {
+  for (auto each = entries_.end(); each != entries_.begin();) {
+    --each;
+    if (each->users != 0) continue;
+    drop(each);
+    return true;
+  }
+  return false;
+}
+
+// What the program has given back stays locked until it is dropped.
+void Cache::drop_broken() {
+  for (auto each = entries_.begin(); each != entries_.end();) {
+    const auto entry = each++;
+    const bool idle = entry->users == 0 && entry->watched >= 0;
+    if (idle && !Monitor::instance().whole(entry->watched)) drop(entry);
+  }
+}
+
+// Whole pages: two registrations of one page are no harm, half a page is none.
+Result<Entry*> Cache::add(const std::byte* data, std::size_t bytes, Access access) {
+  static const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(data) & ~(page - 1);
+  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes + page - 1) & ~(page - 1);
+  drop_broken();
+  while (entries_.size() >= kMostEntries ||
+         bytes_ + (end - begin) > std::max(most_bytes_, bytes_)) {
+    if (!evict()) break;
+  }
+  Entry entry;
+  entry.access = access;
+  auto* const start = reinterpret_cast<std::byte*>(begin);
+  // Watched first: what is unmapped meanwhile must not be missed.
+  if (may_keep_) entry.watched = Monitor::instance().watch(start, end - begin);
+  auto made = enroll(rails_, start, end - begin, access);
+  while (!made && evict()) made = enroll(rails_, start, end - begin, access);
+  if (!made) {
+    if (entry.watched >= 0) Monitor::instance().forget(entry.watched);
+    return made.status();
+  }
+  entry.memory = made.value();
+  bytes_ += entry.memory.bytes;
+  entries_.push_front(entry);
+  return &entries_.front();
+}
+
+Entry* Cache::use(const std::byte* data, std::size_t bytes, Access access) {
+  Entry* entry = find(data, bytes, access);
+  if (entry == nullptr) {
+    if (pins_ && !may_keep_) return nullptr;
+    auto added = add(data, bytes, access);
+    if (!added) {
+      log::write_once(log::Level::Warn, "ofi/cache",
+                      added.status().text() + "; large messages are copied instead");
+      return nullptr;
+    }
+    entry = added.value();
+  }
+  ++entry->users;
+  return entry;
+}
+
+// Strikes what nobody uses and may not stay.
+void Cache::sweep(Entry& entry) {
+  if (entry.users != 0) return;
+  if (!entry.stale && entry.watched >= 0) return;
+  drop(std::ranges::find_if(entries_, [&](const Entry& each) { return &each == &entry; }));
+}
+
+void Cache::done(Entry& entry) {
+  --entry.users;
+  sweep(entry);
+}
+
+void Cache::revoke(Entry& entry) {
+  entry.stale = true;
+  const std::size_t bytes = entry.memory.bytes;
+  strike(entry.memory);
+  bytes_ -= bytes;
+}
+
+void Cache::clear() noexcept {
+  while (!entries_.empty()) drop(entries_.begin());
+}
+
+}  // namespace hccomm::transport::ofi

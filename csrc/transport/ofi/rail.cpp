@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport/ofi/rail.hpp"
+
+#include <rdma/fi_cm.h>
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+#include <sys/resource.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+
+namespace hccomm::transport::ofi {
+
+static constexpr std::size_t kQueueEntries = 4096;
+
+Status Rail::check(int err, const char* what) const {
+  if (err == 0) return {};
+  return choice.library->failure(Code::Unavailable,
+                                 text(what, " of ", choice.provider, " on ", choice.domain), -err);
+}
+
+bool Rail::has(int mr_bit) const { return (choice.info->domain_attr->mr_mode & mr_bit) != 0; }
+
+// A queue that can be slept on writes to a descriptor for every entry, which cost 0.6 us a message
+// in the software providers; so ours cannot, and sleepers are woken by a timer.
+Status Rail::open() {
+  const KeptSignals kept;
+  fi_info& info = *choice.info;
+  Status status = check(choice.library->fabric(info.fabric_attr, &fabric, nullptr), "fi_fabric");
+  if (status.ok()) status = check(fi_domain(fabric, &info, &domain, nullptr), "fi_domain");
+  fi_cq_attr wanted{};
+  wanted.size = kQueueEntries;
+  wanted.format = FI_CQ_FORMAT_DATA;
+  wanted.wait_obj = FI_WAIT_NONE;
+  if (status.ok()) status = check(fi_cq_open(domain, &wanted, &queue, nullptr), "fi_cq_open");
+  fi_av_attr table{};
+  table.type = info.domain_attr->av_type == FI_AV_MAP ? FI_AV_MAP : FI_AV_TABLE;
+  if (status.ok()) status = check(fi_av_open(domain, &table, &addresses, nullptr), "fi_av_open");
+  if (status.ok()) status = open_endpoint();
+  inject_bytes = info.tx_attr->inject_size;
+  return status;
+}
+
+// The shm provider names its memory by the process's number and a counter, and what was killed
+// leaves its memory behind: who gets such a number again finds the name taken, and the next is
+// free.
+Status Rail::open_endpoint() {
+  static constexpr int kNames = 16;
+  for (int attempt = 1;; ++attempt) {
+    Status status =
+        check(fi_endpoint(domain, choice.info.get(), &endpoint, nullptr), "fi_endpoint");
+    if (status.ok()) {
+      status = check(fi_ep_bind(endpoint, &queue->fid, FI_TRANSMIT | FI_RECV), "fi_ep_bind");
+    }
+    if (status.ok()) status = check(fi_ep_bind(endpoint, &addresses->fid, 0), "fi_ep_bind");
+    if (!status.ok()) return status;
+    const int code = fi_enable(endpoint);
+    if (code != -FI_EBUSY || attempt == kNames) return check(code, "fi_enable");
+    close_endpoint();
+  }
+}
+
+template <typename Object>
+static void shut(Object*& each) noexcept {
+  if (each != nullptr) fi_close(&each->fid);
+  each = nullptr;
+}
+
+void Rail::close_endpoint() noexcept { shut(endpoint); }
+
+void Rail::close() noexcept {
+  shut(endpoint);
+  shut(queue);
+  shut(addresses);
+  shut(domain);
+  shut(fabric);
+}
+
+void Rail::abandon() noexcept {
+  endpoint = nullptr;
+  queue = nullptr;
+  addresses = nullptr;
+  domain = nullptr;
+  fabric = nullptr;
+}
+
+// ---- memory -------------------------------------------------------------------------------------
+
+// Tests stand in for the limit, which providers without a card never meet.
+static std::atomic<std::size_t> registered_bytes{0};
+
+static int refused_by_test(std::size_t bytes) {
+  const char* most = std::getenv("HCCOMM_TEST_OFI_MEMLOCK");
+  return most != nullptr && registered_bytes + bytes > std::strtoull(most, nullptr, 10) ? ENOMEM
+                                                                                        : 0;
+}
+
+static std::string memlock_advice() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return "";
+  return text("; this process may lock ", limit.rlim_cur / 1024,
+              " KiB of memory, which a card needs for its buffers: raise `ulimit -l` (limits.conf, "
+              "LimitMEMLOCK=, docker --ulimit memlock=-1)");
+}
+
+static int enroll_on(const Rail& rail, unsigned index, std::uint64_t access, Registration& out) {
+  static std::atomic<std::uint64_t> next_key{1};
+  if (const int err = refused_by_test(out.bytes); err != 0) return err;
+  const std::uint64_t key = rail.has(FI_MR_PROV_KEY) ? 0 : next_key++;
+  fid_mr*& memory = out.memory[index];
+  int err = -fi_mr_reg(rail.domain, out.data, out.bytes, access, 0, key, 0, &memory, nullptr);
+  if (err == 0 && rail.has(FI_MR_ENDPOINT)) {
+    err = -fi_mr_bind(memory, &rail.endpoint->fid, 0);
+    if (err == 0) err = -fi_mr_enable(memory);
+  }
+  if (err != 0) return err;
+  // Not before it is enabled: then only is the key known.
+  out.key[index] = fi_mr_key(memory);
+  out.descriptor[index] = fi_mr_desc(memory);
+  out.base[index] =
+      rail.has(FI_MR_VIRT_ADDR) ? reinterpret_cast<std::uintptr_t>(out.data) : std::uint64_t{0};
+  return 0;
+}
+
+Result<Registration> enroll(const Rails& rails, std::byte* data, std::size_t bytes, Access access) {
+  const std::uint64_t flags =
+      access == Access::Read ? FI_SEND | FI_WRITE : FI_SEND | FI_RECV | FI_WRITE | FI_REMOTE_WRITE;
+  Registration out;
+  out.data = data;
+  out.bytes = bytes;
+  for (unsigned index = 0; index < rails.size(); ++index) {
+    const Rail& rail = *rails[index];
+    const int err = enroll_on(rail, index, flags, out);
+    if (err == 0) continue;
+    strike(out);
+    const Status why = rail.choice.library->failure(
+        Code::System, text("register ", bytes, " bytes of memory on ", rail.choice.domain), err);
+    return Status(why.code(), why.text() + memlock_advice());
+  }
+  registered_bytes += out.counted = bytes;
+  return out;
+}
+
+void strike(Registration& registration) noexcept {
+  for (fid_mr* each : registration.memory) {
+    if (each != nullptr) fi_close(&each->fid);
+  }
+  registered_bytes -= registration.counted;
+  registration = {};
+}
+
+}  // namespace hccomm::transport::ofi

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One network card opened through libfabric, and memory as all cards of a fabric know it. A fabric
+// has one rail or several; the first carries what is small, all of them what is large.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "transport/ofi/provider.hpp"
+
+struct fid_av;
+struct fid_cq;
+struct fid_domain;
+struct fid_ep;
+struct fid_fabric;
+struct fid_mr;
+
+namespace hccomm::transport::ofi {
+
+// Owns:   what libfabric gave out for this card.
+// Thread: guarded by the fabric's mutex.
+// Fails:  open() gives Unavailable with what was asked and the library's text.
+struct Rail {
+  explicit Rail(Choice chosen) : choice(std::move(chosen)) {}
+  Rail(const Rail&) = delete;
+  ~Rail() { close(); }
+
+  Status open();
+  void close_endpoint() noexcept;
+  void close() noexcept;
+  void abandon() noexcept;  // libfabric may be gone
+  Status check(int err, const char* what) const;
+  bool has(int mr_bit) const;  // FI_MR_*
+
+  Choice choice;
+  fid_fabric* fabric = nullptr;
+  fid_domain* domain = nullptr;
+  fid_ep* endpoint = nullptr;
+  fid_av* addresses = nullptr;
+  fid_cq* queue = nullptr;
+  std::size_t inject_bytes = 0;  // of a write that may be injected
+
+ private:
+  Status open_endpoint();
+};
+
+using Rails = std::vector<std::unique_ptr<Rail>>;
+
+// Memory that all rails know. Value type: strike() ends it.
+struct Registration {
+  std::byte* data = nullptr;
+  std::size_t bytes = 0;
+  std::size_t counted = 0;  // of what this process has registered in all
+  std::array<fid_mr*, kMaxRails> memory{};
+  std::array<void*, kMaxRails> descriptor{};    // for operations of this process
+  std::array<std::uint64_t, kMaxRails> key{};   // for those of a peer
+  std::array<std::uint64_t, kMaxRails> base{};  // how a peer names data[0]
+
+  std::uint64_t address(unsigned rail, const std::byte* at) const {
+    return base[rail] + static_cast<std::uint64_t>(at - data);
+  }
+};
+
+enum class Access : std::uint8_t { Read, Write };  // what cards do with it; Write includes Read
+
+// Fails: System with the library's text, and what to raise where locked memory has run out.
+Result<Registration> enroll(const Rails& rails, std::byte* data, std::size_t bytes, Access access);
+void strike(Registration& registration) noexcept;
+
+}  // namespace hccomm::transport::ofi

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sending half of a Fabric: frames into the slots of the peer's inbox, and pieces of large
+// messages straight to where the peer has said that they shall lie.
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+#include <rdma/fi_rma.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "transport/ofi/fabric.hpp"
+
+namespace hccomm::transport::ofi {
+
+static constexpr std::size_t kInjectMost = 4096;
+// From here on memory of the user is registered where cards must know what they read.
+static constexpr std::size_t kRegisterFrom = 32 * 1024;
+
+// An idle operation, nullptr when all are under way.
+Op* Fabric::sender(std::vector<Op*>& idle) {
+  if (idle.empty()) progress();
+  if (idle.empty()) return nullptr;
+  Op* const op = idle.back();
+  idle.pop_back();
+  op->borrows = false;
+  return op;
+}
+
+void Fabric::finished(Op& op) {
+  if (op.peer != nullptr) {
+    --op.peer->in_flight;
+    if (op.borrows) --op.peer->borrowed;
+  }
+  op.peer = nullptr;
+  park(op);
+}
+
+void Fabric::park(Op& op) {
+  if (op.entry != nullptr) cache_.done(*std::exchange(op.entry, nullptr));
+  op.home->push_back(&op);
+}
+
+// What there is to say is in the 32 bits. Not every provider writes nothing at all.
+bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value, unsigned index) {
+  if (shut(peer)) return false;
+  constexpr std::size_t kBytes = 8;
+  Rail& rail = *rails_[index];
+  const std::uint64_t data = Immediate{peer.their_id, kind, value}.pack();
+  ssize_t outcome = -FI_EAGAIN;
+  if (rail.inject_bytes >= kBytes) {
+    outcome = fi_inject_writedata(rail.endpoint, scratch_.data, kBytes, data, peer.address[index],
+                                  peer.inbox_at[index], peer.key[index]);
+    if (outcome == -FI_EOPNOTSUPP || outcome == -FI_ENOSYS) rail.inject_bytes = 0;
+  }
+  if (rail.inject_bytes < kBytes) {
+    Op* const op = sender(senders_);
+    if (op == nullptr) return false;
+    outcome = fi_writedata(rail.endpoint, scratch_.data, kBytes, scratch_.memory->descriptor[index],
+                           data, peer.address[index], peer.inbox_at[index], peer.key[index], op);
+    outcome == 0 ? under_way(peer, *op) : park(*op);
+  }
+  if (outcome == -FI_EAGAIN) progress();
+  return outcome == 0;
+}
+
+void Fabric::under_way(Peer& peer, Op& op) {
+  op.peer = &peer;
+  ++peer.in_flight;
+  if (op.borrows) ++peer.borrowed;
+}
+
+// What a post has said; counts it where it was taken. `op` may be nullptr (injected).
+Progress Fabric::posted(Peer& peer, Op* op, ssize_t outcome, const char* what) {
+  if (outcome == 0) {
+    ++peer.next;
+    if (op != nullptr) under_way(peer, *op);
+    return Progress::Done;
+  }
+  if (op != nullptr) park(*op);
+  if (outcome == -FI_EAGAIN) {
+    progress();
+    return Progress::Again;
+  }
+  if (peer.failure.ok()) {
+    peer.failure =
+        library().failure(Code::PeerLost, text(peer.name, ": ", what), static_cast<int>(-outcome));
+  }
+  return Progress::Broken;
+}
+
+static void copy_parts(std::byte* to, const iovec* parts, int count) {
+  for (int i = 0; i < count; ++i) {
+    if (parts[i].iov_len != 0) std::memcpy(to, parts[i].iov_base, parts[i].iov_len);
+    to += parts[i].iov_len;
+  }
+}
+
+// Into an eager slot, from a copy.
+Progress Fabric::write_small(Peer& peer, Kind kind, const iovec* parts, int count) {
+  if (!peer.eager.open()) progress();
+  if (!peer.eager.open()) return Progress::Again;
+  std::size_t bytes = 0;
+  for (int i = 0; i < count; ++i) bytes += parts[i].iov_len;
+  Rail& rail = *rails_.front();
+  const std::uint64_t data = Immediate{peer.their_id, kind, peer.next}.pack();
+  const std::uint64_t at =
+      peer.inbox_at[0] + peer.eager_offset + peer.eager.sent % peer.eager.limit * peer.eager_bytes;
+  if (bytes <= std::min(rail.inject_bytes, kInjectMost)) {
+    alignas(16) std::byte whole[kInjectMost];
+    copy_parts(whole, parts, count);
+    const ssize_t said =
+        fi_inject_writedata(rail.endpoint, whole, bytes, data, peer.address[0], at, peer.key[0]);
+    if (said != -FI_EOPNOTSUPP && said != -FI_ENOSYS) {
+      const Progress outcome = posted(peer, nullptr, said, "fi_inject_writedata");
+      if (outcome == Progress::Done) ++peer.eager.sent;
+      return outcome;
+    }
+    rail.inject_bytes = 0;  // it does so with messages alone
+  }
+  Op* const op = sender(senders_);
+  if (op == nullptr) return Progress::Again;
+  copy_parts(op->block.data, parts, count);
+  const ssize_t said =
+      fi_writedata(rail.endpoint, op->block.data, bytes, op->block.memory->descriptor[0], data,
+                   peer.address[0], at, peer.key[0], op);
+  const Progress outcome = posted(peer, op, said, "fi_writedata");
+  if (outcome == Progress::Done) ++peer.eager.sent;
+  return outcome;
+}
+
+Progress Fabric::send_eager(Peer& peer, const wire::Header& header, const std::byte* payload) {
+  const std::lock_guard lock(mutex_);
+  if (shut(peer)) return Progress::Broken;
+  wire::Header marked = header;
+  // A credit rides along, but not where a sealed frame has its seal.
+  const bool room = (header.flags & wire::kSealed) == 0;
+  if (room) marked.source = static_cast<std::uint16_t>(peer.eager_in.count);
+  const iovec parts[2] = {{&marked, sizeof marked},
+                          {const_cast<std::byte*>(payload), header.length}};
+  const Progress outcome = write_small(peer, Kind::Eager, parts, 2);
+  if (outcome == Progress::Done && room) peer.eager_in.told = peer.eager_in.count;
+  return outcome;
+}
+
+// Memory of the user as cards know it that must; nullptr where it is too small to be worth it, or
+// not to be had.
+Entry* Fabric::readable(const std::byte* payload, std::size_t bytes) {
+  return bytes < kRegisterFrom ? nullptr : cache_.use(payload, bytes, Access::Read);
+}
+
+// Gathers the parts in registered memory, or leaves the payload where it lies and copies only the
+// header, where there is one.
+static int gather(Op& op, const iovec* parts, int count, bool all, iovec* pieces) {
+  op.borrows = !all;
+  std::size_t filled = 0;
+  for (int i = 0; i < count; ++i) {
+    pieces[i] = parts[i];
+    if (!all && i == count - 1) continue;
+    std::memcpy(op.block.data + filled, parts[i].iov_base, parts[i].iov_len);
+    pieces[i].iov_base = op.block.data + filled;
+    filled += parts[i].iov_len;
+  }
+  if (!all) return count;
+  pieces[0].iov_len = filled;
+  return 1;
+}
+
+Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  if (shut(peer)) return Progress::Broken;
+  if (!peer.ring.open()) progress();
+  if (!peer.ring.open()) return Progress::Again;
+  const iovec& last = parts[count - 1];
+  Entry* const entry = local_ && (gathers_ || count == 1)
+                           ? readable(static_cast<std::byte*>(last.iov_base), last.iov_len)
+                           : nullptr;
+  const bool copies = (local_ && entry == nullptr) || (!gathers_ && count > 1);
+  Op* const op = sender(copies ? copiers_ : senders_);
+  if (op == nullptr) {
+    if (entry != nullptr) cache_.done(*entry);
+    return Progress::Again;
+  }
+  op->entry = entry;
+  iovec pieces[2];
+  const int pieces_count = gather(*op, parts, count, copies, pieces);
+  const unsigned index = peer.next % peer.rails;
+  void* descriptors[2] = {op->block.memory->descriptor[index], nullptr};
+  if (entry != nullptr) descriptors[pieces_count - 1] = entry->memory.descriptor[index];
+  const fi_rma_iov target{
+      peer.inbox_at[index] + peer.ring_offset + peer.ring.sent % peer.ring.limit * peer.slot_bytes,
+      bytes, peer.key[index]};
+  fi_msg_rma message{};
+  message.msg_iov = pieces;
+  message.desc = descriptors;
+  message.iov_count = static_cast<std::size_t>(pieces_count);
+  message.addr = peer.address[index];
+  message.rma_iov = &target;
+  message.rma_iov_count = 1;
+  message.context = op;
+  message.data = Immediate{peer.their_id, Kind::Ring, peer.next}.pack();
+  const Progress outcome = posted(
+      peer, op, fi_writemsg(rails_[index]->endpoint, &message, FI_REMOTE_CQ_DATA | FI_COMPLETION),
+      "fi_writemsg");
+  if (outcome == Progress::Done) ++peer.ring.sent;
+  return outcome;
+}
+
+unsigned Fabric::borrowed(Peer& peer) {
+  const std::lock_guard lock(mutex_);
+  if (peer.borrowed != 0) progress();
+  return peer.borrowed;
+}
+
+}  // namespace hccomm::transport::ofi
