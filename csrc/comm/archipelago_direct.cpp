@@ -36,15 +36,16 @@ Status Archipelago::direct(Work& work) {
 
 Status Archipelago::reduce_uneven(Work& work) {
   const plan::Call& call = work.request.call;
-  Status status = group_->begin();
-  for (int rank = 0; rank < parent_.size() && status.ok(); ++rank) {
-    const plan::Slice part = plan::part(call, rank);
-    if (part.count == 0) continue;
-    status = group_->reduce(address(work.in) + part.offset * work.element, address(work.out),
-                            part.count, work.how, rank, stream_.native);
-  }
-  const Status ended = group_->end();
-  return status.ok() ? ended : status;
+  return native::together(*group_, [&] {
+    Status status;
+    for (int rank = 0; rank < parent_.size() && status.ok(); ++rank) {
+      const plan::Slice part = plan::part(call, rank);
+      if (part.count == 0) continue;
+      status = group_->reduce(address(work.in) + part.offset * work.element, address(work.out),
+                              part.count, work.how, rank, stream_.native);
+    }
+    return status;
+  });
 }
 
 // Everything that only moves bytes from one rank to another.

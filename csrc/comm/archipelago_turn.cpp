@@ -38,6 +38,19 @@ Status Archipelago::copy_in(device::Place to, const Slot& slot, std::uint64_t by
   return {};
 }
 
+// Calls `call` with place, begin and count of each rank's part that is not empty, together.
+template <typename Call>
+static Status by_part(native::Group& group, const std::vector<std::uint64_t>& begins, Call&& call) {
+  return native::together(group, [&] {
+    Status status;
+    for (std::size_t each = 0; each + 1 < begins.size() && status.ok(); ++each) {
+      const std::uint64_t count = begins[each + 1] - begins[each];
+      if (count > 0) status = call(static_cast<int>(each), begins[each], count);
+    }
+    return status;
+  });
+}
+
 static bool equal(const std::vector<std::uint64_t>& begins) {
   for (std::size_t each = 1; each + 1 < begins.size(); ++each) {
     if (begins[each + 1] - begins[each] != begins[1] - begins[0]) return false;
@@ -52,15 +65,10 @@ Status Archipelago::reduce_parts(Work& work, Turn& turn, device::Place from) {
   if (equal(begins)) {
     return group_->reduce_scatter(address(from), scratch, begins[1], work.how, stream_.native);
   }
-  Status status = group_->begin();
-  for (std::size_t each = 0; each + 1 < begins.size() && status.ok(); ++each) {
-    const std::uint64_t count = begins[each + 1] - begins[each];
-    if (count == 0) continue;
-    status = group_->reduce(address(from) + begins[each] * work.element, scratch, count, work.how,
-                            static_cast<int>(each), stream_.native);
-  }
-  const Status ended = group_->end();
-  return status.ok() ? ended : status;
+  return by_part(*group_, begins, [&](int root, std::uint64_t begin, std::uint64_t count) {
+    return group_->reduce(address(from) + begin * work.element, scratch, count, work.how, root,
+                          stream_.native);
+  });
 }
 
 // Enqueues: the block's data of this island, divided among its ranks, to the host.
@@ -137,15 +145,10 @@ Status Archipelago::gather_parts(Work& work, const Turn& turn) {
     return group_->all_gather(whole + begins[place] * work.element, whole, begins[1] * work.element,
                               stream_.native);
   }
-  Status status = group_->begin();
-  for (std::size_t each = 0; each + 1 < begins.size() && status.ok(); ++each) {
-    std::byte* const part = whole + begins[each] * work.element;
-    const std::uint64_t bytes = (begins[each + 1] - begins[each]) * work.element;
-    if (bytes == 0) continue;
-    status = group_->broadcast(part, part, bytes, static_cast<int>(each), stream_.native);
-  }
-  const Status ended = group_->end();
-  return status.ok() ? ended : status;
+  return by_part(*group_, begins, [&](int root, std::uint64_t begin, std::uint64_t count) {
+    std::byte* const part = whole + begin * work.element;
+    return group_->broadcast(part, part, count * work.element, root, stream_.native);
+  });
 }
 
 // Waits for the rails; enqueues what came to those of this island who want it.

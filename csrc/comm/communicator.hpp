@@ -5,6 +5,7 @@
 // engine.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -72,6 +73,9 @@ class Communicator {
   // As start(), but never over islands (islands.hpp).
   engine::Operation* start_own(const Request& request);
   Status trouble();  // what the communicator has failed with
+  // Between the two a rank that falls silent is lost, though no operation waits for it.
+  void watch() { ++std::atomic_ref(context_.watched); }
+  void watch_no_more() { --std::atomic_ref(context_.watched); }
   engine::Operation* send(const Message& message);
   engine::Operation* recv(const Message& message);
   engine::Engine& engine() { return endpoint_->engine(); }

@@ -119,12 +119,24 @@ void Islands::gate(Job& job) {
   }
 }
 
+void Islands::drop_gates(Job& job) {
+  for (Gate& each : job.gates) {
+    if (each.runtime != nullptr) each.runtime->event_destroy(each.event);
+    each.runtime = nullptr;
+  }
+}
+
 Islands::Job Islands::make_job(const Request& request) {
   Job job;
   job.request = request;
   job.request.timeout = parent_.timeout_of(request.timeout);
   job.deadline = Deadline::after(job.request.timeout);
-  gate(job);
+  try {
+    gate(job);
+  } catch (...) {
+    drop_gates(job);
+    throw;
+  }
   return job;
 }
 
@@ -140,7 +152,7 @@ Message Islands::to_self(const Job& job) const {
 // The handle is a message to ourselves on the parent: when the call is over the worker sends it;
 // when the parent is poisoned or the deadline passes, it fails as everything there does.
 engine::Operation* Islands::start(const Request& request) {
-  Job* job = nullptr;  // stays where it is until serve() takes it, which waits for its handle
+  std::list<Job>::iterator job;  // serve() does not take it before it has a handle
   {
     const std::lock_guard lock(mutex_);
     note_place(request);
@@ -149,12 +161,21 @@ engine::Operation* Islands::start(const Request& request) {
     if (way == Way::Own) return nullptr;
     // First: without a thread nothing may be in the queue.
     if (!worker_.joinable()) worker_ = std::thread([this] { serve(); });
-    job = &jobs_.emplace_back(make_job(request));
+    job = jobs_.insert(jobs_.end(), make_job(request));
     job->way = way;
     job->tag = next_tag_++;
   }
   // Without the lock: starting may call those back whose calls have ended.
-  engine::Operation* const handle = parent_.recv(to_self(*job));
+  engine::Operation* handle = nullptr;
+  try {
+    handle = parent_.recv(to_self(*job));
+  } catch (...) {  // closed meanwhile: later ones shall not wait behind it
+    const std::lock_guard lock(mutex_);
+    drop_gates(*job);
+    jobs_.erase(job);
+    changed_.notify_all();
+    throw;
+  }
   parent_.engine().hold(*handle);  // however it fails, its buffers are in use until finish()
   const std::lock_guard lock(mutex_);
   job->handle = handle;
@@ -240,9 +261,7 @@ void Islands::finish(Job& job, const Status& status) {
       archipelago_->drain();  // the caller may free its arrays then
     }
   }
-  for (const Gate& each : job.gates) {
-    if (each.runtime != nullptr) each.runtime->event_destroy(each.event);
-  }
+  drop_gates(job);
   if (status.ok() && job.handle != nullptr) {
     try {
       parent_.engine().release(*parent_.send(to_self(job)));

@@ -10,7 +10,7 @@
 #pragma once
 
 #include <condition_variable>
-#include <deque>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -71,6 +71,7 @@ class Islands {
   Job make_job(const Request& request);
   void note_place(const Request& request);
   void gate(Job& job);
+  static void drop_gates(Job& job);
   Message to_self(const Job& job) const;
   void serve();
   Status execute(Job& job);
@@ -88,8 +89,9 @@ class Islands {
   Status share(const Status& mine, Watch& watch);
   Status join(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch);
   Status meet(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch);
-  Communicator& talk();
-  Communicator& alarm();
+  Communicator& everyone(std::unique_ptr<Communicator>& which, const char* name);
+  Communicator& talk() { return everyone(talk_, "islands.talk"); }
+  Communicator& alarm() { return everyone(alarm_, "islands.alarm"); }
   void turn_off(const std::string& why);
 
   Communicator& parent_;
@@ -108,7 +110,7 @@ class Islands {
   std::string why_ = "no call of these ranks has shown where their arrays lie";
   DeviceBuffer place_;      // where this rank's arrays lie, as far as they were seen
   std::uint64_t seen_ = 0;  // calls that may settle it
-  std::deque<Job> jobs_;
+  std::list<Job> jobs_;     // that stay where they are until their turn
   bool busy_ = false, stopping_ = false;
   std::uint64_t next_tag_ = std::uint64_t{1} << 63;
   std::thread worker_;

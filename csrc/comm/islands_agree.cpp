@@ -14,8 +14,8 @@
 
 namespace hccomm::comm {
 
-static constexpr std::size_t kMaxId = 8192;
-static constexpr std::uint64_t kPatient = 4;  // calls by which a rank has shown its device
+static constexpr std::uint64_t kMaxId = 1 << 20;  // bytes
+static constexpr std::uint64_t kPatient = 4;      // calls by which a rank has shown its device
 
 // What a rank tells; fixed in size, so that all can gather it.
 struct Told {
@@ -30,22 +30,14 @@ static void put(char (&field)[N], const std::string& value) {
   std::memcpy(field, value.data(), std::min(value.size(), N - 1));
 }
 
-Communicator& Islands::talk() {
-  if (talk_ == nullptr) {
+// A communicator of all ranks of the parent, made at its first use.
+Communicator& Islands::everyone(std::unique_ptr<Communicator>& which, const char* name) {
+  if (which == nullptr) {
     std::vector<int> all(static_cast<std::size_t>(parent_.size()));
     std::iota(all.begin(), all.end(), 0);
-    talk_ = parent_.group(all, "islands.talk", Seconds(0), false);
+    which = parent_.group(all, name, Seconds(0), false);
   }
-  return *talk_;
-}
-
-Communicator& Islands::alarm() {
-  if (alarm_ == nullptr) {
-    std::vector<int> all(static_cast<std::size_t>(parent_.size()));
-    std::iota(all.begin(), all.end(), 0);
-    alarm_ = parent_.group(all, "islands.alarm", Seconds(0), false);
-  }
-  return *alarm_;
+  return *which;
 }
 
 // The first problem that any rank has, on all of them; an echo of another's only if there is none.
@@ -127,35 +119,51 @@ Status Islands::join(const Chart& chart, std::unique_ptr<native::Group>& group, 
   return status;
 }
 
-// The library's id goes from the island's first rank to the others, then all join.
-Status Islands::meet(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch) try {
-  const std::vector<int>& ranks = chart.islands[static_cast<std::size_t>(chart.island)];
-  engine::Where where = locate("islands", place_).take();
-  native::Library* library = native::library(static_cast<device::Kind>(place_.kind)).take();
-  std::vector<std::byte> parcel(sizeof(std::uint64_t) + kMaxId);
-  std::uint64_t bytes = 0;
-  Status made;
-  if (chart.place == 0) {
-    auto id = library->make_id();
-    if (id.ok() && id.value().size() <= kMaxId) {
-      bytes = id.value().size();
-      std::memcpy(parcel.data() + sizeof bytes, id.value().data(), bytes);
-    } else {
-      made = id.ok() ? Status(Code::Internal, "the island's id is too long") : id.status();
-    }
-    std::memcpy(parcel.data(), &bytes, sizeof bytes);
-  }
+// Hands bytes of the island's first rank to the others.
+static Status hand_out(Communicator& members, std::byte* data, std::uint64_t bytes, Watch& watch) {
   Request request;
   request.call.collective = plan::Collective::Broadcast;
   request.call.type = dtype::DType::U8;
-  request.call.count = parcel.size();
-  request.input = request.output = {parcel.data(), parcel.size(), {}};
+  request.call.count = bytes;
+  request.input = request.output = {data, bytes, {}};
   request.timeout = watch.left();
-  std::vector<Started> started{{members_.get(), members_->start(request)}};
-  if (Status status = watch.settle(started); !status.ok()) return status;
+  std::vector<Started> started{{&members, members.start(request)}};
+  return watch.settle(started);
+}
+
+// The library's id, which the island's first rank makes: its length first, then the id.
+static Result<std::string> share_id(Communicator& members, native::Library& library, Watch& watch) {
+  std::string id;
+  Status made;
+  if (members.rank() == 0) {
+    auto own = library.make_id();
+    if (!own.ok()) {
+      made = own.status();
+    } else if (own.value().size() > kMaxId) {
+      made = {Code::Internal, text("an island's id of ", own.value().size(), " bytes is too long")};
+    } else {
+      id = std::move(own).value();
+    }
+  }
+  std::uint64_t bytes = id.size();
+  Status status = hand_out(members, reinterpret_cast<std::byte*>(&bytes), sizeof bytes, watch);
   if (!made.ok()) return made;
-  std::memcpy(&bytes, parcel.data(), sizeof bytes);
-  if (bytes == 0) return {Code::Unavailable, "the island's first rank made no id"};
+  if (!status.ok()) return status;
+  if (bytes == 0 || bytes > kMaxId) {
+    return Status(Code::Unavailable, "the island's first rank made no id");
+  }
+  id.resize(bytes);
+  status = hand_out(members, reinterpret_cast<std::byte*>(id.data()), bytes, watch);
+  if (!status.ok()) return status;
+  return id;
+}
+
+// All ranks of the island join with the id.
+Status Islands::meet(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch) try {
+  engine::Where where = locate("islands", place_).take();
+  native::Library* library = native::library(static_cast<device::Kind>(place_.kind)).take();
+  auto id = share_id(*members_, *library, watch);
+  if (!id.ok()) return id.status();
   // The library blocks until all have come, which nobody can end: on a thread of its own, that is
   // left behind where a rank does not come in time.
   struct Joining {
@@ -164,9 +172,9 @@ Status Islands::meet(const Chart& chart, std::unique_ptr<native::Group>& group, 
     std::unique_ptr<native::Group> group;
   };
   auto joining = std::make_shared<Joining>();
-  const std::string id(reinterpret_cast<const char*>(parcel.data()) + sizeof bytes, bytes);
-  std::thread([joining, library, id, where, place = chart.place, size = ranks.size()] {
-    auto joined = library->join(id, place, static_cast<int>(size), *where.runtime, where.index);
+  std::thread([joining, library, id = id.value(), where, place = chart.place,
+               size = members_->size()] {
+    auto joined = library->join(id, place, size, *where.runtime, where.index);
     if (joined.ok()) {
       joining->group = std::move(joined).value();
     } else {

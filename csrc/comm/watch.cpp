@@ -8,6 +8,7 @@
 namespace hccomm::comm {
 
 Watch::~Watch() {
+  parent_.watch_no_more();
   if (checking_ == nullptr) return;
   if (!checking_->done()) {
     talk_->fail(Status(Code::Aborted, "islands: the call ended before its ranks compared it"));

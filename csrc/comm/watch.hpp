@@ -16,14 +16,17 @@ namespace hccomm::comm {
 
 using Started = std::pair<Communicator*, engine::Operation*>;
 
-// Owns:   the operation that compares what the ranks called.
+// Owns:   the operation that compares what the ranks called; while it lives, a rank that falls
+//         silent is lost to the parent.
 // Thread: one.
 // Fails:  with what ended the call: its communicator's failure, the alarm's, Timeout.
 class Watch {
  public:
   // `alarm` fails when a rank gives the call up: the parent itself, or a child of it.
   Watch(Communicator& parent, Communicator& alarm, Seconds timeout)
-      : parent_(parent), alarm_(alarm), deadline_(Deadline::after(timeout)) {}
+      : parent_(parent), alarm_(alarm), deadline_(Deadline::after(timeout)) {
+    parent_.watch();
+  }
   ~Watch();
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;

@@ -57,7 +57,7 @@ struct Matching {
 };
 
 // Owns:   nothing of the operations in flight; it lists them.
-// Thread: guarded by the engine's lock.
+// Thread: guarded by the engine's lock, but for `watched`.
 // Fails:  a poisoned context fails every operation, present and future, with `poison`.
 struct Context {
   std::uint64_t id = 0;
@@ -69,6 +69,8 @@ struct Context {
   bool tolerant = false;           // goes on without the ranks it loses (gone); messages only
   Status poison;
   std::vector<std::uint8_t> told;  // by rank: has been sent the poison
+  // Calls that await all ranks where no operation shows it: a vendor's library is at work.
+  int watched = 0;  // through std::atomic_ref
 
   std::uint64_t next_sequence = 0;
   // Collectives in flight: slot sequence % window.size().

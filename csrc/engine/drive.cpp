@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "base/log.hpp"
 #include "engine/engine.hpp"
@@ -210,15 +211,21 @@ void Engine::ring_service() {
 }
 
 bool Engine::awaited(const Channel& channel) const {
+  const auto& bindings = channel.bindings();
+  const bool watched = std::ranges::any_of(bindings, [](const auto& each) {
+    Context& context = *each.second.context;
+    return std::atomic_ref(context.watched) > 0 && context.gone[each.second.rank] == 0;
+  });
+  if (watched && channel.up()) return true;
   return std::ranges::any_of(running_, [&](const Operation* op) {
-    const auto binding = channel.bindings().find(op->context->id);
-    return binding != channel.bindings().end() && waits_for(*op, binding->second.rank);
+    const auto binding = bindings.find(op->context->id);
+    return binding != bindings.end() && waits_for(*op, binding->second.rank);
   });
 }
 
 // Twice a second: tells every peer that this process is alive, and counts how long each has been
 // silent. Ticks are counted, not time: a process that was itself stopped accuses nobody when it
-// goes on. A peer is lost only while an operation waits for it.
+// goes on. A peer is lost only while an operation or a vendor's library waits for it.
 void Engine::tick() {
   if (take_dump_request()) {
     for (Context* context : contexts_) write_dump(*context);

@@ -63,6 +63,15 @@ class Group {
   virtual void abort() = 0;     // ends calls that wait for a rank that is gone
 };
 
+// Enqueues calls that the library starts together; of the failures the first.
+template <typename Calls>
+Status together(Group& group, Calls&& calls) {
+  Status status = group.begin();
+  if (status.ok()) status = calls();
+  const Status ended = group.end();
+  return status.ok() ? ended : status;
+}
+
 // Owns:   nothing but the library, which stays loaded.
 // Thread: any.
 // Fails:  as Group.

@@ -8,11 +8,15 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,10 +28,12 @@ typedef struct {
   char data[LETTER];
 } letter;
 
-/* What ranks share. */
+/* What ranks share. Any of them may be killed or stopped at any point: no other waits for it with
+ * the lock, and a count that is waited on forgets those who died waiting, as a condition does not.
+ */
 typedef struct {
-  pthread_mutex_t mutex;
-  pthread_cond_t changed;
+  pthread_mutex_t mutex; /* robust */
+  _Atomic uint32_t changes;
   int size, joined, refused, broken, waiting;
   uint64_t round;
   char device[MAX_RANKS][32]; /* process and index */
@@ -82,11 +88,22 @@ static int has_runtime(void) {
   return current_device != NULL && launch != NULL && host_view != NULL;
 }
 
-static _Atomic int fails_kind, fails_after;
+static _Atomic int fails_kind, fails_after, ends_kind, ends_after, ends_by;
 
 API void fake_ccl_fail(int kind, int n) {
   fails_kind = kind;
   fails_after = n;
+}
+
+API void fake_ccl_end(int kind, int n, int by) {
+  ends_kind = kind;
+  ends_by = by;
+  ends_after = n;
+}
+
+/* In the midst of the call in which a test wants the process to end, it does. */
+static void perish(int kind) {
+  if (ends_after > 0 && ends_kind == kind && --ends_after == 0) kill(getpid(), ends_by);
 }
 
 /* Whether this call is the one that a test wants to fail. */
@@ -105,32 +122,57 @@ static meeting* open_meeting(const char* name, int create) {
   return found == MAP_FAILED ? NULL : found;
 }
 
-static void deadline(struct timespec* at) {
-  clock_gettime(CLOCK_MONOTONIC, at);
-  at->tv_sec += PATIENCE_S;
+static double now(void) {
+  struct timespec at;
+  clock_gettime(CLOCK_MONOTONIC, &at);
+  return (double)at.tv_sec + (double)at.tv_nsec * 1e-9;
 }
 
-/* Waits for a change; false: too long. Requires: the lock. */
-static int wait_change(meeting* shared, const struct timespec* until) {
-  if (pthread_cond_timedwait(&shared->changed, &shared->mutex, until) != ETIMEDOUT) return 1;
+/* Takes the lock. Who dies with it leaves it to the next; who is stopped with it, for good. */
+static int lock(meeting* shared) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += 1;
+  const int taken = pthread_mutex_timedlock(&shared->mutex, &until);
+  if (taken == EOWNERDEAD) {
+    shared->broken = 1;
+    pthread_mutex_consistent(&shared->mutex);
+  }
+  return taken == 0 || taken == EOWNERDEAD;
+}
+
+static void tell_change(meeting* shared) {
+  ++shared->changes;
+  syscall(SYS_futex, &shared->changes, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+/* Waits for a change; false: too long, or the lock is lost. Requires: the lock. */
+static int wait_change(meeting* shared, double until) {
+  const uint32_t seen = shared->changes;
+  const struct timespec slice = {0, 200000000};
+  pthread_mutex_unlock(&shared->mutex);
+  syscall(SYS_futex, &shared->changes, FUTEX_WAIT, seen, &slice, NULL, 0);
+  if (!lock(shared)) return 0;
+  if (now() < until) return 1;
   shared->broken = 1;
-  pthread_cond_broadcast(&shared->changed);
-  return 0;
+  tell_change(shared);
+  return 1;
 }
 
 /* All ranks, or an error for all. */
 static int barrier(ccl_comm* own) {
   meeting* shared = own->shared;
-  struct timespec at;
-  deadline(&at);
-  pthread_mutex_lock(&shared->mutex);
+  const double until = now() + PATIENCE_S;
+  if (!lock(shared)) return CCL_REMOTE;
   const uint64_t round = shared->round;
   if (++shared->waiting == shared->size) {
     shared->waiting = 0;
     ++shared->round;
-    pthread_cond_broadcast(&shared->changed);
+    tell_change(shared);
   }
-  while (shared->round == round && !shared->broken) wait_change(shared, &at);
+  while (shared->round == round && !shared->broken) {
+    if (!wait_change(shared, until)) return CCL_REMOTE;
+  }
   const int broken = shared->broken;
   pthread_mutex_unlock(&shared->mutex);
   return broken ? CCL_REMOTE : CCL_OK;
@@ -139,18 +181,14 @@ static int barrier(ccl_comm* own) {
 int ccl_make_name(char name[CCL_NAME]) {
   static int made;
   pthread_mutexattr_t mutex;
-  pthread_condattr_t cond;
   memset(name, 0, CCL_NAME);
   snprintf(name, CCL_NAME, "/fake-ccl-%d-%d", (int)getpid(), __sync_add_and_fetch(&made, 1));
   meeting* shared = open_meeting(name, 1);
   if (shared == NULL) return CCL_SYSTEM;
   pthread_mutexattr_init(&mutex);
   pthread_mutexattr_setpshared(&mutex, PTHREAD_PROCESS_SHARED);
+  pthread_mutexattr_setrobust(&mutex, PTHREAD_MUTEX_ROBUST);
   pthread_mutex_init(&shared->mutex, &mutex);
-  pthread_condattr_init(&cond);
-  pthread_condattr_setpshared(&cond, PTHREAD_PROCESS_SHARED);
-  pthread_condattr_setclock(&cond, CLOCK_MONOTONIC);
-  pthread_cond_init(&shared->changed, &cond);
   munmap(shared, sizeof *shared);
   return CCL_OK;
 }
@@ -165,9 +203,9 @@ int ccl_join(ccl_comm** out, const char* name, int size, int rank) {
   own->size = size;
   own->device = current_device();
   meeting* shared = own->shared;
-  struct timespec at;
-  deadline(&at);
-  pthread_mutex_lock(&shared->mutex);
+  const double until = now() + PATIENCE_S;
+  perish(JOIN);
+  if (!lock(shared)) return shm_unlink(name), free(own), CCL_USAGE;
   snprintf(shared->device[rank], sizeof shared->device[rank], "%d:%d", (int)getpid(), own->device);
   for (int each = 0; each < size; ++each) {
     if (each != rank && strcmp(shared->device[each], shared->device[rank]) == 0) {
@@ -177,12 +215,13 @@ int ccl_join(ccl_comm** out, const char* name, int size, int rank) {
   if (shared->size != 0 && shared->size != size) shared->refused = 1;
   shared->size = size;
   if (++shared->joined == size) shm_unlink(name);
-  pthread_cond_broadcast(&shared->changed);
-  while (shared->joined < size && !shared->refused) {
-    if (!wait_change(shared, &at)) shared->refused = 1;
+  tell_change(shared);
+  while (shared->joined < size && !shared->refused && !shared->broken) {
+    if (!wait_change(shared, until)) return shm_unlink(name), free(own), CCL_USAGE;
   }
-  const int refused = shared->refused;
-  if (refused) pthread_cond_broadcast(&shared->changed);
+  /* Who has come in may have left again by now. */
+  const int refused = shared->refused || (shared->joined < size && shared->broken);
+  if (refused) tell_change(shared);
   pthread_mutex_unlock(&shared->mutex);
   if (refused) return shm_unlink(name), free(own), CCL_USAGE;
   *out = own;
@@ -191,10 +230,10 @@ int ccl_join(ccl_comm** out, const char* name, int size, int rank) {
 
 void ccl_leave(ccl_comm* own, int broken) {
   if (broken > 1 ? own->tasks > 0 : broken) {
-    pthread_mutex_lock(&own->shared->mutex);
+    const int taken = lock(own->shared);
     own->shared->broken = 1;
-    pthread_cond_broadcast(&own->shared->changed);
-    pthread_mutex_unlock(&own->shared->mutex);
+    tell_change(own->shared);
+    if (taken) pthread_mutex_unlock(&own->shared->mutex);
   }
   for (int look = 0; own->tasks > 0 && look < PATIENCE_S * 10000; ++look) usleep(100);
   if (own->tasks > 0) return; /* its stream does not come to it: left behind */
@@ -208,82 +247,6 @@ int ccl_rank(const ccl_comm* own) { return own->rank; }
 
 /* ---- the work ------------------------------------------------------------------------------- */
 
-uint64_t ccl_size_of(int type) {
-  static const uint64_t sizes[TYPES] = {1, 1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
-  return type >= 0 && type < TYPES ? sizes[type] : 0;
-}
-
-static float half_to_float(uint16_t bits) {
-  _Float16 value;
-  memcpy(&value, &bits, sizeof value);
-  return (float)value;
-}
-static uint16_t float_to_half(float wide) {
-  const _Float16 value = (_Float16)wide;
-  uint16_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-static float brain_to_float(uint16_t bits) {
-  const uint32_t wide = (uint32_t)bits << 16;
-  float value;
-  memcpy(&value, &wide, sizeof value);
-  return value;
-}
-static uint16_t float_to_brain(float value) { /* to nearest even; no NaN is tested */
-  uint32_t wide;
-  memcpy(&wide, &value, sizeof wide);
-  return (uint16_t)((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
-}
-
-/* into = into op with; scaled: each operand times its rank's factor, 1 for `into` after the first.
- */
-static void combine(int type, int op, char* into, const char* with, uint64_t bytes) {
-#define EACH(number, c_type, wide, load, store)             \
-  if (type == number) {                                     \
-    for (uint64_t i = 0; i < bytes / sizeof(c_type); ++i) { \
-      c_type x, y;                                          \
-      memcpy(&x, into + i * sizeof x, sizeof x);            \
-      memcpy(&y, with + i * sizeof y, sizeof y);            \
-      const wide a = load(x), b = load(y);                  \
-      x = store((wide)(op == PROD  ? a * b                  \
-                       : op == MAX ? (a > b ? a : b)        \
-                       : op == MIN ? (a < b ? a : b)        \
-                                   : a + b));               \
-      memcpy(into + i * sizeof x, &x, sizeof x);            \
-    }                                                       \
-  }
-  EACH(I8, int8_t, int, (int), (int8_t))
-  EACH(U8, uint8_t, unsigned, (unsigned), (uint8_t))
-  EACH(I16, int16_t, int, (int), (int16_t))
-  EACH(I32, int32_t, uint32_t, (uint32_t), (int32_t))
-  EACH(U32, uint32_t, uint32_t, (uint32_t), (uint32_t))
-  EACH(I64, int64_t, int64_t, (int64_t), (int64_t))
-  EACH(U64, uint64_t, uint64_t, (uint64_t), (uint64_t))
-  EACH(F16, uint16_t, float, half_to_float, float_to_half)
-  EACH(BF16, uint16_t, float, brain_to_float, float_to_brain)
-  EACH(F32, float, float, (float), (float))
-  EACH(F64, double, double, (double), (double))
-#undef EACH
-}
-
-static void scale(int type, char* data, uint64_t bytes, double factor) {
-#define EACH(number, c_type, load, store)                   \
-  if (type == number) {                                     \
-    for (uint64_t i = 0; i < bytes / sizeof(c_type); ++i) { \
-      c_type x;                                             \
-      memcpy(&x, data + i * sizeof x, sizeof x);            \
-      x = store(load(x) * factor);                          \
-      memcpy(data + i * sizeof x, &x, sizeof x);            \
-    }                                                       \
-  }
-  EACH(F16, uint16_t, half_to_float, float_to_half)
-  EACH(BF16, uint16_t, brain_to_float, float_to_brain)
-  EACH(F32, float, (double), (float))
-  EACH(F64, double, (double), (double))
-#undef EACH
-}
-
 /* One piece of every rank's input, reduced or as it is, to `out` where that is not NULL. */
 static int piece(task* each, uint64_t at, uint64_t bytes, int from, char* out) {
   ccl_comm* own = each->own;
@@ -291,18 +254,19 @@ static int piece(task* each, uint64_t at, uint64_t bytes, int from, char* out) {
   if (each->in != NULL) {
     memcpy(shared->data[own->rank], each->in + at, bytes);
     if (from < 0 && each->what.op == PREMUL) {
-      scale(each->what.type, shared->data[own->rank], bytes, each->what.factor);
+      ccl_scale(each->what.type, shared->data[own->rank], bytes, each->what.factor);
     }
   }
   if (barrier(own) != CCL_OK) return CCL_REMOTE;
+  perish(each->what.kind);
   if (out != NULL && from >= 0) memcpy(out, shared->data[from], bytes);
   if (out != NULL && from < 0) {
     char sum[CHUNK];
     memcpy(sum, shared->data[0], bytes);
     for (int rank = 1; rank < own->size; ++rank) {
-      combine(each->what.type, each->what.op, sum, shared->data[rank], bytes);
+      ccl_combine(each->what.type, each->what.op, sum, shared->data[rank], bytes);
     }
-    if (each->what.op == AVG) scale(each->what.type, sum, bytes, 1.0 / own->size);
+    if (each->what.op == AVG) ccl_scale(each->what.type, sum, bytes, 1.0 / own->size);
     memcpy(out, sum, bytes);
   }
   return barrier(own);
@@ -342,6 +306,7 @@ static int run(task* each) {
       default:
         memcpy(own->shared->data[own->rank], each->in + at, bytes);
         status = barrier(own);
+        perish(what.kind);
         for (int rank = 0; rank < own->size && status == CCL_OK; ++rank) {
           memcpy(each->out + (uint64_t)rank * part + at, own->shared->data[rank], bytes);
         }
@@ -387,10 +352,10 @@ static int is_next(const batch* all, int which) {
 
 static int deliver(batch* all) {
   meeting* shared = all->tasks[0].own->shared;
-  struct timespec at;
-  deadline(&at);
+  const double until = now() + PATIENCE_S;
   int status = CCL_OK;
-  pthread_mutex_lock(&shared->mutex);
+  perish(all->tasks[0].what.kind);
+  if (!lock(shared)) return CCL_REMOTE;
   for (;;) {
     int left = 0, moved = 0;
     for (int each = 0; each < all->count; ++each) {
@@ -398,9 +363,9 @@ static int deliver(batch* all) {
       left += all->tasks[each].moved < all->tasks[each].what.count;
     }
     if (shared->broken) status = CCL_REMOTE;
-    if (moved > 0) pthread_cond_broadcast(&shared->changed);
+    if (moved > 0) tell_change(shared);
     if (left == 0 || status != CCL_OK) break;
-    if (moved == 0) wait_change(shared, &at);
+    if (moved == 0 && !wait_change(shared, until)) return CCL_REMOTE;
   }
   pthread_mutex_unlock(&shared->mutex);
   return status;

@@ -6,7 +6,8 @@
  * stream one of the runtime's, a device joins once, and ranks that call different things all get an
  * error.
  *
- * fake_ccl_fail() makes a call fail. */
+ * fake_ccl_fail() makes a call fail, fake_ccl_end() ends the process in one: the others wait for
+ * it, as in a real library. Longer than any test, though not for ever. */
 #ifndef HCCOMM_TESTS_CCL_H
 #define HCCOMM_TESTS_CCL_H
 
@@ -32,6 +33,9 @@ typedef enum { I8, U8, I16, I32, U32, I64, U64, F16, F32, F64, BF16, TYPES } ccl
 /* For tests: the n-th next call of that kind in this process fails. */
 API void fake_ccl_fail(int kind, int n);
 
+/* In the midst of the n-th next piece of such a call the process gets this signal. */
+API void fake_ccl_end(int kind, int n, int signal);
+
 typedef struct ccl_comm ccl_comm;
 
 typedef struct {
@@ -46,12 +50,16 @@ void ccl_leave(ccl_comm* own, int broken); /* waits for its work; 2: broken wher
 int ccl_error(const ccl_comm* own);        /* that came behind the caller's back */
 int ccl_size(const ccl_comm* own);
 int ccl_rank(const ccl_comm* own);
-uint64_t ccl_size_of(int type);
 /* Calls of a thread between them start together; messages only there. */
 int ccl_begin(void);
 int ccl_end(void);
 /* in or out is NULL where this rank has none. */
 int ccl_start(ccl_comm* own, ccl_call what, const void* in, uint64_t in_count, void* out,
               uint64_t out_count, void* stream);
+
+/* ccl_numbers.c */
+uint64_t ccl_size_of(int type);
+void ccl_combine(int type, int op, char* into, const char* with, uint64_t bytes); /* into op with */
+void ccl_scale(int type, char* data, uint64_t bytes, double factor);
 
 #endif

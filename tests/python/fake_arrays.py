@@ -58,7 +58,8 @@ def ccl_library(kind: str, folder: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("no C compiler for tests/fakes")
     setting = f'-DRUNTIME_SETTING="HCCOMM_{kind.upper()}_LIB"'
-    return _compiled(path, compiler, [f"-DFAKE_PREFIX={prefix}", setting], [source, "ccl.c"])
+    defines = [f"-DFAKE_PREFIX={prefix}", setting]
+    return _compiled(path, compiler, defines, [source, "ccl.c", "ccl_numbers.c"])
 
 
 def _compiled(path: Path, compiler: str, defines: list[str], sources: list[str]) -> Path:

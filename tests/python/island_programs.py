@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import hccomm
 MIXED = (("cuda", 0), ("musa", 0), ("cuda", 1), ("host", 0), ("musa", 1), ("cuda", 2))
 ALONE = (("cuda", 0), ("cuda", 1), ("cuda", 2))
 ASCEND = (("ascend", 0), ("ascend", 1), ("host", 0))
+PAIRS = (("cuda", 0), ("musa", 0), ("cuda", 1), ("musa", 1))
 HOSTS = (("cuda", 0), ("cuda", 1), ("cuda", 0), ("cuda", 1))
 
 
@@ -205,3 +207,51 @@ def _sums(group: hccomm.Communicator, elsewhere: bool) -> str:
         assert np.all(back(data) == 15 + 6 * turn), turn
     told = group.describe()["islands"]
     return f"{told['state']}: {told['reason']}"
+
+
+def perishes(
+    comm: hccomm.Communicator, places: Any, kind: int, turn: int, by: int, setting: str
+) -> dict[str, Any]:
+    """Let rank 1 end by a signal while its vendor's library works (tests/fakes/ccl.h).
+
+    Returns what the others saw, how long they took, and what those who are left can do.
+    """
+    os.environ["HCCOMM_ISLAND_FAILURE"] = setting
+    group = comm.group(range(comm.size))
+    if kind != JOINING:
+        settle(group, places)
+    if group.rank == 1:
+        vendor = places[1][0].upper()
+        ctypes.CDLL(os.environ[f"HCCOMM_CCL_{vendor}_LIB"]).fake_ccl_end(kind, turn, by)
+    begin = time.monotonic()
+    said = _until_it_fails(group, places, messages=kind == MESSAGES)
+    failed = time.monotonic()
+    group.close()
+    closed = time.monotonic()
+    with comm.shrink() as left:
+        rest = tuple(each for rank, each in enumerate(places) if rank != 1)
+        settle(left, rest)
+        data = place(left, np.full(100_003, left.rank + 1, np.float32), rest)
+        left.all_reduce(data)
+        assert np.all(back(data) == left.size * (left.size + 1) // 2)
+        islands = [one["ranks"] for one in left.describe()["islands"]["islands"]]
+    return {"said": said, "took": failed - begin, "close": closed - failed, "islands": islands}
+
+
+JOINING, MESSAGES = 0, 6  # as tests/fakes/ccl.h numbers them
+
+
+def _until_it_fails(group: hccomm.Communicator, places: Any, messages: bool) -> str:
+    """Keep several calls in flight."""
+    count = 300_000 // group.size * group.size
+    data = [place(group, np.ones(count, np.float32), places) for _ in range(4)]
+    try:
+        for _ in range(10):
+            if messages:
+                group.all_to_all(data[0], out=data[1], timeout=50)
+            works = [group.all_reduce(each, op="max", async_op=True) for each in data]
+            for work in works:
+                work.wait(50)
+    except hccomm.Error as error:
+        return f"{type(error).__name__} {error.rank}: {error}"
+    return "nothing was raised"

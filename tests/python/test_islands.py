@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,13 @@ def test_ranks_of_one_island_that_disagree_are_named(six: Any) -> None:
         assert "max" in said[rank], said
 
 
-JOINING, REDUCE_SCATTER = 0, 2  # as tests/fakes/ccl.h numbers them
+JOINING, ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, MESSAGES = (
+    0,
+    1,
+    2,
+    3,
+    6,
+)  # as tests/fakes/ccl.h numbers them
 
 
 @pytest.mark.parametrize(
@@ -129,3 +136,47 @@ def test_a_library_that_fails_at_work_on_copies_is_waited_for(
     """The copies of arrays that lie elsewhere end after the library's work on them."""
     said = six.run(programs.library_fails, setting, REDUCE_SCATTER, 2, True)
     assert all(each.startswith(expected) for each in said), said
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "turn", "by", "setting", "left"),
+    [
+        (programs.PAIRS, REDUCE_SCATTER, 30, signal.SIGKILL, "auto", [[0, 1], [2]]),
+        (programs.PAIRS, ALL_GATHER, 30, signal.SIGSTOP, "auto", [[0, 1], [2]]),
+        (programs.PAIRS, JOINING, 1, signal.SIGKILL, "fallback", [[0, 1], [2]]),
+        (programs.PAIRS, JOINING, 1, signal.SIGSTOP, "auto", [[0, 1], [2]]),
+        (programs.ALONE, ALL_REDUCE, 9, signal.SIGSTOP, "fallback", [[0, 1]]),
+        (programs.ALONE, MESSAGES, 1, signal.SIGKILL, "auto", [[0, 1]]),
+        (programs.ASCEND, REDUCE_SCATTER, 30, signal.SIGSTOP, "auto", []),
+    ],
+)
+def test_a_rank_that_ends_in_its_library_is_lost(
+    ranks: Any,
+    islands: dict[str, str],
+    places: Any,
+    kind: int,
+    turn: int,
+    by: int,
+    setting: str,
+    left: Any,
+) -> None:
+    """The library of the others would wait for it: they are told, go on, and leave nothing."""
+    group = ranks.fresh(len(places), **islands)
+    survivors = [rank for rank in range(len(places)) if rank != 1]
+    group.start(programs.perishes, places, kind, turn, by, setting)
+    told = group.collect(ranks=survivors)
+    group.processes[1].kill()
+    pids = [str(each.pid) for each in group.processes]
+    group.close()
+
+    for each in told:
+        assert each["said"].startswith("PeerLost 1: "), told
+        assert "rank 1" in each["said"], told
+        assert each["islands"] == left, told
+        assert each["took"] < 15, told  # the library's own patience is 20 s
+        assert each["close"] < 10, told
+    lying = [each for each in Path("/dev/shm").iterdir() if any(pid in each.name for pid in pids)]
+    meetings = [each for each in lying if each.name.startswith("fake-ccl") and kind == JOINING]
+    for each in meetings:  # the library's own: nobody is left who could end what did not begin
+        each.unlink()
+    assert not set(lying) - set(meetings)
