@@ -236,9 +236,7 @@ except hccomm.PeerLost as lost:
 """
 
 
-# ofi_rxm, which is also the "tcp" of 1.17, was seen to crash after a peer's death (docs/rdma.md):
-# the survivor is told who died all the same, so its exit status is not asked for.
-@pytest.mark.parametrize(("library", "provider"), [way for way in WAYS if way[1] != "tcp;ofi_rxm"])
+@pytest.mark.parametrize(("library", "provider"), WAYS)
 @pytest.mark.parametrize("count", [4, 3_000_000])
 def test_a_rank_that_is_killed_is_named(library: str, provider: str, count: int) -> None:
     environ = {**environment(library, provider), "HCCOMM_TRANSPORTS": "ofi"}
@@ -255,8 +253,9 @@ def test_a_rank_that_is_killed_is_named(library: str, provider: str, count: int)
             # A survivor is told long before its operation's own deadline, which would say Timeout.
             out, err = processes[rank].communicate(timeout=90)
             assert out == "lost 1\n", err
-            if (library, provider) != ("system", "tcp"):
-                assert processes[rank].returncode == 7, err
+            assert processes[rank].returncode == 7, err
+        # What libfabric's shm provider leaves of who is killed, the survivors sweep.
+        assert not list(Path("/dev/shm").glob(f"{processes[1].pid}:*"))
     finally:
         for each in processes:
             each.kill()

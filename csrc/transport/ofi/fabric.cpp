@@ -41,6 +41,7 @@ void Fabric::end_all() noexcept {
   for (Fabric* each : all_open().fabrics) {
     const std::lock_guard own(each->mutex_);
     each->ended_ = each->stopping_ = true;
+    for (const auto& rail : each->rails_) rail->sweep();
   }
 }
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "base/unique_fd.hpp"
 #include "transport/ofi/provider.hpp"
 
 struct fid_av;
@@ -35,6 +36,8 @@ struct Rail {
   void close_endpoint() noexcept;
   void close() noexcept;
   void abandon() noexcept;  // libfabric may be gone
+  // Removes what killed processes have left, where the provider leaves anything.
+  void sweep() const noexcept;
   Status check(int err, const char* what) const;
   bool has(int mr_bit) const;  // FI_MR_*
 
@@ -48,6 +51,10 @@ struct Rail {
 
  private:
   Status open_endpoint();
+  bool shares_files() const;
+  void keep_files();
+
+  UniqueFd kept_;  // the endpoint's file, while it is there
 };
 
 using Rails = std::vector<std::unique_ptr<Rail>>;

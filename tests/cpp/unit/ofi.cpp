@@ -4,13 +4,17 @@
 // overtake each other. The transport suite runs the rest.
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "transport/ofi/cache.hpp"
+#include "transport/ofi/litter.hpp"
 #include "transport/ofi/monitor.hpp"
 #include "transport/ofi/peer.hpp"
 
@@ -340,6 +344,47 @@ TEST_F(Cached, MemoryThatIsTakenAwayIsNoLongerFound) {
   EXPECT_NE(second, first);
   cache_.done(*first);
   EXPECT_EQ(cache_.registered_bytes(), kPages);
+}
+
+// ---- what a killed process leaves behind --------------------------------------------------------
+
+// A file as the shm provider makes one, by a name that no process has.
+class Litter : public testing::Test {
+ protected:
+  void SetUp() override {
+    const int fd = open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) GTEST_SKIP() << "no file can be made in /dev/shm";
+    close(fd);
+  }
+  void TearDown() override { unlink(path_.c_str()); }
+  bool is_there() const { return access(path_.c_str(), F_OK) == 0; }
+
+  const std::string name_ = "999999999:0:" + std::to_string(getpid());
+  const std::string path_ = "/dev/shm/" + name_;
+};
+
+TEST_F(Litter, StaysWhileItsOwnerLivesAndIsSweptThereafter) {
+  UniqueFd kept = keep_shared_memory("fi_shm://" + name_);
+  ASSERT_TRUE(kept);
+
+  sweep_shared_memory();
+  EXPECT_TRUE(is_there());
+  kept.reset();
+
+  EXPECT_GE(sweep_shared_memory(), 1);
+  EXPECT_FALSE(is_there());
+}
+
+TEST_F(Litter, OfAnotherProgramIsNotTouched) {
+  sweep_shared_memory();
+
+  EXPECT_TRUE(is_there());
+}
+
+TEST_F(Litter, IsKeptByTheNameOfAnEndpointAlone) {
+  EXPECT_FALSE(keep_shared_memory(name_));
+  EXPECT_FALSE(keep_shared_memory("fi_shm://../shm/" + name_));
+  EXPECT_FALSE(keep_shared_memory("fi_shm://"));
 }
 
 }  // namespace
