@@ -17,14 +17,16 @@ import pytest
 COMPARE = Path(__file__).with_name("compare.py")
 
 
-def _run(name: str, ranks: int, *argv: str) -> subprocess.CompletedProcess[str]:
+def _run(
+    name: str, ranks: int, *argv: str, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a program under an MPI; everything it started ends with it."""
     found = mpis.find(name)
     if isinstance(found, str):
         pytest.skip(found)
     process = subprocess.Popen(
         found.command(ranks, sys.executable, *argv),
-        env=os.environ | found.environ,
+        env=os.environ | found.environ | (environ or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -52,6 +54,21 @@ def test_every_collective_equals_mpis_own(name: str, ranks: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("equal "), done.stdout + done.stderr
     assert int(done.stdout.split()[1]) > 500
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("openmpi", "initialised"), ("mpich", "comm"), ("mpich", "initialised")]
+)
+def test_every_collective_over_ofi_equals_mpis_own(name: str, how: str) -> None:
+    """Where the MPI has loaded a libfabric that one serves hccomm, too; else the system's."""
+    if name != "mpich" and ctypes.util.find_library("fabric") is None:
+        pytest.skip("no libfabric of the system here")
+    ofi = {"HCCOMM_TRANSPORTS": "ofi", "HCCOMM_OFI_PROVIDER": "tcp"}
+
+    done = _run(name, 3, str(COMPARE), how, environ=ofi)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[1]) > 500, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("how", ["alone", "comm", "initialised"])

@@ -188,6 +188,27 @@ def test_an_unknown_provider_is_named_with_those_there_are(ranks: Any) -> None:
     assert "pigeon" in alone[0][2]
 
 
+def test_no_fabric_and_no_provider_asked_for_says_what_there_is() -> None:
+    environment("system", "net")
+
+    told = finish(start(SUM, [{"HCCOMM_TRANSPORTS": "ofi"}] * 2))
+
+    for code, _, err in told:
+        assert code != 0
+        assert "Unavailable" in err
+        assert "no RDMA fabric here" in err
+        assert "net" in err
+
+
+def test_a_rank_whose_libfabric_is_gone_is_reached_by_tcp() -> None:
+    here = {**environment("system", "net"), "HCCOMM_TRANSPORTS": "ofi,tcp", "HCCOMM_LOG": "info"}
+
+    told = finish(start(SUM, [here, {**here, "HCCOMM_OFI_LIB": "/nowhere/libfabric.so.1"}]))
+
+    assert [json.loads(out) for _, out, _ in told] == [{"1": "tcp"}, {"0": "tcp"}], told
+    assert "/nowhere/libfabric.so.1" in told[1][2]
+
+
 def test_too_little_locked_memory_says_what_to_raise() -> None:
     low = {**environment("system", "net"), "HCCOMM_TRANSPORTS": "ofi"}
 
