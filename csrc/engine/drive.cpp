@@ -23,7 +23,8 @@ static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep o
 static constexpr long kGraceNs = 5'000'000;  // a handle may go unwaited before the service drives
 static constexpr unsigned kBusyRounds = 64;  // that move something, until we look at the clock
 static constexpr int kEagerPolls = 64;  // before pausing (45 ns, half a cache miss) and yielding
-static constexpr auto kLook = std::chrono::milliseconds(2);  // between looks at all deadlines
+static constexpr auto kLook = std::chrono::milliseconds(2);     // between looks at all deadlines
+static constexpr auto kGlance = std::chrono::milliseconds(50);  // between looks of an idle process
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
 static void relax() {
@@ -223,19 +224,23 @@ bool Engine::awaited(const Channel& channel) const {
   });
 }
 
-// Twice a second: tells every peer that this process is alive, and counts how long each has been
-// silent. Ticks are counted, not time: a process that was itself stopped accuses nobody when it
-// goes on. A peer is lost only while an operation or a vendor's library waits for it.
-void Engine::tick() {
+// Takes what has come while nobody waits: a rank that only sends learns of a failure, and what is
+// held for a process that has died is released. Twice a second also tells every peer that this
+// process is alive, and counts how long each has been silent. Ticks are counted, not time: a
+// process that was itself stopped accuses nobody when it goes on. A peer is lost only while an
+// operation or a vendor's library waits for it.
+void Engine::tick(Clock::time_point now) {
   if (take_dump_request()) {
     for (Context* context : contexts_) write_dump(*context);
   }
-  // What is held for a process that has died is released, however idle this one is.
   for (std::size_t i = up_.size(); i-- > 0;) {
     if (i >= up_.size()) continue;  // the end of one may have taken others with it
     if (!driving_ || up_[i]->bindings().empty()) look_at(*up_[i]);
   }
   if (!driving_) progress();
+  next_look_ = now + kGlance;
+  if (now < next_beat_) return;
+  next_beat_ = now + kBeat;
   for (std::size_t i = 0; i < up_.size(); ++i) {
     Channel& channel = *up_[i];
     channel.silent_ticks = std::exchange(channel.heard, false) ? 0 : channel.silent_ticks + 1;
@@ -275,13 +280,12 @@ void Engine::serve() {
   Guard guard(*this);
   while (!stopping_) {
     const Clock::time_point now = Clock::now();
-    if (now >= next_tick_) {
-      tick();
+    if (now >= next_look_) {
+      tick(now);
       call_back(guard);
-      next_tick_ = now + kBeat;
     }
     if (running_.empty() || driving_) {
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_tick_ - now).count();
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_look_ - now).count();
       const int nap = up_.empty() && running_.empty() ? -1 : static_cast<int>(left);
       guard.unlock();
       ::poll(calls, 2, nap);

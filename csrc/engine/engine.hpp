@@ -159,7 +159,7 @@ class Engine final : private StagingClient {
   void call_back(Guard& guard);
   void serve();
   bool awaited(const Channel& channel) const;
-  void tick();
+  void tick(Clock::time_point now);
   void start_service();
   void ring_service();
   void arm_service();
@@ -193,8 +193,8 @@ class Engine final : private StagingClient {
   std::vector<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Staging staging_;
-  Clock::time_point armed_until_{}, next_tick_{}, next_check_{};  // the last: of deadlines
-  std::thread service_;                                           // started with the first link
+  Clock::time_point armed_until_{}, next_look_{}, next_beat_{}, next_check_{};  // of deadlines
+  std::thread service_;  // started with the first link
 };
 
 }  // namespace hccomm::engine

@@ -20,7 +20,7 @@ namespace {
 
 constexpr double kCensusSeconds = 0.3;  // to find out who is there, once the deadline has passed
 constexpr double kGraceSeconds = 0.5;   // more than that: rank 0 tells the others
-constexpr double kLateSeconds = 0.3;    // for ranks that come after one has died
+constexpr double kLateSeconds = 2;      // for ranks that come after one has died
 constexpr double kLookSeconds = 0.005;
 constexpr std::size_t kMaxName = 200;
 constexpr std::size_t kMaxRanksNamed = 16;
@@ -271,9 +271,9 @@ Status Meeting::missing(int first, BookRecord& book) {
 }
 
 // Launchers start ranks within a moment of each other: those who have still to come shall hear who
-// is lost, and not find rank 0 gone.
+// is lost, and not find rank 0 gone. It leaves when the last of them has come.
 void Meeting::await_the_late(int lost) {
-  const Deadline until = Deadline::after(Seconds(kLateSeconds));
+  const Deadline until(std::min(Deadline::after(Seconds(kLateSeconds)).at(), deadline_.at()));
   for (int rank = 1; rank < size_; ++rank) {
     while (rank != lost && !until.passed() && !store_.get(key("card", rank), already())) {
       std::this_thread::sleep_for(Seconds(kLookSeconds));

@@ -48,7 +48,7 @@ def trials(
                 "phase": phases[number % len(phases)],
                 "transport": chance.choice(list(transports)),
                 "ranks": chance.choice(list(ranks)),
-                "collective": chance.choice(COLLECTIVES),
+                "collective": chance.choice((*COLLECTIVES, "feed")),
                 "bytes": chance.choice(list(sizes)),
                 "way": chance.choice(list(ways)),
                 "delay": chance.uniform(0.0, chance.choice((0.02, 0.05, 0.3))),

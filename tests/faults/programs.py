@@ -146,6 +146,11 @@ class Work:
         self._comm.broadcast(self._whole, root=root)
         self._check(self._whole, float(root + 1))
 
+    def _feed(self) -> None:
+        self._whole[:] = 1.0  # rank 0 only sends, and waits for nobody
+        self._comm.broadcast(self._whole, root=0)
+        self._check(self._whole, 1.0)
+
     def _send_recv(self) -> None:
         size, rank = self._comm.size, self._comm.rank
         self._other[:] = self._mine
