@@ -70,10 +70,19 @@ void Engine::look_around(Guard& guard, Clock::time_point now) {
 }
 
 // Drives until `until` is done (nullptr: until there is nothing in flight) or the deadline passes.
+// With nothing in flight there may still be frames that wait for room: then it looks once.
 // Another waiter that drives already does it for us; the service thread steps back for any waiter.
 void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
   const auto over = [&] { return until != nullptr ? until->done() : running_.empty(); };
   if (asleep_) wake_links();
+  if (until == nullptr && running_.empty()) {
+    if (driving_) {
+      let_in(guard);
+    } else if (!progress()) {
+      sleep(guard, deadline);
+    }
+    return;
+  }
   int idle = 0;
   unsigned busy = 0;
   Clock::time_point idle_since{};

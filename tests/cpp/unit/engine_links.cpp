@@ -160,6 +160,32 @@ TEST_P(LinksOver, ManyGroupsOneAfterTheOtherKeepTheirLink) {
 
 // ---- HCCOMM_INTEGRITY: no harm to a frame becomes a wrong result ------------------------------
 
+// Rank 0 fails while its link is full, and closes: the reason still reaches rank 1, and at once.
+TEST(FullLink, IsEmptiedWhileItsGroupCloses) {
+  Cluster cluster("tcp", 2);
+  cluster.run(expect_sum_of_ones);
+  std::vector<std::byte> data(60'000);
+  const auto message = [&](int peer, std::uint64_t tag) {
+    return engine::Parcel{peer, tag, data.data(), data.size(), 0, Seconds(30)};
+  };
+  std::vector<engine::Operation*> sends;
+  for (bool full = false; !full && sends.size() < 10'000;) {
+    sends.push_back(cluster[0].engine().start_send(cluster[0].context(), message(1, 5)));
+    full = !sends.back()->done();
+  }
+
+  cluster[0].engine().poison(cluster[0].context(), Status(Code::Aborted, "the test", 0), true);
+  std::thread reads([&] {
+    engine::Operation* op = cluster[1].engine().start_recv(cluster[1].context(), message(0, 6));
+    EXPECT_EQ(cluster[1].engine().wait(*op, Deadline::after(Seconds(30))).code(), Code::Aborted);
+    cluster[1].engine().release(*op);
+  });
+  EXPECT_TRUE(cluster[0].engine().quiesce(cluster[0].context(), Deadline::after(Seconds(20))));
+
+  reads.join();
+  for (engine::Operation* each : sends) cluster[0].engine().release(*each);
+}
+
 class SealedOver : public testing::TestWithParam<const char*> {
  protected:
   // Sums `count` ones on three ranks until somebody fails; nobody may be given a wrong sum.
