@@ -82,10 +82,19 @@ def kind_named(name: str, what: str) -> int:
         if number < 0:
             raise InvalidArgument(
                 f"{what}: the array lies on a device of kind {name!r}, for which hccomm has no "
-                "adapter; HCCOMM_PLUGINS brings further ones, or pass a host copy"
+                f"adapter; HCCOMM_PLUGINS brings further ones{_refused_plugins()}, or pass a host "
+                "copy"
             )
         _numbers[name] = number
     return number
+
+
+def _refused_plugins() -> str:
+    """Say which plug-ins were refused, and why; one of them may have been meant."""
+    from hccomm.asking import info
+
+    refused = [str(each["reason"]) for each in info()["devices"] if each["name"] == "plug-in"]
+    return f" (refused: {'; '.join(refused)})" if refused else ""
 
 
 _numbers: dict[str, int] = {"host": 0}

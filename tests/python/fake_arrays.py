@@ -62,6 +62,15 @@ def ccl_library(kind: str, folder: Path) -> Path:
     return _compiled(path, compiler, defines, [source, "ccl.c", "ccl_numbers.c"])
 
 
+def stale_plugin(folder: Path) -> Path:
+    """Compile the device plug-in whose table is of another version."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler for tests/fakes")
+    header = f"-I{FAKES.parents[1] / 'csrc' / 'capi'}"
+    return _compiled(folder / "libstale.so", compiler, [header], ["stale_plugin.c"])
+
+
 def _compiled(path: Path, compiler: str, defines: list[str], sources: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
@@ -137,10 +146,20 @@ class FakeArray:
 
 
 class CudaArray(FakeArray):
-    """One that tells its stream: 1, the default one."""
+    """One that tells its stream: 1, the default one, unless it is told otherwise."""
 
     def __init__(self, values: Any, index: int = 0) -> None:
         super().__init__("cuda", values, index)
+
+    stream = 1
+
+    def lose_stream(self) -> None:
+        """Name a stream that has been destroyed."""
+        stream = ctypes.c_void_p()
+        self._call("SetDevice", ctypes.c_int(self.index))
+        self._call("StreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(1))
+        self._call("StreamDestroy", stream)
+        self.stream = int(stream.value or 0)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -150,7 +169,7 @@ class CudaArray(FakeArray):
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "strides": None,
-            "stream": 1,
+            "stream": self.stream,
         }
 
 

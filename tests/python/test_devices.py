@@ -8,7 +8,7 @@ from typing import Any
 
 import device_programs as programs
 import pytest
-from fake_arrays import VENDORS, library
+from fake_arrays import VENDORS, library, stale_plugin
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +63,29 @@ def test_an_unknown_kind_is_refused(ranks: Any) -> None:
     said = ranks.fresh(2).run(programs.reduce_on, "abacus", 0)[1]
     assert said.startswith("InvalidArgument: ")
     assert "abacus" in said
+
+
+def test_a_plugin_of_another_version_is_named_with_the_kind_it_would_have_brought(
+    ranks: Any, tmp_path: Path
+) -> None:
+    """The rank that wants it hears why; the others, whom it does not join, that it is missing."""
+    stale = str(stale_plugin(tmp_path))
+    other, said = ranks.fresh(2, HCCOMM_PLUGINS=stale).run(programs.reduce_on, "stalechip", 0)
+    assert said.startswith("InvalidArgument: "), said
+    assert "'stalechip'" in said, said
+    assert "version 99" in said, said
+    assert other.startswith("Timeout: "), other
+    assert "rank 1" in other, other
+
+
+@pytest.mark.parametrize("count", [10, 100_000])
+def test_a_stream_that_was_destroyed_fails_all_ranks_and_is_named(
+    ranks: Any, vendors: dict[str, str], count: int
+) -> None:
+    for said, events in ranks.fresh(3, **vendors).run(programs.stream_is_gone, count):
+        assert said.startswith("System 0: "), said
+        assert "cuda" in said, said
+        assert events <= 0, "an event is left"
 
 
 def test_a_lost_device_fails_all_ranks_and_is_named(ranks: Any, vendors: dict[str, str]) -> None:

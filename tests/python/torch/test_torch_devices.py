@@ -507,3 +507,24 @@ def two_devices_at_once() -> None:
 
 def test_tensors_of_two_devices_in_one_list_are_refused(pair: Ranks) -> None:
     pair.run(two_devices_at_once)
+
+
+def two_types_at_once() -> None:
+    device = here()
+    both = [torch.ones(1), torch.ones(1, device=device)]
+    mine = torch.ones(1, device=device)
+    calls = {
+        "all_gather": lambda: dist.all_gather(both, mine),
+        "reduce_scatter": lambda: dist.reduce_scatter(mine, both),
+        "all_to_all": lambda: dist.all_to_all(both, [mine, mine]),
+    }
+    for name, call in calls.items():
+        with pytest.raises((RuntimeError, ValueError), match=r"device") as caught:
+            call()
+        assert "InvalidArgument" in str(caught.value) or "cpu" in str(caught.value), (name, caught)
+    dist.all_reduce(mine)
+    assert mine.item() == 2.0  # nothing of it has been sent
+
+
+def test_device_types_mixed_in_one_list_are_refused_on_all_ranks(pair: Ranks) -> None:
+    pair.run(two_types_at_once)
