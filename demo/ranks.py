@@ -7,6 +7,7 @@ deadline that passes, is a RuntimeError with the end of that rank's log.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -22,7 +23,13 @@ class Ranks:
     """The processes of one job."""
 
     def __init__(
-        self, command: list[str], environments: list[dict[str, str]], logs: Path, deadline: float
+        self,
+        command: list[str],
+        environments: list[dict[str, str]],
+        logs: Path,
+        deadline: float,
+        *,
+        orders: bool = False,
     ) -> None:
         self._logs = logs
         self._deadline = deadline
@@ -34,7 +41,7 @@ class Ranks:
                 process = subprocess.Popen(
                     command,
                     env=environment,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if orders and rank == 0 else subprocess.DEVNULL,
                     stdout=out,
                     stderr=log,
                     text=True,
@@ -58,6 +65,14 @@ class Ranks:
         for process in self._processes:
             process.wait()
         self._reader.join(timeout=5)
+
+    def order(self, line: str) -> None:
+        """Tell rank 0 a line, where the ranks take orders."""
+        stdin = self._processes[0].stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # events() has the story
+            stdin.write(line + "\n")
+            stdin.flush()
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield what rank 0 says, until all ranks have left in peace."""

@@ -4,7 +4,8 @@
 Four ranks on two emulated hosts (HCCOMM_HOST): those of one host meet over shared memory, the hosts
 over TCP, in one process group. Their tensors lie on the chips of two simulated vendors and on the
 CPU (tests/support/simdevice). They train a classifier, measure the collectives, and the outcome is
-held against a single-process run of the same batches. Exit status 1 when that proof fails.
+held against a single-process run of the same batches. Exit status 1 when that proof fails. Last
+comes what mixing vendors costs: the efficiency of the mixed group (efficiency.py).
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import efficiency
 import picture
 import torch
 import torch.distributed as dist
 import train
+from efficiency import HOSTS, MIXED, environments, human
 from ranks import Ranks
 from rich import box
 from rich.console import Console
@@ -28,42 +31,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "tests" / "support"))
-import simdevice  # noqa: E402
-
-HOSTS = ["alpha", "beta", "alpha", "beta"]  # of ranks 0, 1, 2, 3
-VENDORS = ["alder", "birch", "", "alder"]  # simulated ones, likewise; "": the CPU
 TOLERANCE = 1e-9  # of double-precision weights after hundreds of steps: only rounding may differ
 SHOWN = [1024, 65536, 1048576, 16777216]  # sizes in the table; the picture has them all
-
-
-def environments(port: int) -> list[dict[str, str]]:
-    """Return what each rank finds in its environment: torchrun's variables, and its host's name."""
-    inherited = {key: value for key, value in os.environ.items() if key not in ("HCCOMM_HOST",)}
-    return [
-        {
-            **inherited,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(len(HOSTS)),
-            "LOCAL_RANK": str(HOSTS[:rank].count(host)),
-            "LOCAL_WORLD_SIZE": str(HOSTS.count(host)),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "HCCOMM_HOST": host,
-            "SIMDEVICE": pace(VENDORS[rank]),
-            "OMP_NUM_THREADS": "1",
-        }
-        for rank, host in enumerate(HOSTS)
-    ]
-
-
-def pace(vendor: str) -> str:
-    """Return the vendor with the latency (us) and rate (GB/s) of its copies, for SIMDEVICE."""
-    if not vendor:
-        return ""
-    latency, rate = simdevice.PACE[vendor]
-    return f"{vendor}:{latency}:{rate}"
 
 
 def launch(folder: Path, console: Console, seconds: float) -> list[dict[str, Any]]:
@@ -79,7 +48,9 @@ def launch(folder: Path, console: Console, seconds: float) -> list[dict[str, Any
         TextColumn("{task.fields[note]}"),
     )
     with (
-        Ranks(command, environments(store.port), folder, time.monotonic() + seconds) as ranks,
+        Ranks(
+            command, environments(MIXED, store.port), folder, time.monotonic() + seconds
+        ) as ranks,
         Progress(*columns, console=console) as progress,
     ):
         training = progress.add_task("training", total=None, note="starting")
@@ -93,15 +64,6 @@ def launch(folder: Path, console: Console, seconds: float) -> list[dict[str, Any
                 note = f"{event['collective']} {human(event['bytes'])}"
                 progress.update(points, completed=event["point"], total=event["of"], note=note)
     return [json.loads((folder / f"rank{k}.json").read_text()) for k in range(len(HOSTS))]
-
-
-def human(size_bytes: int) -> str:
-    """Write a size as people do."""
-    for unit in ("B", "KiB", "MiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes} {unit}"
-        size_bytes //= 1024
-    return f"{size_bytes} GiB"
 
 
 def prove(folder: Path, reports: list[dict[str, Any]], console: Console) -> bool:
@@ -149,7 +111,7 @@ def show_transports(reports: list[dict[str, Any]], console: Console) -> set[str]
             used |= {name} - {"-"}
             cells.append(name)
         staged = report["transports"].get("devices", [])
-        place = f"{staged[0]['device']}, staged" if staged else VENDORS[rank] or "cpu"
+        place = f"{staged[0]['device']}, staged" if staged else MIXED[rank] or "cpu"
         table.add_row(f"{rank} ({HOSTS[rank]})", place, *cells)
     console.print()
     console.print(table)
@@ -181,6 +143,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
     parser.add_argument("--seconds", type=float, default=240.0, help="limit of the whole run")
+    parser.add_argument("--wire", default=efficiency.WIRE, help="its rate for the efficiency")
+    parser.add_argument("--brief", action="store_true", help="leave the efficiency out")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     for stale in asked.out.glob("rank*"):
@@ -189,18 +153,21 @@ def main() -> int:
     begin = time.monotonic()
     busy = os.getloadavg()[0]
     console.print("[bold]hccomm demo[/]: ranks 0 and 2 on host alpha, 1 and 3 on host beta")
-    console.print("devices: " + ", ".join(f"{k} {v or 'cpu'}" for k, v in enumerate(VENDORS)))
-    simdevice.library()  # compiled before any rank's deadline counts
+    console.print("devices: " + ", ".join(f"{k} {v or 'cpu'}" for k, v in enumerate(MIXED)))
+    efficiency.simdevice.library()  # compiled before any rank's deadline counts
     try:
         reports = launch(asked.out.resolve(), console, asked.seconds)
     except RuntimeError as failure:
         console.print(f"[red]{failure}[/]", highlight=False)
         return 1
-    equal = prove(asked.out, reports, console)
-    used = show_transports(reports, console)
     wrong = show_table(reports[0]["table"], console)
     if busy > 1:
         console.print(f"  the machine was not idle (load {busy:.1f}): these times say little")
+    used = show_transports(reports, console)
+    equal = prove(asked.out, reports, console)
+    if not asked.brief:
+        out = asked.out.resolve()
+        efficiency.show(efficiency.measured(out, asked.wire, rounds=3, seconds=150.0), console)
     drawn = asked.out / "bandwidth.png"
     picture.draw(reports[0]["table"], drawn, f"4 ranks, 2 vendors and CPU: {' + '.join(used)}")
     console.print(f"\nPicture: {drawn}   ({time.monotonic() - begin:.0f} s)")
