@@ -45,7 +45,8 @@ Status Status::from_errno(int err, std::string what) {
 
 Status no_thread(const std::system_error& refused) {
   return {Code::System, text("no thread can be started: ", refused.code().message(),
-                             "; raise `ulimit -u` or the container's limit of processes")};
+                             "; raise `ulimit -u` or the container's limit of processes, or give "
+                             "it more memory (`ulimit -v`)")};
 }
 
 void check_failed(const char* condition, const char* why, const char* file, int line) {

@@ -158,7 +158,11 @@ Status Endpoint::dial(const transport::Card& peer) {
   Dial& dial = dials_.emplace_back();
   try {
     dial.thread = std::thread([this, &dial, peer] {
-      engine_->dialed(peer.uuid, connect(peer));
+      try {
+        engine_->dialed(peer.uuid, connect(peer));
+      } catch (const std::exception&) {
+        engine_->dialed(peer.uuid, Status(Code::System, "no memory"));  // which takes none
+      }
       dial.over.store(true, std::memory_order_release);
     });
   } catch (const std::system_error& refused) {

@@ -57,7 +57,9 @@ std::string hmac_sha256(std::string_view key, std::string_view message) {
   const auto* result = crypto.hmac(crypto.sha256(), key.data(), static_cast<int>(key.size()),
                                    reinterpret_cast<const unsigned char*>(message.data()),
                                    message.size(), digest, &bytes);
-  HCCOMM_CHECK(result != nullptr && bytes == kDigestBytes, "libcrypto computes HMAC-SHA-256");
+  if (result == nullptr || bytes != kDigestBytes) {
+    throw Error(Code::System, "libcrypto computes no HMAC-SHA-256: is there too little memory?");
+  }
   return {reinterpret_cast<const char*>(digest), kDigestBytes};
 }
 

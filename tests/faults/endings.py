@@ -44,7 +44,7 @@ def trials(
 ) -> Iterator[Trial]:
     """End jobs in every way, ``count`` times by each transport; ``late`` seconds are a fault."""
     for transport in transports:
-        with Pool(HCCOMM_TRANSPORTS=transport) as pool:
+        with Pool.over(transport) as pool:
             for number in range(count):
                 for kind in kinds:
                     what = {"kind": kind, "transport": transport, "ranks": ranks}

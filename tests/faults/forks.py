@@ -33,7 +33,7 @@ def trials(
     """Kill ``count`` ranks whose children live on; then use communicators in children."""
     chance = random.Random(seed)
     for transport in transports:
-        with Pool(HCCOMM_TRANSPORTS=transport) as pool:
+        with Pool.over(transport) as pool:
             for number in range(max(1, count // len(transports))):
                 what = {
                     "transport": transport,

@@ -41,7 +41,7 @@ def trials(
 ) -> Iterator[Trial]:
     """Kill ``count`` ranks, one a trial. Noticing later than ``late`` seconds is a fault."""
     chance = random.Random(seed)
-    pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
+    pools = {each: Pool.over(each) for each in transports}
     try:
         for number in range(count):
             what = {

@@ -28,7 +28,7 @@ from programs import COLLECTIVES
 from report import Trial
 
 TIMEOUT = 30.0
-SETUP = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+SETUP = "mount -t tmpfs -o size=1m tmpfs /dev/shm && mount -t tmpfs tmpfs /tmp"
 
 
 def trials(
@@ -69,7 +69,7 @@ def _massacre(number: int, what: dict[str, Any]) -> Trial:
     os.mkdir(home, 0o700)
     try:
         before = _snapshot(folder)
-        pool = Pool(HCCOMM_TRANSPORTS=what["transport"])
+        pool = Pool.over(what["transport"])
         group, meeting = pool.take(what["ranks"]), {"url": f"file://{home}/job", "name": "job"}
         for rank, process in enumerate(group):
             job = {"program": "loop", "rank": rank, "size": len(group), "timeout": TIMEOUT}
@@ -145,7 +145,7 @@ def _own(folder: Path) -> set[str]:
 def _cycles(what: dict[str, Any]) -> Trial:
     label = "groups" if what["groups"] else "cycles"
     trial = Trial("leak", f"leak, {label} {what['transport']}", 0, what)
-    with Pool(HCCOMM_TRANSPORTS=what["transport"]) as pool:
+    with Pool.over(what["transport"]) as pool:
         group, meeting = pool.take(what["ranks"]), pool.meeting()
         trial.asked = len(group)
         began = time.monotonic()

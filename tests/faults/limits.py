@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limit storm: one rank, or each, may open only a few descriptors more, and lock no memory.
+"""The limit storm: a rank may open only a few descriptors more, lock no memory, or have none.
 
 Promise: a job that cannot have what it needs says so on every rank, in an error that names the
-limit where it was met; nothing hangs or crashes. Where it is enough, all go on.
+limit where it was met; nothing hangs or crashes. Where it is enough, all go on. With too little
+memory (RLIMIT_AS) all get an error by their deadlines: the rank raises System, or it ends, where
+glibc or the C++ library can do nothing else (a new thread's thread-local data, an exception).
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, others_say
+from pool import Hung, Pool, Rank, others_say
 from report import Trial
 
 TIMEOUT = 3.0
 PATIENCE = 30.0
+ENDED = "its process has ended"
 
 
 def trials(
@@ -23,38 +26,45 @@ def trials(
     more: Sequence[int] = (0, 2, 4, 6, 8, 10, 12, 14, 18, 24, 64),
     each: Sequence[int] = (10, 14, 20, 64),
     transports: Sequence[str] = ("shm", "tcp"),
+    mib: Sequence[int] = (0, 4, 8, 12, 16, 24, 32, 40, 48, 64, 128),
     ranks: int = 3,
     crowd: int = 16,
 ) -> Iterator[Trial]:
-    """Run a job for each number of descriptors that rank 1, or each, may open beyond its own."""
+    """Run a job for each number of descriptors or MiB that rank 1 (or each) may have beyond its."""
     for transport in transports:
-        with Pool(HCCOMM_TRANSPORTS=transport) as pool:
+        with Pool.over(transport) as pool:
             for number, fds in enumerate(more):
                 yield _trial(pool, number, {"transport": transport, "ranks": ranks, "fds": fds})
             for number, fds in enumerate(each):
                 what = {"transport": transport, "ranks": crowd, "fds": fds, "each": True}
                 yield _trial(pool, number, what)
+            for number, more_mib in enumerate(mib):
+                what = {"transport": transport, "ranks": ranks, "fds": -1, "mib": more_mib}
+                yield _trial(pool, number, what)
 
 
 def _trial(pool: Pool, number: int, what: dict[str, Any]) -> Trial:
     ranks, everybody = what["ranks"], what.get("each", False)
-    row = f"few descriptors{' each' if everybody else ''} {what['transport']}"
+    few = "memory" if "mib" in what else "descriptors"
+    row = f"few {few}{' each' if everybody else ''} {what['transport']}"
     trial = Trial("limit", row, number, what)
     group, meeting = pool.take(ranks), pool.meeting()
     trial.asked = ranks
     began, texts = time.monotonic(), []
     for rank, process in enumerate(group):
         job = {"program": "limited", "rank": rank, "size": ranks, "timeout": TIMEOUT}
-        process.tell(job | meeting | {"fds": what["fds"] if everybody or rank == 1 else -1})
+        meant = everybody or rank == 1
+        job |= {each: what.get(each, -1) if meant else -1 for each in ("fds", "mib")}
+        process.tell(job | meeting)
     try:
-        for process in group:
-            answer = process.hear("done", began + PATIENCE)
-            trial.times_ms.append((answer["at"] - began) * 1e3)
-            texts.append(f"{answer['error']}: {answer['text']}")
+        for rank, process in enumerate(group):
+            texts.append(_outcome(trial, process, began, "mib" in what and rank == 1))
             trial.noticed += 1
         errors = [each != ": " for each in texts]
         limited = texts if everybody else texts[1:2]
-        named = any("raise `ulimit -n`" in text for text in limited) or not any(errors)
+        signs = ("System: ", "Timeout: ", ENDED) if "mib" in what else ("raise `ulimit -n`",)
+        named = any(sign in text for text in limited for sign in signs) or not any(errors)
+        what["ended"] = texts.count(ENDED)
         trial.named += ranks if named else 0
         if any(errors) != all(errors) or not named:
             trial.faults.append(" | ".join(texts))
@@ -64,3 +74,15 @@ def _trial(pool: Pool, number: int, what: dict[str, Any]) -> Trial:
     for process in list(group):  # its limit and its half-made endpoint go with it
         pool.drop(process)
     return trial
+
+
+def _outcome(trial: Trial, process: Rank, began: float, may_end: bool) -> str:
+    """Return what a rank said of its job; ENDED where it could not even do that, and may not."""
+    try:
+        answer = process.hear("done", began + PATIENCE)
+    except EOFError:
+        if not may_end:
+            raise
+        return ENDED
+    trial.times_ms.append((answer["at"] - began) * 1e3)
+    return f"{answer['error']}: {answer['text']}"

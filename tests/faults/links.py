@@ -3,14 +3,15 @@
 
 Promise: a cable that is pulled, a firewall that drops all or one direction, and one that resets are
 PeerLost on both sides in HCCOMM_SILENCE (3 s), naming a rank on the other side of the break. A line
-of 10 Mbit/s, one that loses packets, and breaks of less than a second with more than a second
-between them disturb nobody. With HCCOMM_INTEGRITY=crc32c a payload that was changed under a valid
-TCP checksum is an Integrity error.
+of 10 Mbit/s, alone or with ranks that are stopped for less than a second, one that loses packets,
+and breaks of less than a second with more than a second between them disturb nobody. With
+HCCOMM_INTEGRITY=crc32c a payload that was changed under a valid TCP checksum is an Integrity error.
 """
 
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,8 +31,8 @@ BREAKS = {  # what the packet filter of one host does from then on
     "reset out": "output: meta l4proto tcp reject with tcp reset",
     "flip": "output: meta l4proto tcp meta length > 1200 @ih,512,16 set 0xfade",
 }
-KINDS = ("down", *BREAKS, "pulses", "slow", "loss")
-CALM = ("pulses", "slow", "loss")
+KINDS = ("down", *BREAKS, "pulses", "slow", "loss", "stops")
+CALM = ("pulses", "slow", "loss", "stops")  # the last: on a slow line
 
 
 def trials(
@@ -78,7 +79,7 @@ def _trial(number: int, what: dict[str, Any], chance: random.Random) -> Trial:
     with Network(what["hosts"], **environ) as network:
         group = network.take(what["ranks"])
         try:
-            if what["kind"] == "slow":
+            if what["kind"] in ("slow", "stops"):
                 for host in network.hosts:
                     network.rate(host, 10)
             _start(network, group, what)
@@ -112,6 +113,11 @@ def _bear(trial: Trial, network: Network, group: list[Rank], chance: random.Rand
             network.rules(victim, BREAKS["blackhole"])
             time.sleep(chance.uniform(0.05, 0.25) * trial.what["silence"])
             network.rules(victim, "")
+        if trial.what["kind"] == "stops":
+            stopped = chance.choice(group)
+            stopped.signal(signal.SIGSTOP)
+            time.sleep(chance.uniform(0.05, 0.95))
+            stopped.signal(signal.SIGCONT)
         time.sleep(trial.what["pause"])
     group[0].tell("stop")
     for rank, process in enumerate(group):

@@ -29,7 +29,7 @@ def trials(
     """Run the whole matrix ``count`` times for each transport and number of ranks."""
     number = 0
     for transport in transports:
-        with Pool(HCCOMM_TRANSPORTS=transport) as pool:
+        with Pool.over(transport) as pool:
             for _ in range(count):
                 for size in ranks:
                     for name, case in CASES.items():

@@ -217,6 +217,14 @@ class Pool:
         self._meetings = 0
         self._born = 0
 
+    @classmethod
+    def over(cls, transport: str, **environ: str) -> Pool:
+        """Return a pool for one transport; "ofi:tcp" names libfabric's provider, "ofi" is net's."""
+        name, _, provider = transport.partition(":")
+        if name == "ofi":
+            environ["HCCOMM_OFI_PROVIDER"] = provider or "net"
+        return cls(HCCOMM_TRANSPORTS=name, **environ)
+
     def take(self, count: int) -> list[Rank]:
         """Return ``count`` ranks that live, making those that lack."""
         for each in [rank for rank in self.ranks if not rank.alive()]:

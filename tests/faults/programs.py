@@ -490,6 +490,11 @@ def limited(job: Job, pipe: Connection) -> dict[str, Any]:
     """Meet and sum with few descriptors left; say what came of it."""
     import resource
 
+    if job.get("mib", -1) >= 0:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            pages = int(statm.read().split()[0])
+        most = pages * os.sysconf("SC_PAGE_SIZE") + (job["mib"] << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     if job["fds"] >= 0:
         highest = max(int(each) for each in os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + job["fds"],) * 2)

@@ -33,7 +33,7 @@ def trials(
 ) -> Iterator[Trial]:
     """Train ``count`` times; each loses a worker and gets another. ``late``: seconds to go on."""
     chance, end = random.Random(seed), training.undisturbed(STEPS)
-    pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
+    pools = {each: Pool.over(each) for each in transports}
     try:
         for number in range(count):
             transport = list(transports)[number % len(transports)]

@@ -30,7 +30,7 @@ def trials(
 ) -> Iterator[Trial]:
     """Shrink ``count`` jobs by one or two ranks, and fill each up again with new processes."""
     chance = random.Random(seed)
-    pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
+    pools = {each: Pool.over(each) for each in transports}
     try:
         for number in range(count):
             size = chance.choice(list(ranks))

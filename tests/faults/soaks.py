@@ -27,7 +27,7 @@ def trials(
 ) -> Iterator[Trial]:
     """Work for ``seconds`` in all, by the transports in turn; each job is one trial."""
     chance, number = random.Random(seed), 0
-    pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
+    pools = {each: Pool.over(each) for each in transports}
     until = time.monotonic() + seconds
     try:
         while time.monotonic() < until:

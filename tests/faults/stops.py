@@ -35,7 +35,7 @@ def trials(
 ) -> Iterator[Trial]:
     """Run ``count`` jobs: with pulses, a lasting stop, a slow rank, or one that comes back."""
     chance = random.Random(seed)
-    pools = {each: Pool(HCCOMM_TRANSPORTS=each) for each in transports}
+    pools = {each: Pool.over(each) for each in transports}
     try:
         for number in range(count):
             what = {

@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--late", type=float, default=1.0, help="seconds after the timeout: a fault")
     one = add("ending", _ending, 3, "somebody aborts, interrupts, terminates or leaves")
     one.add_argument("--late", type=float, default=0.2, help="seconds after which it is a fault")
-    add("limit", _limit, 1, "one rank may open only a few descriptors more")
+    add("limit", _limit, 1, "one rank has few descriptors, or little memory")
     one = add("tight", _tight, 1, "many ranks on few ports; folders where nobody may write")
     one.set_defaults(ranks="64")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")

@@ -144,7 +144,7 @@ def trials(
 ) -> Iterator[Trial]:
     """Intrude ``count`` times on each transport: while the ranks meet, and while they work."""
     for transport in transports:
-        with Pool(HCCOMM_TRANSPORTS=transport, HCCOMM_LOG="warn") as pool:
+        with Pool.over(transport, HCCOMM_LOG="warn") as pool:
             for number in range(count):
                 for size in ranks:
                     for moment in moments:

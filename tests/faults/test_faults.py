@@ -182,14 +182,20 @@ def test_a_wait_ends_when_somebody_aborts_interrupts_or_leaves() -> None:
 
 def test_a_rank_without_descriptors_says_so_and_the_others_end() -> None:
     """At its limit of open files a rank names the limit; a little more is enough."""
-    assert_calm(limits.trials(more=(2, 24), each=(), transports=("shm",)))
-    assert_calm(limits.trials(more=(6, 24), each=(), transports=("tcp",)))
+    assert_calm(limits.trials(more=(2, 24), each=(), mib=(), transports=("shm",)))
+    assert_calm(limits.trials(more=(6, 24), each=(), mib=(), transports=("tcp",)))
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_rank_without_memory_says_so_or_ends_and_so_do_the_others(transport: str) -> None:
+    """Its address space is at its limit, or nearly, or large enough: nobody hangs."""
+    assert_calm(limits.trials(more=(), each=(), mib=(0, 40, 256), transports=(transport,)))
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_ranks_that_run_out_of_descriptors_at_work_all_name_the_limit(transport: str) -> None:
     """Each may open 10 or 64 more, an all_to_all of 16 takes up to 15 connections."""
-    assert_calm(limits.trials(more=(), each=(10, 64), transports=(transport,)))
+    assert_calm(limits.trials(more=(), each=(10, 64), mib=(), transports=(transport,)))
 
 
 def test_many_ranks_fit_into_few_ports_and_need_no_folder_of_their_own() -> None:
