@@ -142,7 +142,9 @@ class Nursery:
         self.users = 0
         self._line, theirs = socket.socketpair()
         variables = {k: v for k, v in os.environ.items() if not k.startswith("HCCOMM_")}
-        variables |= {k: v for k, v in os.environ.items() if k.startswith("HCCOMM_PY_")}
+        variables |= {
+            k: v for k, v in os.environ.items() if k.startswith(("HCCOMM_PY_", "HCCOMM_OFI_"))
+        }
         variables |= {"HCCOMM_LOG": "error", "OMP_NUM_THREADS": "1"}
         variables["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])

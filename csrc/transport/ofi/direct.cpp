@@ -272,6 +272,7 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const wire::Header& head
   if (outcome != Progress::Done) return outcome;
   ++peer.direct.sent;
   ++peer.direct_written;
+  peer.sent_bytes[index] += bytes;
   sent += bytes;
   if (offset + bytes == advert.bytes) claim.used_up();
   return outcome;

@@ -97,6 +97,15 @@ std::string Fabric::domains() const {
   return out;
 }
 
+std::string Fabric::rails_used(Peer& peer) {
+  const std::lock_guard lock(mutex_);
+  std::string out;
+  for (unsigned index = 0; index < peer.rails && peer.rails > 1; ++index) {
+    out += text(", ", peer.sent_bytes[index], " bytes over ", rails_[index]->choice.domain);
+  }
+  return out;
+}
+
 Status Fabric::make_senders(unsigned count, std::size_t bytes, std::vector<Op*>& into) {
   for (unsigned i = 0; i < count; ++i) {
     auto block = pool_.take(bytes);

@@ -69,6 +69,8 @@ class Fabric {
 
   const std::string& provider() const { return rails_.front()->choice.provider; }
   std::string domains() const;
+  // What has gone over which rail, in large messages; "" where there is one.
+  std::string rails_used(Peer& peer);
   const Library& library() const { return *rails_.front()->choice.library; }
 
   // A peer to be: its number, slots and ring are there. forget() where nothing comes of it.

@@ -36,7 +36,7 @@ class OfiLink final : public Link {
   std::size_t eager_bytes() const noexcept override;
   std::size_t frame_bytes() const noexcept override;
   Status status() const override { return status_; }
-  std::string describe() const override { return description_; }
+  std::string describe() const override { return description_ + fabric_->rails_used(peer_); }
 
  private:
   // A frame that arrives in parts.

@@ -133,6 +133,7 @@ struct Peer {
   std::array<std::uint64_t, kMaxRails> inbox_at{}, key{};
   std::array<Claim, kGrants> claims{};  // what it lets us write
   std::uint32_t direct_written = 0;
+  std::array<std::uint64_t, kMaxRails> sent_bytes{};  // of large messages, by rail
   unsigned in_flight = 0, borrowed = 0;
 
   std::uint16_t expected = 0;

@@ -22,6 +22,8 @@ static constexpr const char* kFabrics[] = {"cxi", "efa", "opx", "psm3", "verbs",
 // Deprecated, unreliable, or for tests of libfabric itself.
 static constexpr const char* kNever[] = {"sockets", "udp", "off_coll", "psm", "psm2"};
 static constexpr std::size_t kImmediateBytes = 4;
+static constexpr int kEveryMode =
+    FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
 
 // "tcp" is "tcp;ofi_rxm", too.
 static bool is_of(const std::string& provider, const std::string& name) {
@@ -36,10 +38,10 @@ static std::string domain_of(const fi_info& info) {
 }
 
 // What we need of a provider. Some refuse bits of the memory registration that they do not know.
-static Info hints(const Library& library, int mr_mode) {
+static Info hints(const Library& library, int mr_mode, std::uint64_t more = 0) {
   Info out(library.dupinfo(nullptr), {&library});
   if (out == nullptr) throw std::bad_alloc();
-  out->caps = FI_MSG | FI_RMA | FI_SEND | FI_RECV | FI_WRITE | FI_REMOTE_WRITE;
+  out->caps = FI_MSG | FI_RMA | FI_SEND | FI_RECV | FI_WRITE | FI_REMOTE_WRITE | more;
   out->mode = FI_CONTEXT | FI_CONTEXT2;
   out->ep_attr->type = FI_EP_RDM;
   out->domain_attr->mr_mode = mr_mode;
@@ -53,10 +55,8 @@ static Info hints(const Library& library, int mr_mode) {
 
 static Info all_infos(const Library& library) {
   const KeptSignals kept;
-  static constexpr int kAll =
-      FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
   Info all(nullptr, {&library});
-  for (const int mode : {kAll, int{FI_MR_ENDPOINT | FI_MR_ALLOCATED}}) {
+  for (const int mode : {kEveryMode, int{FI_MR_ENDPOINT | FI_MR_ALLOCATED}}) {
     const Info wanted = hints(library, mode);
     fi_info* found = nullptr;
     if (library.getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, wanted.get(), &found) != 0)
@@ -209,10 +209,28 @@ Result<std::vector<Choice>> choose(const tcp::Ip& near) {
   return choices;
 }
 
-static std::string capabilities(const fi_info& info) {
+static std::string card_of(const fi_info& info) {
+  return text(provider_of(info), " on ", domain_of(info));
+}
+
+// The cards that say they can reach the memory of devices. Some say so where there is no device.
+static std::set<std::string> reach_devices(const Library& library) {
+  const KeptSignals kept;
+  const Info wanted = hints(library, kEveryMode | FI_MR_HMEM, FI_HMEM);
+  fi_info* found = nullptr;
+  std::set<std::string> out;
+  if (library.getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, wanted.get(), &found) != 0)
+    return out;
+  const Info all(found, {&library});
+  for (const fi_info* each = found; each != nullptr; each = each->next) out.insert(card_of(*each));
+  return out;
+}
+
+static std::string capabilities(const fi_info& info, bool reaches_devices) {
   const int mr = info.domain_attr->mr_mode;
   return text(
-      "inject ", info.tx_attr->inject_size, ", immediate ", info.domain_attr->cq_data_size,
+      "device memory staged (", reaches_devices ? "FI_HMEM offered, not used yet" : "no FI_HMEM",
+      "), ", "inject ", info.tx_attr->inject_size, ", immediate ", info.domain_attr->cq_data_size,
       " bytes, ", info.domain_attr->data_progress == FI_PROGRESS_AUTO ? "automatic" : "manual",
       " progress, registration:", (mr & FI_MR_LOCAL) != 0 ? " local" : "",
       (mr & FI_MR_VIRT_ADDR) != 0 ? " virtual" : "", (mr & FI_MR_PROV_KEY) != 0 ? " own-keys" : "",
@@ -239,6 +257,7 @@ Result<std::vector<Finding>> survey() {
   auto found = library();
   if (!found) return found.status();
   const Info all = all_infos(*found.value());
+  const auto reaching = reach_devices(*found.value());
   auto near = tcp::chosen_interfaces();
   const auto rails = rails_of(all.get(), near ? near.value().front().ip : tcp::Ip{});
   const auto chosen = [&](const fi_info* each) {
@@ -249,11 +268,13 @@ Result<std::vector<Finding>> survey() {
   // One line for each card, whatever its addresses; the one that is taken before its likes.
   for (const bool used : {true, false}) {
     for (const fi_info* each = all.get(); each != nullptr; each = each->next) {
-      std::string what = text(provider_of(*each), " on ", domain_of(*each));
+      std::string what = card_of(*each);
+      const bool reaches = reaching.contains(what);
       if (chosen(each) != used || !seen.insert(what).second) continue;
       const auto ip = used ? ip_of(*each) : std::nullopt;
       if (ip) what += ", " + ip->text();
-      findings.push_back({std::move(what), capabilities(*each), used, why_not(*each, used)});
+      findings.push_back(
+          {std::move(what), capabilities(*each, reaches), used, why_not(*each, used)});
     }
   }
   return findings;

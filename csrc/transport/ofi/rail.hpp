@@ -63,7 +63,7 @@ using Rails = std::vector<std::unique_ptr<Rail>>;
 struct Registration {
   std::byte* data = nullptr;
   std::size_t bytes = 0;
-  std::size_t counted = 0;  // of what this process has registered in all
+  bool pinned = false;  // by a test
   std::array<fid_mr*, kMaxRails> memory{};
   std::array<void*, kMaxRails> descriptor{};    // for operations of this process
   std::array<std::uint64_t, kMaxRails> key{};   // for those of a peer

@@ -203,7 +203,9 @@ Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_
   const Progress outcome = posted(
       peer, op, fi_writemsg(rails_[index]->endpoint, &message, FI_REMOTE_CQ_DATA | FI_COMPLETION),
       "fi_writemsg");
-  if (outcome == Progress::Done) ++peer.ring.sent;
+  if (outcome != Progress::Done) return outcome;
+  ++peer.ring.sent;
+  peer.sent_bytes[index] += bytes;
   return outcome;
 }
 
