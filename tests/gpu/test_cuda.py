@@ -12,6 +12,9 @@ from gpu_programs import SUITES, run_ranks
 
 import hccomm
 
+FAKES = SUITES.parent / "fakes"
+MIXER = SUITES.parents[1] / "bench" / "micro" / "staging"
+
 
 def test_the_adapter_keeps_every_rule_on_the_real_runtime() -> None:
     """The conformance suite, on the libcudart that hccomm finds by itself."""
@@ -45,3 +48,32 @@ def test_two_ranks_share_one_gpu() -> None:
     pytest.importorskip("torch")
 
     assert run_ranks("torch_ranks.py", 4).count("all right") == 4
+
+
+@pytest.mark.parametrize(
+    ("other", "setting", "library"),
+    [("opencl", "", ""), ("musa", "HCCOMM_MUSA_LIB", "musa/libmusart.so")],
+)
+def test_a_gpu_works_with_other_vendors(other: str, setting: str, library: str) -> None:
+    """Two ranks each: on one GPU both, of the other vendor both, and mixed; every sum is checked.
+
+    OpenCL is a real one where it is installed (PoCL will do), the other vendor a fake.
+    """
+    if not MIXER.exists():
+        pytest.skip(f"{MIXER} is not built; run make test")
+    row = next(row for row in hccomm.info()["devices"] if row["name"] == other)
+    if not setting and not row["available"]:
+        pytest.skip(str(row["reason"]))
+
+    done = subprocess.run(
+        [MIXER, "allreduce", "cuda", other, "1024", "16777216", "2"],
+        env={**os.environ, **({setting: str(FAKES / library)} if setting else {})},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for group in ("cuda+cuda", f"{other}+{other}", f"cuda+{other}"):
+        assert done.stdout.count(f"\n{group} ") == 8, done.stdout  # a line per size
