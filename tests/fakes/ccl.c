@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_RANKS = 16, CHUNK = 1 << 16, LETTER = 1 << 13, PATIENCE_S = 20, MAX_GROUP = 128 };
+enum { MAX_RANKS = 16, CHUNK = 1 << 16, LETTER = 1 << 13, PATIENCE_S = 600, MAX_GROUP = 128 };
 
 /* A message from one rank to another, a piece at a time. */
 typedef struct {

@@ -7,7 +7,7 @@
  * error.
  *
  * fake_ccl_fail() makes a call fail, fake_ccl_end() ends the process in one: the others wait for
- * it, as in a real library. Longer than any test, though not for ever. */
+ * it, as in a real library: longer than any test may take. */
 #ifndef HCCOMM_TESTS_CCL_H
 #define HCCOMM_TESTS_CCL_H
 

@@ -82,10 +82,9 @@ def test_a_plugin_of_another_version_is_named_with_the_kind_it_would_have_brough
 def test_a_stream_that_was_destroyed_fails_all_ranks_and_is_named(
     ranks: Any, vendors: dict[str, str], count: int
 ) -> None:
-    for said, events in ranks.fresh(3, **vendors).run(programs.stream_is_gone, count):
+    for said in ranks.fresh(3, **vendors).run(programs.stream_is_gone, count):
         assert said.startswith("System 0: "), said
         assert "cuda" in said, said
-        assert events <= 0, "an event is left"
 
 
 def test_a_lost_device_fails_all_ranks_and_is_named(ranks: Any, vendors: dict[str, str]) -> None:
