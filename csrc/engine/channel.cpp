@@ -247,6 +247,7 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
     case Type::TaggedReady: engine_.receive_tagged(context, source, header, payload); break;
     case Type::TaggedOpen:
     case Type::TaggedData:
+    case Type::TaggedWritten:
     case Type::TaggedDone: engine_.receive_tagged_control(context, source, header, payload); break;
     case Type::Status:
       engine_.poison_locked(context, wire::decode_status(payload, header.length), true);
@@ -271,7 +272,7 @@ Placement Channel::begin(const Header& header) {
     Context& context = *binding->context;
     Operation* operation = context.find(header.sequence);
     const std::int64_t step =
-        operation == nullptr ? -1 : engine_.recv_step(*operation, binding->rank, header.index);
+        operation == nullptr ? -1 : recv_step(*operation, binding->rank, header.index);
     if (step >= 0 && header.fingerprint == operation->recipe->fingerprint &&
         operation->steps[step].waiting == 0 &&
         engine_.fits(*operation, static_cast<std::uint32_t>(step), header, binding->rank)) {

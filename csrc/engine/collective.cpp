@@ -15,10 +15,6 @@ using plan::Step;
 using wire::Header;
 using wire::Type;
 
-static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
-static constexpr auto kGrace = std::chrono::seconds(2);  // for a reason that is on its way
-static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
-
 static const plan::Inlet* inlet_of(const std::vector<plan::Inlet>& inlets, int peer) {
   if (inlets.size() == 1) return inlets[0].peer == peer ? &inlets[0] : nullptr;
   const auto found = std::ranges::lower_bound(inlets, peer, {}, &plan::Inlet::peer);
@@ -73,20 +69,6 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   return op;
 }
 
-// What is stored as it comes may come straight to its place, once nothing else is read there.
-static void expect(Operation& op, std::uint32_t id) {
-  const Step& step = op.recipe->plan.steps[id];
-  const StepState& state = op.steps[id];
-  if (step.kind != Kind::Recv || state.waiting != 0 || state.value != 0 || state.done) return;
-  Header which;
-  which.type = Type::Data;
-  which.index = step.index;
-  which.context = op.context->id;
-  which.sequence = op.sequence;
-  which.fingerprint = op.recipe->fingerprint;
-  op.context->channels[step.peer]->expect(which, op.at(step.dst), op.bytes_of(step));
-}
-
 // Tells a peer whose messages are large, and whose link pushes, that we are ready for them; also
 // one that wants to know whether we called the same.
 void Engine::issue_open(Operation& op, std::size_t inlet) {
@@ -102,11 +84,11 @@ void Engine::issue_open(Operation& op, std::size_t inlet) {
     return;
   }
   const bool small = op.recipe->inlet_largest[inlet] <= channel.eager_bytes();
-  if (!op.confirms && (small || channel.pulls())) return;
   const plan::Inlet& from = op.recipe->plan.inlets[inlet];
-  for (std::uint32_t k = 0; k < from.count; ++k) {
+  for (std::uint32_t k = 0; !small && k < from.count; ++k) {
     expect(op, op.recipe->plan.recv_steps[from.first + k]);
   }
+  if (!op.confirms && (small || channel.pulls())) return;
   Header header;
   header.type = Type::Open;
   header.context = op.context->id;
@@ -144,7 +126,7 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   } else if (channel.pulls()) {
     header.type = Type::Ready;
     header.address = reinterpret_cast<std::uintptr_t>(data);
-    channel.send(header, nullptr);
+    start_push({&channel, &op, id, data, bytes, 0}, header);
   } else if (opened) {
     channel.send_bulk({header, data, bytes, 0, &op, id});
   } else {
@@ -203,7 +185,7 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
     case Kind::Recv:
     case Kind::RecvReduce: {
       if (op.steps[id].announced) {
-        start_pull(*op.context, op, id, op.steps[id].value);
+        start_pull(*op.context->channels[step.peer], op, id, op.steps[id].value);
         return;
       }
       // What came early; applying the last part completes the step, and maybe the operation.
@@ -246,7 +228,7 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
   complete(op, id);
 }
 
-std::int64_t Engine::recv_step(const Operation& op, int source, std::uint32_t index) const {
+std::int64_t recv_step(const Operation& op, int source, std::uint32_t index) {
   const plan::Plan& plan = op.recipe->plan;
   const plan::Inlet* inlet = inlet_of(plan.inlets, source);
   if (inlet == nullptr || index >= inlet->count) return -1;
@@ -360,15 +342,21 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       state.announced = true;
       state.value = header.address;
       if (state.waiting == 0) {
-        start_pull(context, op, static_cast<std::uint32_t>(step), header.address);
+        start_pull(*context.channels[source], op, static_cast<std::uint32_t>(step), header.address);
       }
+      return;
+    }
+    case Type::Written: {
+      const std::int64_t step = recv_step(op, source, header.index);
+      if (step < 0 || op.steps[step].done || op.steps[step].waiting != 0) return;
+      receive_written(op, static_cast<std::uint32_t>(step), source, header);
       return;
     }
     case Type::Done: {
       const plan::Inlet* outlet = inlet_of(op.recipe->outlets, source);
       if (outlet == nullptr || header.index >= outlet->count) return;
       const std::uint32_t id = op.recipe->send_steps[outlet->first + header.index];
-      if (op.steps[id].waiting == 0 && !op.steps[id].done) complete(op, id);
+      if (op.steps[id].waiting == 0 && !op.steps[id].done) sent(op, id);
       return;
     }
     default: return;  // Probe: that we agree is all it asks
@@ -415,77 +403,6 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
   if (op.staged != nullptr) wrote(op, step.dst, offset, bytes);
   state.value += bytes;
   if (state.value == op.bytes_of(step)) complete(op, id);
-}
-
-void Engine::start_pull(Context& context, Operation& op, std::uint32_t id, std::uint64_t address) {
-  const Step& step = op.recipe->plan.steps[id];
-  op.steps[id].value = 0;
-  pulls_.push_back(
-      {context.channels[step.peer], &op, id, step.index, address, 0, op.bytes_of(step)});
-}
-
-bool Engine::advance_pulls() {
-  if (pulls_.empty()) return false;
-  Pull pull = pulls_.front();
-  pulls_.pop_front();
-  if (advance(pull) && pull.offset < pull.bytes) pulls_.push_back(pull);
-  drain();
-  return true;
-}
-
-// Moves one piece of a pull. False when it failed: the operation is no longer ours.
-bool Engine::advance(Pull& pull) {
-  Operation& op = *pull.operation;
-  Context& context = *op.context;
-  const bool reduces = op.kind == OperationKind::Collective &&
-                       op.recipe->plan.steps[pull.step].kind == Kind::RecvReduce;
-  const std::uint64_t end = std::min(pull.offset + kPullPiece, pull.bytes);
-  if (reduces && bounce_.size() < kBouncePiece) bounce_.resize(kBouncePiece);
-  while (pull.offset < end) {
-    const std::uint64_t part = std::min(reduces ? kBouncePiece : kPullPiece, end - pull.offset);
-    std::byte* target = bounce_.data();
-    if (!reduces) {
-      target =
-          (op.kind == OperationKind::Recv ? op.data : op.at(op.recipe->plan.steps[pull.step].dst)) +
-          pull.offset;
-    }
-    transport::Link& link = *pull.channel->link();
-    Status status = link.pull(target, pull.address + pull.offset, part);
-    const bool tagged = op.kind == OperationKind::Recv;
-    if (status.ok() && pull.offset + part == pull.bytes &&
-        link.withdrawn(offer(context.id, tagged ? pull.index : op.sequence, tagged))) {
-      status = Status(Code::Aborted, "it gave its call up before the data had been read");
-    }
-    if (status.code() == Code::PeerLost) {
-      channel_broken(*pull.channel, status);
-      return false;
-    }
-    if (!status.ok()) {
-      // The peer lives, but its buffer is gone: it has failed, and its reason is on its way.
-      const int rank = pull.channel->bindings().at(context.id).rank;
-      op.doubt = Status(Code::PeerLost, text(context.who[rank], ": ", status.text()), rank);
-      op.probe_at = Clock::now() + kGrace;
-      op.deadline = op.probe_at;
-      return false;
-    }
-    const std::uint64_t at = pull.offset;
-    pull.offset += part;
-    if (pull.offset == pull.bytes) {  // tell before the operation may end
-      Header header;
-      header.type = op.kind == OperationKind::Recv ? Type::TaggedDone : Type::Done;
-      header.index = pull.index;
-      header.context = context.id;
-      header.sequence = op.kind == OperationKind::Recv ? op.tag : op.sequence;
-      header.fingerprint = op.kind == OperationKind::Recv ? 0 : op.recipe->fingerprint;
-      pull.channel->send(header, nullptr);
-    }
-    if (op.kind == OperationKind::Recv) {
-      arrived(op, at, part);
-    } else {
-      apply(op, pull.step, at, reduces ? bounce_.data() : nullptr, part);
-    }
-  }
-  return true;
 }
 
 }  // namespace hccomm::engine

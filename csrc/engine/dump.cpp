@@ -23,7 +23,7 @@ static const char* state_of(const Record& record) {
 
 // Whom the operation waits for, at the moment; kept in its record, for it is known no longer once
 // the operation has failed.
-void Engine::note_waits(const Operation& op) {
+void note_waits(const Operation& op) {
   Record* record = op.context->recorder.find(op.record);
   if (record == nullptr) return;
   record->waits = 0;

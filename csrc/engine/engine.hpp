@@ -92,13 +92,17 @@ class Engine final : private StagingClient {
   Kept keep(int source, const Header& header, const std::byte* payload);
   void receive_early(Operation& op);
   bool agrees(Context& context, int source, const Header& header);
-  std::int64_t recv_step(const Operation& op, int source, std::uint32_t index) const;
   void receive_control(Context& context, Operation& op, int source, const Header& header);
-  void start_pull(Context& context, Operation& op, std::uint32_t step, std::uint64_t address);
-  bool advance(Pull& pull);
   bool fits(Operation& op, std::uint32_t step, const Header& header, int source);
   void apply(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
+  // copying.cpp
+  void start_pull(Channel& channel, Operation& op, std::uint32_t step, std::uint64_t address);
   bool advance_pulls();
+  bool advance(Pull& pull, bool& moved);
+  void receive_written(Operation& op, std::uint32_t step, int source, const Header& header);
+  void start_push(const Push& push, const Header& ready);
+  bool advance_pushes();
+  void sent(Operation& op, std::uint32_t step);
   // tagged.cpp
   void issue_tagged(Operation& op);
   void want(Operation& op);
@@ -127,7 +131,6 @@ class Engine final : private StagingClient {
   void go_on_without(Context& context, const Status& why);
   void tell(Context& context, int rank);
   void fail(Operation& op, const Status& why);
-  void withdraw(const Operation& op);
   void channel_broken(Channel& channel, const Status& why);
   void cannot_dial(Channel& channel, const Status& why);
   void tell_damage(Channel& channel, const Status& why);
@@ -137,16 +140,13 @@ class Engine final : private StagingClient {
   void retire(Channel& channel);
   void drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank);
-  bool waits_for(const Operation& op, int rank) const;
   Status mismatch(const Context&, std::uint64_t sequence, std::uint64_t mine, int source,
                   std::uint64_t theirs) const;
   void check_deadlines(Clock::time_point now);
   void look_around(Guard& guard, Clock::time_point now);
-  std::string progress_text(const Operation& op) const;
   void probe(Operation& op);
   void answer_probe(Context& context, int source, const Header& header);
   void receive_absent(Context& context, const Header& header, const std::byte* payload);
-  void note_waits(const Operation& operation);
   std::string dump_locked(Context& context);
   void write_dump(Context& context);
   // drive.cpp
@@ -167,7 +167,6 @@ class Engine final : private StagingClient {
   Dialer& dialer_;
   const std::string uuid_;
   Settings settings_;
-
   std::mutex mutex_;                       // guards everything below, except the atomics
   std::atomic<int> contenders_{0};         // threads that want the mutex: the driver lets them in
   std::condition_variable done_;           // an operation is done, or the driver has left
@@ -189,6 +188,7 @@ class Engine final : private StagingClient {
   std::vector<std::pair<Operation*, std::uint32_t>> ready_;  // steps to run, last in first out
   bool draining_ = false, stopping_ = false;
   Line<Pull> pulls_;
+  Line<Push> pushes_;
   std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
   std::vector<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;

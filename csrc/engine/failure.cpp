@@ -19,7 +19,7 @@ static constexpr auto kProbeEvery = std::chrono::milliseconds(500);
 
 // The caller gets the buffers back: a peer that is reading them shall not take what it reads then
 // for the message.
-void Engine::withdraw(const Operation& op) {
+static void withdraw(const Operation& op) {
   Context& context = *op.context;
   const auto tell = [&](Channel& channel, std::uint64_t key) {
     if (channel.up() && channel.pulls()) channel.link()->withdraw(key);
@@ -44,6 +44,7 @@ void Engine::fail(Operation& op, const Status& why) {
   for (const auto& [uuid, channel] : channels_) channel->cancel(&op);
   std::erase_if(ready_, [&](const auto& each) { return each.first == &op; });
   pulls_.erase_if([&](const Pull& each) { return each.operation == &op; });
+  pushes_.erase_if([&](const Push& each) { return each.operation == &op; });
   Status status = why;
   if (op.kind == OperationKind::Collective && why.code() != Code::Mismatch) {
     status =
@@ -189,7 +190,7 @@ void Engine::lost(Context& context, int rank) {
 }
 
 // Whether the operation cannot end without something that this rank has still to send or take.
-bool Engine::waits_for(const Operation& op, int rank) const {
+bool waits_for(const Operation& op, int rank) {
   if (!op.running()) return false;
   if (op.kind != OperationKind::Collective) {
     return op.peer == rank;
@@ -254,7 +255,7 @@ static std::string copies_text(const Operation& op) {
               staged.plan->in.size() + staged.plan->out.size(), " device copies done");
 }
 
-std::string Engine::progress_text(const Operation& op) const {
+std::string progress_text(const Operation& op) {
   const Context& context = *op.context;
   if (op.kind != OperationKind::Collective) {
     return text(op.kind == OperationKind::Send ? "send to " : "recv from ",

@@ -98,8 +98,29 @@ struct Pull {
   Channel* channel = nullptr;
   Operation* operation = nullptr;
   std::uint32_t step = 0;
-  std::uint32_t index = 0;  // of the message, for the answer
+  unsigned patience = 0;  // looks, until we begin ourselves
   std::uint64_t address = 0, offset = 0, bytes = 0;
 };
+
+// A large message that we write to its place, alone or while the peer pulls.
+struct Push {
+  Channel* channel = nullptr;
+  Operation* operation = nullptr;
+  std::uint32_t step = 0;
+  const std::byte* data = nullptr;
+  std::uint64_t bytes = 0, wrote = 0;
+};
+
+// The message that the step (of a collective; else the operation) sends or receives, as both ends
+// name it.
+wire::Header message_of(const Operation& op, std::uint32_t step);
+// Tells the link where that message belongs, if it may come straight to its place by now.
+void expect(Operation& op, std::uint32_t step);
+// The step that receives the how-manieth message from a rank; -1: there is none.
+std::int64_t recv_step(const Operation& op, int source, std::uint32_t index);
+// Whether the operation waits for that rank, and how far it has come, for messages and dumps.
+bool waits_for(const Operation& op, int rank);
+std::string progress_text(const Operation& op);
+void note_waits(const Operation& op);
 
 }  // namespace hccomm::engine

@@ -125,7 +125,11 @@ void Engine::dispatch(Operation& op) {
   const bool pulled = channel.pulls() && op.staged == nullptr;
   header.address = pulled ? reinterpret_cast<std::uintptr_t>(op.data) : 0;
   context.matching.sending[{op.peer, header.index}] = &op;
-  channel.send(header, nullptr);
+  if (pulled) {
+    start_push({&channel, &op, 0, op.data, op.bytes, 0}, header);
+  } else {
+    channel.send(header, nullptr);
+  }
 }
 
 Operation* Engine::start_recv(Context& context, const Parcel& parcel) {
@@ -241,12 +245,10 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   op.index = header.index;
   context.matching.receiving[{source, header.index}] = &op;
   if (channel.pulls() && header.address != 0) {
-    pulls_.push_back({&channel, &op, 0, header.index, header.address, 0, op.bytes});
+    start_pull(channel, op, 0, header.address);
     return;
   }
-  Header which = answer;
-  which.type = Type::TaggedData;
-  channel.expect(which, op.data, op.bytes);
+  expect(op, 0);
   answer.type = Type::TaggedOpen;
   channel.send(answer, nullptr);
 }
@@ -264,15 +266,20 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
     arrived(op, header.address, header.length);
     return;
   }
+  if (header.type == Type::TaggedWritten) {
+    const auto found = matching.receiving.find(key);
+    if (found != matching.receiving.end()) receive_written(*found->second, 0, source, header);
+    return;
+  }
   const auto found = matching.sending.find(key);
   if (found == matching.sending.end()) return;
   Operation& op = *found->second;
-  matching.sending.erase(found);
-  op.moved = op.bytes;  // from now on it is the channel's
   if (header.type == Type::TaggedDone) {
-    finish(op, {});
+    sent(op, 0);
     return;
   }
+  matching.sending.erase(found);
+  op.moved = op.bytes;  // from now on it is the channel's
   Header data;
   data.type = Type::TaggedData;
   data.context = context.id;

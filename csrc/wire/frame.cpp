@@ -35,6 +35,8 @@ const char* name(Type type) noexcept {
     case Type::Bye: return "Bye";
     case Type::Lost: return "Lost";
     case Type::Absent: return "Absent";
+    case Type::Written: return "Written";
+    case Type::TaggedWritten: return "TaggedWritten";
   }
   return "?";
 }
@@ -74,7 +76,8 @@ static bool carries_user_data(Type type) {
 
 Status check(const Header& header, std::uint64_t max_length) {
   const auto type = static_cast<unsigned>(header.type);
-  if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::Absent)) {
+  if (type < static_cast<unsigned>(Type::Data) ||
+      type > static_cast<unsigned>(Type::TaggedWritten)) {
     return {Code::Integrity, text("frame: unknown type ", type)};
   }
   if (!seal_holds(header)) {

@@ -15,25 +15,28 @@
 namespace hccomm::wire {
 
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
-// 1.1: frames may be sealed; 1.2: connections may be encrypted
-inline constexpr std::uint16_t kVersionMinor = 2;
+// 1.1: frames may be sealed; 1.2: connections may be encrypted; 1.3: Written, where memory is
+// shared
+inline constexpr std::uint16_t kVersionMinor = 3;
 
 enum class Type : std::uint8_t {
-  Data = 1,     // a message of a collective: whole (eager), or a part of an opened one
-  Open,         // collective: "I have started (context, sequence); send me what is large"
-  Ready,        // "my message (context, sequence, index) lies at `address`, pull it" (pull links)
-  Done,         // "I have pulled (context, sequence, index)"
-  Tagged,       // point-to-point message, whole
-  TaggedReady,  // point-to-point: announces a large message; `address` for pull links
-  TaggedOpen,   // point-to-point: "send me the announced message `index`"
-  TaggedData,   // point-to-point: a part of an opened message
-  TaggedDone,   // point-to-point: "I have pulled message `index`"
-  Status,       // (context, sequence) failed on the sender: payload is an encoded Status
-  Probe,        // "I wait for you in (context, sequence) with this fingerprint"
-  Beat,         // keep-alive, no payload
-  Bye,          // orderly close: no frame follows
-  Lost,         // a rank of the job is lost: payload names it
-  Absent,       // answers a Probe: the payload lists the ranks (u32) that have not called
+  Data = 1,       // a message of a collective: whole (eager), or a part of an opened one
+  Open,           // collective: "I have started (context, sequence); send me what is large"
+  Ready,          // "my message (context, sequence, index) lies at `address`, pull it" (pull links)
+  Done,           // "I have pulled (context, sequence, index)"
+  Tagged,         // point-to-point message, whole
+  TaggedReady,    // point-to-point: announces a large message; `address` for pull links
+  TaggedOpen,     // point-to-point: "send me the announced message `index`"
+  TaggedData,     // point-to-point: a part of an opened message
+  TaggedDone,     // point-to-point: "I have pulled message `index`"
+  Status,         // (context, sequence) failed on the sender: payload is an encoded Status
+  Probe,          // "I wait for you in (context, sequence) with this fingerprint"
+  Beat,           // keep-alive, no payload
+  Bye,            // orderly close: no frame follows
+  Lost,           // a rank of the job is lost: payload names it
+  Absent,         // answers a Probe: the payload lists the ranks (u32) that have not called
+  Written,        // "I have written `address` bytes of (context, sequence, index) to their place"
+  TaggedWritten,  // point-to-point: likewise of message `index`
 };
 
 // 48 bytes: one frame with up to 16 bytes of payload fits a cache line.

@@ -16,7 +16,7 @@
 namespace hccomm::transport::shm {
 
 // The layout of ring.hpp and of these structs; another version means no shared memory.
-static constexpr std::uint32_t kLayout = 1;
+static constexpr std::uint32_t kLayout = 2;
 
 // "This is my ring, and this lies in my memory"; the descriptor comes along with the first byte.
 struct Offer {
@@ -139,11 +139,12 @@ Result<Exchanged> exchange(int socket, pid_t peer, const Wishes& wishes, Deadlin
   auto made = Segment::make(ring_bytes(wishes.area_bytes), my_memory);
   auto nonce = fresh_nonce();
   if (!nonce) return nonce.status();
-  const Nonce here = nonce.value();  // on the stack until the peer has answered
+  Nonce here[2] = {nonce.value(),
+                   {}};  // on the stack until the peer has answered: the second is its
 
-  Offer mine = {kLayout, kChunkBytes, 0, 0, here};
+  Offer mine = {kLayout, kChunkBytes, 0, 0, here[0]};
   if (made) mine.area_bytes = wishes.area_bytes;
-  if (wishes.pull) mine.nonce_address = reinterpret_cast<std::uintptr_t>(&here);
+  if (wishes.pull) mine.nonce_address = reinterpret_cast<std::uintptr_t>(here);
   if (!made) my_memory.reset();
   Status status = send_offer(socket, mine, my_memory);
   if (!status.ok() && my_memory) {  // descriptors may be forbidden where bytes are not
@@ -167,7 +168,8 @@ Result<Exchanged> exchange(int socket, pid_t peer, const Wishes& wishes, Deadlin
   if (status.ok()) status = receive_all(socket, &their_answer, sizeof their_answer, deadline);
   if (!status.ok()) return status;
 
-  result.pulls = found && their_answer.found == 1;
+  const bool written = std::memcmp(&here[0], &here[1], sizeof here[0]) == 0;
+  result.pulls = found && their_answer.found == 1 && written;
   if (!made) {
     result.no_memory = made.status().text();
   } else {

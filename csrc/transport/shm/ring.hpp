@@ -5,6 +5,7 @@
 //
 //   head page   what the reader says: how far it has read (line 1), whether it sleeps (line 2);
 //               what the writer says beside the queue: offers that it has withdrawn
+//   places      what the writer expects, and where (places.hpp)
 //   cells       512 of 128 bytes: control word, header, 72 bytes of payload
 //   area        payloads that do not fit a cell, in the order of their cells
 //
@@ -20,12 +21,14 @@
 #include <cstdint>
 #include <string>
 
+#include "transport/shm/places.hpp"
 #include "transport/transport.hpp"
 
 namespace hccomm::transport::shm {
 
 inline constexpr std::size_t kLineBytes = 64;
-inline constexpr std::size_t kHeadBytes = 4096;
+inline constexpr std::size_t kHeadBytes = 4096 + kPlacesBytes;
+inline constexpr std::size_t kPlacesAt = 4096;
 inline constexpr std::size_t kCells = 512;
 inline constexpr std::size_t kCellBytes = 128;
 inline constexpr std::size_t kInlineBytes = kCellBytes - 8 - sizeof(wire::Header);
@@ -54,7 +57,7 @@ struct Head {
   alignas(kLineBytes) std::uint32_t asleep;      // a Sleep; reader sets, writer clears
   alignas(kLineBytes) std::uint64_t keys[kWithdrawnKept];  // writer: of those, in turn
 };
-static_assert(sizeof(Head) <= kHeadBytes);
+static_assert(sizeof(Head) <= kPlacesAt);
 
 enum Sleep : std::uint32_t {
   kAwake = 0,

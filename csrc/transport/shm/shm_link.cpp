@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transport/shm/shm_link.hpp"
 
+#include <sched.h>
+
 #include <utility>
 
 #include "transport/shm/peer_memory.hpp"
@@ -17,11 +19,20 @@ static constexpr std::size_t kFrameBytes = 256 * 1024;
 // kernel when so much time has passed.
 static constexpr unsigned kPollsPerClock = 16;
 static constexpr std::chrono::milliseconds kListenEvery{1};
+// A piece that the peer writes takes 0.1 ms, several where it has to wait for a core. What takes
+// longer has been written, and the peer was stopped before it could say so.
+static constexpr Seconds kWriteEnds{0.1};
 
 ShmLink::ShmLink(Parts parts)
     : parts_(std::move(parts)),
       writer_(parts_.mine.data(), parts_.my_area_bytes),
-      reader_(parts_.theirs.data(), parts_.their_area_bytes) {}
+      reader_(parts_.theirs.data(), parts_.their_area_bytes),
+      expected_(parts_.mine.data() + kPlacesAt),
+      granted_(parts_.theirs.data() + kPlacesAt) {}
+
+ShmLink::~ShmLink() {
+  if (parts_.mine.size() != 0) take_back(nullptr);
+}
 
 std::size_t ShmLink::eager_bytes() const noexcept {
   return parts_.pulls ? kEagerBytes : kEagerRingBytes;
@@ -77,11 +88,17 @@ bool ShmLink::pending() noexcept {
 // Nothing has come: the time for what must not delay a message.
 void ShmLink::idle() noexcept {
   if (owes_room_) ring_if_asleep();
-  if (++idle_polls_ % kPollsPerClock != 0) return;
+  if (++idle_polls_ % kPollsPerClock == 0) listen_now_and_then();
+}
+
+// Whether the peer has ended, as of a millisecond ago.
+bool ShmLink::listen_now_and_then() noexcept {
   const Clock::time_point now = Clock::now();
-  if (now < next_listen_) return;
-  next_listen_ = now + kListenEvery;
-  parts_.bell.listen();
+  if (now >= next_listen_) {
+    next_listen_ = now + kListenEvery;
+    parts_.bell.listen();
+  }
+  return parts_.bell.gone();
 }
 
 bool ShmLink::peer_waits_for_room() const noexcept {
@@ -127,6 +144,31 @@ void ShmLink::wake_up() noexcept {
   if (reader_.my_sleep().exchange(kAwake, std::memory_order_acq_rel) == kAwake) ring_due_ = true;
   if (ring_due_) ring_due_ = !parts_.bell.drain();
   parts_.bell.listen();  // it may be the peer's end that woke us
+}
+
+void ShmLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
+  if (parts_.pulls && status_.ok()) expected_.publish(which, data, bytes);
+}
+
+void ShmLink::take_back(const wire::Header* of) noexcept {
+  const Deadline deadline = Deadline::after(kWriteEnds);
+  while (!expected_.close(of) && !parts_.bell.listen() && !deadline.passed()) sched_yield();
+}
+
+Progress ShmLink::write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
+                        std::uint64_t& wrote) noexcept {
+  wrote = 0;
+  // The number of a process that has ended may pass to another one.
+  if (!status_.ok() || listen_now_and_then()) return Progress::Again;
+  const Granted::Task task = granted_.take(which, bytes);
+  if (task.piece.bytes != 0) {
+    const Status written =
+        write_peer(parts_.bell.peer(), data + task.piece.offset, task.address, task.piece.bytes);
+    granted_.written(task);
+    // Where the place is gone its owner has failed, and its reason is on its way.
+    if (written.ok()) wrote = task.piece.bytes;
+  }
+  return task.last ? Progress::Done : Progress::Again;
 }
 
 Status ShmLink::pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept {

@@ -32,6 +32,7 @@ struct Parts {
 class ShmLink final : public Link {
  public:
   explicit ShmLink(Parts parts);
+  ~ShmLink() override;  // nobody writes to what was expected after it
 
   Progress send(Outgoing& frame) noexcept override;
   bool poll(Inbox& inbox, std::size_t budget) noexcept override;
@@ -41,6 +42,18 @@ class ShmLink final : public Link {
   bool pulls() const noexcept override { return parts_.pulls; }
   void withdraw(std::uint64_t key) noexcept override { writer_.withdraw(key); }
   bool withdrawn(std::uint64_t key) const noexcept override { return reader_.withdrawn(key); }
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
+  void release(const wire::Header& of) noexcept override { expected_.close(&of); }
+  void reclaim(const wire::Header& of) noexcept override { take_back(&of); }
+  Piece take(const wire::Header& which, Piece rest, bool patient) noexcept override {
+    return expected_.take(which, rest, patient);
+  }
+  void settle(const wire::Header& which) noexcept override { expected_.settle(which); }
+  bool awaited(const wire::Header& which, std::uint64_t bytes) noexcept override {
+    return granted_.waits(which, bytes);
+  }
+  Progress write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
+                 std::uint64_t& wrote) noexcept override;
   bool sleeping(bool asleep) noexcept override;
   void flush() noexcept override;
   int fd() const noexcept override { return parts_.bell.fd(); }
@@ -55,11 +68,15 @@ class ShmLink final : public Link {
   void ring_if_asleep() noexcept;
   bool peer_waits_for_room() const noexcept;
   void idle() noexcept;
+  bool listen_now_and_then() noexcept;
+  void take_back(const wire::Header* of) noexcept;
   bool fail(Code code, const std::string& why) noexcept;
 
   Parts parts_;
   RingWriter writer_;
   RingReader reader_;
+  Expected expected_;  // in `mine`
+  Granted granted_;    // in `theirs`
   Status status_;
   Clock::time_point next_listen_{};
   unsigned idle_polls_ = 0;

@@ -138,6 +138,59 @@ TEST(ShmLink, PullsThePeersMemoryAndRefusesWhatIsNotThere) {
   EXPECT_EQ(wild.code(), Code::System) << wild.text();
 }
 
+wire::Header large_message() {
+  wire::Header header;
+  header.type = wire::Type::Data;
+  header.context = 3;
+  header.sequence = 4;
+  return header;
+}
+
+TEST(ShmLink, TheSenderWritesWhatTheReceiverExpects) {
+  Pair pair;
+  if (!pair.a->pulls()) GTEST_SKIP() << "process_vm_writev is refused here";
+  const Frame source = pattern(3'000'001, 6);
+  std::vector<std::byte> place(source.payload.size());
+  std::uint64_t wrote = 1;
+
+  EXPECT_EQ(pair.a->write(large_message(), source.payload.data(), place.size(), wrote),
+            Progress::Again);
+  EXPECT_EQ(wrote, 0u) << "nobody has said where";
+  pair.b->expect(large_message(), place.data(), place.size());
+  EXPECT_TRUE(pair.a->awaited(large_message(), place.size()));
+  std::uint64_t sum = 0;
+  Progress progress = Progress::Again;
+  for (int piece = 0; piece < 100 && progress == Progress::Again; ++piece) {
+    progress = pair.a->write(large_message(), source.payload.data(), place.size(), wrote);
+    sum += wrote;
+  }
+
+  EXPECT_EQ(progress, Progress::Done);
+  EXPECT_EQ(sum, place.size());
+  EXPECT_EQ(place, source.payload);
+}
+
+TEST(ShmLink, NothingIsWrittenOnceItWasTakenBackOrTheLinkHasGone) {
+  for (const bool whole_link : {false, true}) {
+    Pair pair;
+    if (!pair.a->pulls()) GTEST_SKIP() << "process_vm_writev is refused here";
+    const Frame source = pattern(1 << 20, 7);
+    std::vector<std::byte> place(source.payload.size());
+    pair.b->expect(large_message(), place.data(), place.size());
+    if (whole_link) {
+      pair.b.reset();
+    } else {
+      pair.b->reclaim(large_message());
+    }
+    std::uint64_t wrote = 1;
+
+    pair.a->write(large_message(), source.payload.data(), place.size(), wrote);
+
+    EXPECT_EQ(wrote, 0u);
+    EXPECT_EQ(place, std::vector<std::byte>(place.size()));
+  }
+}
+
 TEST(ShmLink, AWriterAsleepForRoomIsWokenByTheReader) {
   Pair pair({kMinAreaBytes, false});
   constexpr int kFrames = 200;

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Large messages over links that reach into the peer's memory. The receiver pulls what the sender
+// has offered (Ready), piece by piece. A message that the receiver expects the sender writes to its
+// place, which is quicker while the data are in its cache. Who is there alone does it alone; if
+// both are, the sender begins, and from kTogether on the receiver helps: two cores copy twice as
+// fast. What a message's bytes cross by must not change from call to call: cache lines would change
+// cores.
+#include <algorithm>
+#include <utility>
+
+#include "engine/engine.hpp"
+
+namespace hccomm::engine {
+
+using plan::Kind;
+using transport::Piece;
+using wire::Type;
+
+static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
+static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
+static constexpr std::uint64_t kTogether = 1 << 20;      // the receiver is asked to help
+static constexpr unsigned kPatience = 16;  // looks, 1 us: for a sender that is there to begin
+static constexpr auto kGrace = std::chrono::seconds(2);  // for a reason that is on its way
+
+static bool tagged(const Operation& op) { return op.kind != OperationKind::Collective; }
+
+wire::Header message_of(const Operation& op, std::uint32_t id) {
+  wire::Header message;
+  message.context = op.context->id;
+  if (tagged(op)) {
+    message.type = Type::TaggedData;
+    message.sequence = op.tag;
+    message.index = op.index;
+  } else {
+    message.type = Type::Data;
+    message.sequence = op.sequence;
+    message.index = op.recipe->plan.steps[id].index;
+    message.fingerprint = op.recipe->fingerprint;
+  }
+  return message;
+}
+
+static std::uint64_t bytes_of(const Operation& op, std::uint32_t id) {
+  return tagged(op) ? op.bytes : op.bytes_of(op.recipe->plan.steps[id]);
+}
+
+static std::uint64_t received(const Operation& op, std::uint32_t id) {
+  return tagged(op) ? op.moved : op.steps[id].value;
+}
+
+// ---- the receiver -----------------------------------------------------------------------------
+
+// What is stored as it comes may come straight to its place, once nothing else is read there.
+void expect(Operation& op, std::uint32_t id) {
+  int peer = op.peer;
+  std::byte* place = op.data;
+  if (!tagged(op)) {
+    const plan::Step& step = op.recipe->plan.steps[id];
+    const StepState& state = op.steps[id];
+    if (step.kind != Kind::Recv || state.waiting != 0 || state.value != 0 || state.done) return;
+    peer = step.peer;
+    place = op.at(step.dst);
+  }
+  Channel& channel = *op.context->channels[peer];
+  if (op.staged != nullptr && channel.pulls()) return;  // pieces go on to the device, in order
+  channel.expect(message_of(op, id), place, bytes_of(op, id));
+}
+
+void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::uint64_t address) {
+  if (!tagged(op)) op.steps[id].value = 0;
+  expect(op, id);
+  const unsigned patience = settings_.oversubscribed ? 0 : kPatience;
+  pulls_.push_back({&channel, &op, id, patience, address, 0, bytes_of(op, id)});
+}
+
+bool Engine::advance_pulls() {
+  Pull pull = pulls_.front();
+  pulls_.pop_front();
+  bool moved = true;
+  if (advance(pull, moved)) pulls_.push_back(pull);
+  drain();
+  return moved;
+}
+
+// Nothing of the message is missing. A sender whose memory we have read may use it again.
+static void settle(Channel& channel, const Operation& op, std::uint32_t id, bool pulled) {
+  wire::Header answer = message_of(op, id);
+  channel.link()->settle(answer);
+  if (!pulled) return;
+  answer.type = tagged(op) ? Type::TaggedDone : Type::Done;
+  channel.send(answer, nullptr);
+}
+
+static Status still_offered(Channel& channel, const Operation& op) {
+  const std::uint64_t number = tagged(op) ? op.index : op.sequence;
+  if (!channel.link()->withdrawn(offer(op.context->id, number, tagged(op)))) return {};
+  return {Code::Aborted, "it gave its call up before the data had been read"};
+}
+
+// The peer lives, but its buffer is gone: it has failed, and its reason is on its way.
+static void doubt(Operation& op, Channel& channel, const Status& why) {
+  const int rank = channel.bindings().at(op.context->id).rank;
+  op.doubt = Status(Code::PeerLost, text(op.context->who[rank], ": ", why.text()), rank);
+  op.probe_at = Clock::now() + kGrace;
+  op.deadline = op.probe_at;
+}
+
+// Moves one piece of a pull. False when there is no more for us to do: it is whole, or the sender
+// writes the rest, or it has failed, and the operation may no longer be ours.
+bool Engine::advance(Pull& pull, bool& any) {
+  Operation& op = *pull.operation;
+  Channel& channel = *pull.channel;
+  const bool reduces = !tagged(op) && op.recipe->plan.steps[pull.step].kind == Kind::RecvReduce;
+  if (reduces && bounce_.size() < kBouncePiece) bounce_.resize(kBouncePiece);
+  std::uint64_t moved = 0;
+  while (moved < kPullPiece) {
+    Piece piece = {pull.offset,
+                   std::min(reduces ? kBouncePiece : kPullPiece, pull.bytes - pull.offset)};
+    if (!reduces) piece = channel.link()->take(message_of(op, pull.step), piece, pull.patience > 0);
+    if (piece.bytes == 0) {
+      any = moved != 0;
+      if (piece.offset != 0) return false;
+      --pull.patience;
+      return true;
+    }
+    std::byte* target = bounce_.data();
+    if (!reduces) {
+      target = (tagged(op) ? op.data : op.at(op.recipe->plan.steps[pull.step].dst)) + piece.offset;
+    }
+    Status status = channel.link()->pull(target, pull.address + piece.offset, piece.bytes);
+    const bool whole = received(op, pull.step) + piece.bytes == pull.bytes;
+    if (status.ok() && whole) status = still_offered(channel, op);
+    if (!status.ok()) {
+      if (status.code() == Code::PeerLost) {
+        channel_broken(channel, status);
+      } else {
+        doubt(op, channel, status);
+      }
+      return false;
+    }
+    pull.offset += piece.bytes;
+    moved += piece.bytes;
+    if (whole) settle(channel, op, pull.step, true);  // tell before the operation may end
+    if (tagged(op)) {
+      arrived(op, piece.offset, piece.bytes);
+    } else {
+      apply(op, pull.step, piece.offset, reduces ? bounce_.data() : nullptr, piece.bytes);
+    }
+    if (whole) return false;
+  }
+  return true;
+}
+
+// The sender has written `header.address` bytes of the message to their place.
+void Engine::receive_written(Operation& op, std::uint32_t id, int source, const Header& header) {
+  Context& context = *op.context;
+  Channel& channel = *context.channels[source];
+  const std::uint64_t before = received(op, id), bytes = bytes_of(op, id);
+  if (header.address > bytes - before) {
+    poison_locked(context,
+                  Status(Code::Integrity,
+                         text(context.who[source], " says that it has written ", header.address,
+                              " bytes where ", bytes - before, " were missing"),
+                         source),
+                  true);
+    return;
+  }
+  if (before + header.address == bytes) {
+    const Status offered = before == 0 ? Status() : still_offered(channel, op);
+    if (!offered.ok()) return doubt(op, channel, offered);
+    pulls_.erase_if([&](const Pull& each) { return each.operation == &op && each.step == id; });
+    settle(channel, op, id, before != 0);
+  }
+  if (tagged(op)) {
+    arrived(op, 0, header.address);
+  } else {
+    apply(op, id, 0, nullptr, header.address);
+  }
+}
+
+// ---- the sender -------------------------------------------------------------------------------
+
+// Sends a large message: writes it if it is expected, or offers it with `ready`, or both.
+void Engine::start_push(const Push& push, const Header& ready) {
+  const Header message = message_of(*push.operation, push.step);
+  if (push.bytes >= kTogether || !push.channel->link()->awaited(message, push.bytes)) {
+    push.channel->send(ready, nullptr);
+  }
+  pushes_.push_back(push);
+}
+
+// Writes one piece of one message. False when there was none to write.
+bool Engine::advance_pushes() {
+  Push push = pushes_.front();
+  pushes_.pop_front();
+  Header message = message_of(*push.operation, push.step);
+  std::uint64_t wrote = 0;
+  const auto outcome = push.channel->link()->write(message, push.data, push.bytes, wrote);
+  push.wrote += wrote;
+  if (outcome != transport::Progress::Done) {
+    pushes_.push_back(push);
+    return wrote != 0;
+  }
+  if (push.wrote == 0) return false;  // the receiver has taken all; its Done will come
+  message.type = tagged(*push.operation) ? Type::TaggedWritten : Type::Written;
+  message.address = push.wrote;
+  push.channel->send(message, nullptr);
+  if (push.wrote == push.bytes) sent(*push.operation, push.step);
+  drain();
+  return true;
+}
+
+// The message is where it belongs: the buffer is the caller's again.
+void Engine::sent(Operation& op, std::uint32_t id) {
+  pushes_.erase_if([&](const Push& each) { return each.operation == &op && each.step == id; });
+  if (tagged(op)) op.moved = op.bytes;
+  complete(op, id);
+}
+
+}  // namespace hccomm::engine
