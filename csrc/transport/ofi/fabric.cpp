@@ -203,6 +203,7 @@ Status Fabric::describe(const Block& inbox, Offer& mine) {
   mine.eager_offset = kNothingBytes;
   mine.ring_offset = kRingAt;
   mine.rails = static_cast<std::uint32_t>(rails_.size());
+  mine.abilities = kRings;
   for (unsigned index = 0; index < rails_.size(); ++index) {
     auto& at = mine.rail[index];
     at.inbox_address = inbox.memory->address(index, inbox.data);
@@ -241,6 +242,7 @@ Status Fabric::introduce(Peer& peer, const Offer& theirs) {
   peer.slot_bytes = theirs.slot_bytes;
   peer.eager_offset = theirs.eager_offset;
   peer.ring_offset = theirs.ring_offset;
+  peer.rings = (theirs.abilities & kRings) != 0;
   peer.common = std::min(theirs.rails, static_cast<std::uint32_t>(rails_.size()));
   for (unsigned index = 0; index < peer.common; ++index) {
     peer.inbox_at[index] = theirs.rail[index].inbox_address;

@@ -27,6 +27,8 @@ struct fi_cq_data_entry;
 
 namespace hccomm::transport::ofi {
 
+inline constexpr std::uint32_t kRings = 1;  // rings the bell of a peer that says it sleeps
+
 // What one process tells the other about itself before they meet on the fabric.
 struct Offer {
   std::uint32_t layout;  // of this struct and of peer.hpp
@@ -34,7 +36,7 @@ struct Offer {
   std::uint32_t eager_bytes, eager_slots;
   std::uint32_t slot_bytes, ring_slots;
   std::uint64_t eager_offset, ring_offset;
-  std::uint32_t rails, unused;
+  std::uint32_t rails, abilities;  // kRings
   struct {
     std::uint64_t inbox_address, key;
     std::uint32_t name_bytes;
@@ -146,6 +148,8 @@ class Fabric {
   void answer_revoke(Peer& peer, const Note& note);
   void noted_revoked(Peer& peer, const Note& note);
   void settle(Peer& peer);
+  void tell_asleep(Peer& peer);
+  void ring(Peer& peer);
   Progress posted(Peer& peer, Op* op, ssize_t outcome, const char* what);
   // Nothing is sent to it any more: to write to a peer that is gone makes providers connect anew.
   bool shut(const Peer& peer) const {

@@ -58,13 +58,16 @@ void Fabric::noted(Peer& peer, const Note& note) {
     answer_revoke(peer, note);
   } else if (note.type == Note::Revoked) {
     noted_revoked(peer, note);
+  } else if (note.type == Note::Ring) {
+    nap_us_ = 0;
+    if (asleep_) eventfd_write(bell_.get(), 1);  // who sleeps no longer sees what is read here
   } else if (peer.failure.ok()) {
     peer.failure = Status(Code::Integrity, text(peer.name, ": the peer says ", note.type));
   }
 }
 
-// An empty socket takes sixteen bytes whole; it gets a note when an operation has failed, and two
-// in the end.
+// An empty socket takes sixteen bytes whole; it gets a note when an operation has failed, two in
+// the end, and one for each time that the peer has said that it sleeps.
 void Fabric::say(Peer& peer, const Note& note) {
   if (!peer.control || peer.over) return;
   if (send(peer.control.get(), &note, sizeof note, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {

@@ -55,7 +55,7 @@ struct Immediate {
   std::uint32_t peer = 0;   // 13 bits: the receiver's number for the sender
   Kind kind = Kind::Hello;  // 3 bits
   // Of a frame its number; of a direct write the grant's slot and 8 bits of the number; of a credit
-  // how many were taken in all; of a hello the rail.
+  // how many were taken in all; of a hello the rail, or kAsleep.
   std::uint16_t value = 0;
 
   std::uint32_t pack() const { return peer << 19 | static_cast<std::uint32_t>(kind) << 16 | value; }
@@ -67,6 +67,9 @@ struct Immediate {
     return static_cast<std::uint16_t>(slot << 8 | (number & 0xff));
   }
 };
+
+// A hello that says "I sleep: ring when you send", with 15 bits of the number of the frame awaited.
+inline constexpr std::uint16_t kAsleep = 1u << 15;
 
 struct Peer;
 
@@ -104,8 +107,9 @@ struct Arrival {
 
 // What the two ends say over the control connection once the link is up.
 struct Note {
-  // Revoke: write no more to the grant (slot and number of the advert); Revoked answers it.
-  enum Type : std::uint32_t { Bye = 1, Taken = 2, Revoke = 3, Revoked = 4 };
+  // Revoke: write no more to the grant (slot and number of the advert); Revoked answers it. Ring
+  // wakes a peer that sleeps.
+  enum Type : std::uint32_t { Bye = 1, Taken = 2, Revoke = 3, Revoked = 4, Ring = 5 };
   std::uint32_t type = 0;
   // Bye: how many frames were sent (16 bits), kBroken where they are void. Revoked: how many direct
   // writes were made in all.
@@ -144,6 +148,9 @@ struct Peer {
   unsigned given = 0;                   // of them not free
   Block inbox;                          // that the peer writes
   std::uint64_t seen = 0;               // Fabric::polls_ when it was last looked at
+  bool rings = false;                   // it knows how to
+  bool asleep = false;                  // it is rung with the next that is sent
+  int told_asleep = -1;                 // the number awaited when it was told that we sleep
 
   UniqueFd control;
   char note[sizeof(Note)] = {};
@@ -154,6 +161,12 @@ struct Peer {
   Clock::time_point left_at{};
 
   Arrival& slot_of(std::uint16_t number) { return arrived[number % kWindow]; }
+  // What a hello with kAsleep shall say; and whether something has been sent that who said it had
+  // not seen: it may have come after the last look.
+  std::uint16_t sleep_word() const { return static_cast<std::uint16_t>(expected | kAsleep); }
+  bool overtaken(std::uint16_t sleep_word) const {
+    return static_cast<std::uint16_t>(next | kAsleep) != sleep_word;
+  }
 };
 
 }  // namespace hccomm::transport::ofi

@@ -55,7 +55,14 @@ void Fabric::arrived(Immediate what) {
     case Kind::EagerCredit: peer->eager.credit(what.value); break;
     case Kind::RingCredit: peer->ring.credit(what.value); break;
     case Kind::DirectCredit: peer->direct.credit(what.value); break;
-    case Kind::Hello: peer->met |= 1u << (what.value % kMaxRails); break;
+    case Kind::Hello:
+      if ((what.value & kAsleep) == 0) {
+        peer->met |= 1u << (what.value % kMaxRails);
+      } else {
+        peer->asleep = true;
+        if (peer->overtaken(what.value)) ring(*peer);
+      }
+      break;
     default: numbered(*peer, what);
   }
   if (asleep_) eventfd_write(bell_.get(), 1);
@@ -224,12 +231,25 @@ void Fabric::fail(Peer& peer, Status why) {
 
 // ---- sleep --------------------------------------------------------------------------------------
 
+// Providers wake nobody, or at a price for every message. So who is going to sleep says so through
+// the fabric, once for each frame that it awaits, and who sends next rings over the control
+// connection. A bell may be early, or crossed by a credit: then the timer is there.
+void Fabric::tell_asleep(Peer& peer) {
+  if (!peer.rings || peer.told_asleep == peer.expected) return;
+  if (inject(peer, Kind::Hello, peer.sleep_word())) peer.told_asleep = peer.expected;
+}
+
+void Fabric::ring(Peer& peer) {
+  if (std::exchange(peer.asleep, false)) say(peer, {Note::Ring});
+}
+
 // The timer is the shorter, the less time has passed since something came.
 bool Fabric::sleep(Peer& peer) {
   const std::lock_guard lock(mutex_);
   progress();
   settle(peer);
   if (in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye) return false;
+  tell_asleep(peer);
   if (std::exchange(asleep_, true)) return true;  // another link has set the timer
   nap_us_ = std::clamp(2 * nap_us_, kShortestNapUs, kLongestNapUs);
   itimerspec at{};

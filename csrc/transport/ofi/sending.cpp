@@ -62,6 +62,7 @@ bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value, unsigned index) 
     outcome == 0 ? under_way(peer, *op) : park(*op);
   }
   if (outcome == -FI_EAGAIN) progress();
+  if (outcome == 0 && kind != Kind::Hello) ring(peer);
   return outcome == 0;
 }
 
@@ -76,6 +77,7 @@ Progress Fabric::posted(Peer& peer, Op* op, ssize_t outcome, const char* what) {
   if (outcome == 0) {
     ++peer.next;
     if (op != nullptr) under_way(peer, *op);
+    ring(peer);
     return Progress::Done;
   }
   if (op != nullptr) park(*op);

@@ -82,6 +82,19 @@ TEST(Peer, HasAPlaceForEveryFrameThatCanBeUnderWay) {
   }
 }
 
+TEST(Peer, ThatSleepsHasMissedWhatWasSentSinceItLooked) {
+  for (const std::uint16_t number : {0, 0x7fff, 0x8000, 0xffff}) {
+    Peer sleeper, sender;
+    sleeper.expected = sender.next = number;
+    const std::uint16_t word = sleeper.sleep_word();
+
+    EXPECT_NE(word & kAsleep, 0) << "it would be taken for a rail's hello";
+    EXPECT_FALSE(sender.overtaken(word));
+    ++sender.next;
+    EXPECT_TRUE(sender.overtaken(word));
+  }
+}
+
 TEST(Advert, FitsWhatProvidersInjectWhereThereIsOneRail) {
   Advert advert;
   advert.rails = 1;
