@@ -30,7 +30,7 @@ from hccomm.errors import (
     Unavailable,
 )
 from hccomm.local import run_local
-from hccomm.memory import empty
+from hccomm.memory import Registration, empty
 from hccomm.rendezvous import Store, init
 from hccomm.requests import ANY_SOURCE, OPS
 from hccomm.work import Work
@@ -42,6 +42,7 @@ __all__ = [
     "run_local",
     "Communicator",
     "Batch",
+    "Registration",
     "Work",
     "empty",
     "Store",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hccomm import errors
 from hccomm._native import Library, library
 from hccomm.buffers import Buffer, view
+from hccomm.memory import Registration
 from hccomm.operations import Operations
 from hccomm.requests import COLLECTIVES, Request
 from hccomm.work import CHandle, Handle, Work
@@ -124,6 +125,23 @@ class Communicator(Operations):
         with _Inside(self, "use_islands") as handle:
             code = self._library.lib.hccomm_use_islands(handle, place.kind, place.number, error)
         self._library.check(code, error)
+
+    def register(self, buffer: Buffer) -> Registration:
+        """Register the memory of ``buffer`` with this process's network cards, until deregistered.
+
+        For host arrays that are sent or received into again and again: transport ofi then finds
+        them registered at their first large message, also where it keeps nothing registered by
+        itself (docs/rdma.md). Other transports have nothing to register: then this does nothing.
+        It serves all communicators of the process; other ranks need not do the same.
+
+            with comm.register(weights):
+                comm.all_reduce(weights)
+
+        Raises InvalidArgument for an array that is empty, read-only or on a device, System when a
+        card or the limit on locked memory (``ulimit -l``) refuses.
+        """
+        with _Inside(self, "register") as handle:
+            return Registration(self._library, handle, buffer)
 
     def shrink(self, *, timeout: float | None = None) -> Communicator:
         """Make the group of the ranks that live, after one was lost; each of them calls it.

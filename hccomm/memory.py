@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that other ranks of the host read fastest.
+"""Memory that other ranks of the host read fastest, and memory that network cards know.
 
 A rank that reads a peer's buffer in one copy (docs/architecture.md, shm) pays for each page of it;
 on huge pages that is next to nothing, and the copy runs at the speed of memcpy. NumPy and torch use
-ordinary pages for all but large arrays. ``hccomm.empty`` takes huge ones.
+ordinary pages for all but large arrays. ``hccomm.empty`` takes huge ones. ``Registration`` is what
+``Communicator.register`` returns.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hccomm.buffers import SIZES, view
 from hccomm.errors import InvalidArgument, System, Unavailable
 
 if TYPE_CHECKING:
     import numpy
+
+    from hccomm._native import Library
+    from hccomm.buffers import Buffer
 
 _HUGE = 2 << 20  # bytes of a huge page, and the alignment that it needs
 
@@ -53,6 +59,60 @@ def empty(shape: int | Sequence[int], dtype: Any = "f4") -> numpy.ndarray[Any, A
     offset = -start % _HUGE
     flat = numpy.frombuffer(area, dtype=kind, count=count, offset=offset)
     return flat.reshape(extents)
+
+
+class Registration:
+    """Host memory that this process's network cards know. Use it as a context manager.
+
+    Owns:   the registration and a reference to the array. It ends with deregister(), or when it is
+            collected.
+    Thread: any; deregister() once no operation uses the memory.
+    Fails:  Communicator.register() says how.
+    """
+
+    def __init__(self, library: Library, handle: Any, buffer: Buffer) -> None:
+        """Register with ``handle``, an ``hccomm_comm*``. Users call Communicator.register()."""
+        found = view(buffer, "register: buffer")
+        if found.place.kind != 0:
+            raise InvalidArgument(
+                "register: buffer lies on a device, whose data go through pinned memory that "
+                "hccomm registers itself; register host arrays only"
+            )
+        if found.readonly:
+            raise InvalidArgument(
+                "register: buffer is read-only, and cards are given leave to write; pass one that "
+                "can be written"
+            )
+        ffi, made, error = library.ffi, library.ffi.new("hccomm_registration**"), library.error()
+        data = ffi.cast("void*", found.address + found.offset)
+        size = found.count * SIZES[found.dtype]
+        library.check(library.lib.hccomm_register(handle, data, size, made, error), error)
+        self._library = library
+        self._registration = ffi.gc(made[0], library.lib.hccomm_deregister)
+        self._array: Any = found.owner
+
+    @property
+    def active(self) -> bool:
+        """Whether the memory is still registered."""
+        return self._registration is not None
+
+    def deregister(self) -> None:
+        """End the registration. Twice is fine."""
+        registration, self._registration = self._registration, None
+        if registration is not None:
+            self._library.ffi.release(registration)
+        self._array = None
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.deregister()
 
 
 def _round_up(size: int) -> int:

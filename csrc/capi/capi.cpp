@@ -204,6 +204,26 @@ int hccomm_close(hccomm_comm* comm, double timeout, hccomm_error* error) {
   });
 }
 
+// ---- memory ------------------------------------------------------------------------------------
+
+struct hccomm_registration {
+  std::unique_ptr<hccomm::comm::Registration> self;
+};
+
+int hccomm_register(hccomm_comm* comm, void* data, uint64_t bytes,
+                    hccomm_registration** registration, hccomm_error* error) {
+  return guarded(error, [&] {
+    require(comm != nullptr && registration != nullptr, "register: comm or registration is null");
+    *registration = nullptr;
+    auto made = std::make_unique<hccomm_registration>();
+    made->self = comm->self->enroll(static_cast<std::byte*>(data), bytes);
+    *registration = made.release();
+    return succeed(error);
+  });
+}
+
+void hccomm_deregister(hccomm_registration* registration) { delete registration; }
+
 // ---- operations --------------------------------------------------------------------------------
 
 static void check_call(const hccomm_comm* comm, const hccomm_call* call) {

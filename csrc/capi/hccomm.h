@@ -251,6 +251,21 @@ HCCOMM_API void hccomm_abort_signal(void);
  * frees it. The pointer is invalid afterwards, whatever is returned. */
 HCCOMM_API int hccomm_close(hccomm_comm* comm, double timeout, hccomm_error* error);
 
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+typedef struct hccomm_registration hccomm_registration;
+
+/* Registers host memory that will be sent from or received into again and again with the network
+ * cards of this process (transport ofi, docs/rdma.md) now, and not at its first large message; the
+ * other transports have nothing to register. It must be writable, and stay mapped until
+ * hccomm_deregister. It serves all communicators of the process. SYSTEM when
+ * a card or the limit on locked memory (ulimit -l) refuses; nothing is registered then. */
+HCCOMM_API int hccomm_register(hccomm_comm* comm, void* data, uint64_t bytes,
+                               hccomm_registration** registration, hccomm_error* error);
+/* Ends it, also after the communicator was closed; NULL is fine. No operation may be using the
+ * memory. */
+HCCOMM_API void hccomm_deregister(hccomm_registration* registration);
+
 /* ---- operations ----------------------------------------------------------------------------- */
 
 typedef struct hccomm_work hccomm_work;

@@ -335,6 +335,11 @@ engine::Operation* Communicator::recv(const Message& message) {
   return engine().start_recv(context_, parcel_of("recv", message, where));
 }
 
+std::unique_ptr<Registration> Communicator::enroll(std::byte* data, std::size_t bytes) {
+  check_usable("register");
+  return std::make_unique<Registration>(endpoint_, data, bytes);
+}
+
 std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks, std::string name,
                                                   Seconds timeout, bool islands) {
   check_usable("group");

@@ -17,6 +17,7 @@
 #include "base/clock.hpp"
 #include "comm/devices.hpp"
 #include "comm/endpoint.hpp"
+#include "comm/registration.hpp"
 #include "engine/engine.hpp"
 #include "plan/plan.hpp"
 #include "select/select.hpp"
@@ -85,6 +86,9 @@ class Communicator {
                                       Seconds timeout, bool islands = true);
   // Collective. nullptr for a negative color.
   std::unique_ptr<Communicator> split(int color, int key);
+
+  // Tells the cards of this process of memory. No network I/O; other ranks need not do the same.
+  std::unique_ptr<Registration> enroll(std::byte* data, std::size_t bytes);
 
   // Collective. A setting of this communicator alone, in place of the environment's. Throws
   // Mismatch on all ranks when they do not give the same.

@@ -219,6 +219,20 @@ std::vector<Refusal> Endpoint::refusals(const transport::Card& peer) const {
   return all;
 }
 
+Status Endpoint::enroll(std::byte* data, std::size_t bytes) {
+  for (std::size_t i = 0; i < transports_.size(); ++i) {
+    Status status = transports_[i]->enroll(data, bytes);
+    if (status.ok()) continue;
+    while (i-- > 0) transports_[i]->expel(data, bytes);
+    return status;
+  }
+  return {};
+}
+
+void Endpoint::expel(std::byte* data, std::size_t bytes) noexcept {
+  for (const auto& transport : transports_) transport->expel(data, bytes);
+}
+
 std::vector<std::string> Endpoint::candidates(const transport::Card& peer) const {
   std::vector<std::string> names;
   for (const auto& transport : transports_) {

@@ -47,6 +47,10 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
   std::vector<std::string> candidates(const transport::Card& peer) const;
   const std::vector<Refusal>& closed() const { return closed_; }  // transports that did not open
 
+  // Tells the cards of all transports of memory (Transport::enroll). One that refuses undoes it.
+  Status enroll(std::byte* data, std::size_t bytes);
+  void expel(std::byte* data, std::size_t bytes) noexcept;
+
   // This process's endpoint, made at first use; the job is the first caller's. nullptr before.
   static std::shared_ptr<Endpoint> of_process();
   static Endpoint* peek() noexcept;  // the same for signal handlers: takes no lock

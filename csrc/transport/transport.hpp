@@ -73,6 +73,10 @@ class Transport {
   virtual std::string refuses(const Card& self, const Card& peer) const = 0;
   // Code::Aborted when the peer answered Duplicate: its own connection to us exists or is coming.
   virtual Result<std::unique_ptr<Link>> connect(const Card& peer, Deadline deadline) = 0;
+  // The program keeps data[0..bytes) where it is until expel() of the same, and will send from it
+  // and receive into it: a transport whose cards must know memory tells them now. Thread: any.
+  virtual Status enroll(std::byte* /*data*/, std::size_t /*bytes*/) { return {}; }
+  virtual void expel(std::byte* /*data*/, std::size_t /*bytes*/) noexcept {}
   // Stops accepting and joins its threads.
   virtual void stop() noexcept = 0;
 };

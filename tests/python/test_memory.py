@@ -34,6 +34,37 @@ def test_an_array_begins_at_a_huge_page() -> None:
     assert (found == 7).all()
 
 
+def test_registered_memory_serves_as_any_other_where_there_is_no_card() -> None:
+    data = np.full(3, 7.0)
+
+    with hccomm.init() as comm, comm.register(data) as registration:
+        comm.all_reduce(data)
+
+        assert registration.active
+        assert data.tolist() == [7.0] * 3
+    assert not registration.active
+
+
+def test_what_cannot_be_registered_is_refused() -> None:
+    with hccomm.init() as comm:
+        for wrong, match in (
+            (np.empty(0), "no memory"),
+            (b"read-only", "read-only"),
+            (5, "no array"),
+            (np.zeros((4, 4))[:, 1], "contiguous"),
+        ):
+            with pytest.raises(hccomm.InvalidArgument, match=match):
+                comm.register(wrong)  # type: ignore[arg-type]
+        data = np.ones(4)
+        registration = comm.register(data)
+    with pytest.raises(hccomm.Aborted, match="closed"):
+        comm.register(data)
+
+    registration.deregister()
+
+    assert not registration.active
+
+
 def test_the_memory_goes_back_with_the_last_reference() -> None:
     def mapped() -> int:
         with open("/proc/self/status", encoding="ascii") as status:

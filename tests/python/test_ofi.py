@@ -227,19 +227,22 @@ def test_a_rank_whose_libfabric_is_gone_is_reached_by_tcp() -> None:
     assert "/nowhere/libfabric.so.1" in told[1][2]
 
 
-def test_too_little_locked_memory_says_what_to_raise() -> None:
-    """Registered memory is locked, as cards do, by a process that may not lock much."""
-    low = {**environment("system", "net"), "HCCOMM_TRANSPORTS": "ofi", "HCCOMM_TEST_OFI_PIN": "1"}
+PINNED = {"HCCOMM_TRANSPORTS": "ofi", "HCCOMM_TEST_OFI_PIN": "1"}
+
+
+def run_limited(code: str, most: int) -> subprocess.CompletedProcess[str]:
+    """Run one rank whose registered memory is locked, as cards do, and that may lock so much."""
+    low = {**environment("system", "net"), **PINNED}
     privileged = os.geteuid() == 0
     if privileged and shutil.which("setpriv") is None:
         pytest.skip("root's limits do not bind, and there is no setpriv to give that up")
     bounded = ["setpriv", "--bounding-set", "-ipc_lock"] if privileged else []
 
     def lower() -> None:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
 
-    done = subprocess.run(
-        [*bounded, sys.executable, "-c", SUM],
+    return subprocess.run(
+        [*bounded, sys.executable, "-c", code],
         env={**os.environ, **low, "RANK": "0", "WORLD_SIZE": "1"},
         preexec_fn=lower,
         capture_output=True,
@@ -248,10 +251,74 @@ def test_too_little_locked_memory_says_what_to_raise() -> None:
         timeout=60,
     )
 
+
+def test_too_little_locked_memory_says_what_to_raise() -> None:
+    done = run_limited(SUM, 1 << 20)
+
     assert done.returncode != 0
     assert "register" in done.stderr
     assert "may lock 1024 KiB" in done.stderr
     assert "ulimit -l" in done.stderr
+
+
+# ---- memory that the program registers -----------------------------------------------------------
+
+
+def test_a_buffer_too_large_to_lock_cannot_be_registered_and_smaller_ones_can() -> None:
+    code = (
+        "import hccomm\n"
+        "with hccomm.init() as comm:\n"
+        "    try:\n"
+        "        comm.register(bytearray(64 << 20))\n"
+        "    except hccomm.System as error:\n"
+        "        print(error)\n"
+        "    with comm.register(bytearray(1 << 16)) as kept:\n"
+        "        print(kept.active)\n"
+    )
+
+    done = run_limited(code, 6 << 20)
+
+    assert done.returncode == 0, done.stderr
+    error, kept = done.stdout.splitlines()
+    assert "register" in error
+    assert "may lock 6144 KiB" in error
+    assert "ulimit -l" in error
+    assert kept == "True"
+
+
+REGISTERS = """
+import re, numpy, hccomm
+def locked():
+    return int(re.search(r"VmLck:\\s+(\\d+)", open("/proc/self/status").read())[1])
+comm = hccomm.init(timeout=30.0)
+other = 1 - comm.rank
+data, out = numpy.arange(1 << 17) + comm.rank, numpy.zeros(1 << 17, dtype=int)
+comm.barrier()  # the connection needs memory of its own
+small = locked()
+first, second = comm.register(data), comm.register(out)
+with comm.register(out):
+    both = locked()
+for _ in range(3):
+    assert (comm.sendrecv(data, other, out, other) == numpy.arange(1 << 17) + other).all()
+assert both - small >= 2 << 10, (small, both)  # KiB
+assert locked() >= both, "what was registered has gone with its use"
+first.deregister()
+first.deregister()
+assert not first.active and second.active
+comm.barrier()
+comm.close()
+second.deregister()
+assert locked() <= small, (small, locked())
+"""
+
+
+def test_registered_buffers_are_locked_until_they_are_deregistered() -> None:
+    """Nothing is kept by itself, and each message is shorter than what is registered."""
+    alone = {**environment("system", "net"), **PINNED, "HCCOMM_OFI_CACHE": "0"}
+
+    told = finish(start(REGISTERS, [alone] * 2))
+
+    assert [code for code, _, _ in told] == [0, 0], told
 
 
 def test_large_messages_go_over_both_rails() -> None:

@@ -126,6 +126,17 @@ Entry* Cache::use(const std::byte* data, std::size_t bytes, Access access) {
   return entry;
 }
 
+Result<Entry*> Cache::keep(const std::byte* data, std::size_t bytes) {
+  Entry* entry = find(data, bytes, Access::Write);
+  if (entry == nullptr) {
+    auto added = add(data, bytes, Access::Write);
+    if (!added) return added.status();
+    entry = added.value();
+  }
+  ++entry->users;
+  return entry;
+}
+
 // Strikes what nobody uses and may not stay.
 void Cache::sweep(Entry& entry) {
   if (entry.users != 0) return;

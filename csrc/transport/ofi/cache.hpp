@@ -34,6 +34,9 @@ class Cache {
   // Requires: done() for every one; data stay mapped until then.
   Entry* use(const std::byte* data, std::size_t bytes, Access access);
   void done(Entry& entry);
+  // As use(), for as long as the program wants: also where nothing else stays registered. Fails:
+  // System, with what refused.
+  Result<Entry*> keep(const std::byte* data, std::size_t bytes);
   // From when this returns no card touches it, whoever uses it.
   void revoke(Entry& entry);
   void clear() noexcept;  // before the cards are closed

@@ -168,6 +168,25 @@ void Fabric::close_all() noexcept {
   rails_.clear();
 }
 
+// ---- memory that the program registers ----------------------------------------------------------
+
+Status Fabric::keep(std::byte* data, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  if (ended_) return {Code::Aborted, "register: the process ends"};
+  auto entry = cache_.keep(data, bytes);
+  if (!entry) return entry.status();
+  kept_.emplace(std::pair(data, bytes), entry.value());
+  return {};
+}
+
+void Fabric::keep_no_more(const std::byte* data, std::size_t bytes) noexcept {
+  const std::lock_guard lock(mutex_);
+  const auto found = kept_.find({data, bytes});
+  if (found == kept_.end()) return;
+  if (!ended_) cache_.done(*found->second);
+  kept_.erase(found);
+}
+
 // ---- meeting ----------------------------------------------------------------------------------
 
 Result<Peer*> Fabric::admit(Offer& mine) {

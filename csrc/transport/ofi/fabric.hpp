@@ -114,6 +114,10 @@ class Fabric {
   void fail(Peer& peer, Status why);
   void leave(Peer& peer);  // the link is gone
 
+  // Memory that the program has registered, until the matching call.
+  Status keep(std::byte* data, std::size_t bytes);
+  void keep_no_more(const std::byte* data, std::size_t bytes) noexcept;
+
   int fd() const { return poller_.get(); }
   bool sleep(Peer& peer);  // false: something has come
   void wake();
@@ -170,6 +174,7 @@ class Fabric {
   UniqueFd poller_, bell_, timer_;
   Pool pool_;
   Cache cache_;
+  std::multimap<std::pair<const std::byte*, std::size_t>, Entry*> kept_;
   Block scratch_;  // bytes that may be sent
   std::deque<Op> ops_;
   std::vector<Op*> senders_;  // idle

@@ -119,6 +119,10 @@ class OfiTransport final : public Transport {
   Address address() const override { return text(fabric_->provider(), " ", port_.address()); }
   std::string refuses(const Card& self, const Card& peer) const override;
   Result<std::unique_ptr<Link>> connect(const Card& peer, Deadline deadline) override;
+  Status enroll(std::byte* data, std::size_t bytes) override { return fabric_->keep(data, bytes); }
+  void expel(std::byte* data, std::size_t bytes) noexcept override {
+    fabric_->keep_no_more(data, bytes);
+  }
   void stop() noexcept override { port_.stop(); }
 
  private:

@@ -348,6 +348,34 @@ TEST_F(Cached, WithNoRoomNothingStaysRegistered) {
   EXPECT_EQ(cache_.registered_bytes(), 0u);
 }
 
+TEST_F(Cached, WhatTheProgramRegistersStaysHoweverLittleRoomThereIs) {
+  cache_.set(0);
+  Entry* const kept = cache_.keep(data_[0], kPages).value();
+
+  use_once(data_[0]);
+  use_once(data_[1]);
+
+  EXPECT_EQ(cache_.registered_bytes(), kPages);
+  EXPECT_EQ(use(data_[0] + 4096, 100), kept);
+  cache_.done(*kept);
+  EXPECT_EQ(cache_.registered_bytes(), kPages) << "a message still uses it";
+  cache_.done(*kept);
+  EXPECT_EQ(cache_.registered_bytes(), 0u);
+}
+
+TEST_F(Cached, WhatTheProgramRegistersTwiceStaysUntilTheSecondEnd) {
+  cache_.set(0);
+  Entry* const first = cache_.keep(data_[0], kPages).value();
+  Entry* const second = cache_.keep(data_[0], kPages).value();
+
+  cache_.done(*first);
+
+  EXPECT_EQ(first, second);
+  EXPECT_EQ(cache_.registered_bytes(), kPages);
+  cache_.done(*second);
+  EXPECT_EQ(cache_.registered_bytes(), 0u);
+}
+
 TEST_F(Cached, MemoryThatIsTakenAwayIsNoLongerFound) {
   Entry* const first = use(data_[0]);
   cache_.revoke(*first);
