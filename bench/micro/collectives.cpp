@@ -94,14 +94,11 @@ class Rank {
       require(hccomm_run(comm_, &request, &error), error);
       return;
     }
-    hccomm_work* send = nullptr;
+    hccomm_call receive = request;
     request.root = (rank_ + 1) % size_;
-    require(hccomm_start(comm_, &request, &send, &error), error);
-    request.collective = HCCOMM_RECV;
-    request.root = (rank_ + size_ - 1) % size_;
-    require(hccomm_run(comm_, &request, &error), error);
-    require(hccomm_wait(send, 0, &error), error);
-    hccomm_release(send);
+    receive.collective = HCCOMM_RECV;
+    receive.root = (rank_ + size_ - 1) % size_;
+    require(hccomm_sendrecv(comm_, &request, &receive, nullptr, &error), error);
   }
 
   void check(int kind, std::size_t bytes) {

@@ -343,6 +343,20 @@ int hccomm_run(hccomm_comm* comm, const hccomm_call* call, hccomm_error* error) 
   });
 }
 
+int hccomm_sendrecv(hccomm_comm* comm, const hccomm_call* send, const hccomm_call* recv,
+                    int32_t* source, hccomm_error* error) {
+  return guarded(error, [&] {
+    check_call(comm, send);
+    check_call(comm, recv);
+    require(send->collective == HCCOMM_SEND && recv->collective == HCCOMM_RECV,
+            "sendrecv: send and recv must be calls of HCCOMM_SEND and HCCOMM_RECV");
+    int from = -1;
+    const Status status = comm->self->exchange(message_of(*send), message_of(*recv), from);
+    if (source != nullptr) *source = from;
+    return status.ok() ? succeed(error) : report(status, error);
+  });
+}
+
 int hccomm_wait(hccomm_work* work, double timeout, hccomm_error* error) {
   return guarded(error, [&] {
     require(work != nullptr, "wait: work is null");

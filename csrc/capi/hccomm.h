@@ -275,6 +275,11 @@ HCCOMM_API int hccomm_start(hccomm_comm* comm, const hccomm_call* call, hccomm_w
                             hccomm_error* error);
 /* Starts the call and waits for it: the quickest way. */
 HCCOMM_API int hccomm_run(hccomm_comm* comm, const hccomm_call* call, hccomm_error* error);
+/* Runs a HCCOMM_SEND and a HCCOMM_RECV at the same time and waits for both, so that ranks that
+ * exchange, or shift around a ring, do not wait for each other. `source` (may be NULL) is set to
+ * whom was received from. The buffers must not overlap. */
+HCCOMM_API int hccomm_sendrecv(hccomm_comm* comm, const hccomm_call* send, const hccomm_call* recv,
+                               int32_t* source, hccomm_error* error);
 
 /* Waits at most `timeout` seconds (0: until the operation's own deadline). HCCOMM_TIMEOUT here
  * leaves the operation running when its own deadline has not passed. */

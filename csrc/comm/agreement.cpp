@@ -75,7 +75,7 @@ class Agreement {
 void Agreement::send(int rank, Kind kind, const Lost& lost) {
   Word& word = words_.emplace_back(1, static_cast<std::uint8_t>(kind));
   word.insert(word.end(), lost.begin(), lost.end());
-  sends_.push_back(engine_.start_send(context_, parcel(rank, word)));
+  sends_.push_back(engine_.start(context_, engine::OperationKind::Send, parcel(rank, word)));
 }
 
 void Agreement::tell_all(Kind kind, const Lost& lost) {
@@ -121,7 +121,8 @@ bool Agreement::round() {
   for (int rank = 0; rank < context_.size; ++rank) {
     if (rank == context_.rank || mine[rank] != 0) continue;
     Word& word = words_.emplace_back(1 + lost_.size());
-    ears.push_back({rank, &word, engine_.start_recv(context_, parcel(rank, word))});
+    ears.push_back(
+        {rank, &word, engine_.start(context_, engine::OperationKind::Recv, parcel(rank, word))});
     sends_.push_back(ears.back().op);  // released with the others
   }
   bool alike = true, decided = false;

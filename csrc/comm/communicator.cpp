@@ -327,12 +327,18 @@ engine::Parcel Communicator::parcel_of(const char* what, const Message& message,
 
 engine::Operation* Communicator::send(const Message& message) {
   engine::Where where;
-  return engine().start_send(context_, parcel_of("send", message, where));
+  return engine().start(context_, engine::OperationKind::Send, parcel_of("send", message, where));
 }
 
 engine::Operation* Communicator::recv(const Message& message) {
   engine::Where where;
-  return engine().start_recv(context_, parcel_of("recv", message, where));
+  return engine().start(context_, engine::OperationKind::Recv, parcel_of("recv", message, where));
+}
+
+Status Communicator::exchange(const Message& out, const Message& in, int& source) {
+  engine::Where where_out, where_in;
+  const engine::Parcel outgoing = parcel_of("send", out, where_out);
+  return engine().exchange(context_, outgoing, parcel_of("recv", in, where_in), source);
 }
 
 std::unique_ptr<Registration> Communicator::enroll(std::byte* data, std::size_t bytes) {

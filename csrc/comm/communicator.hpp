@@ -79,6 +79,8 @@ class Communicator {
   void watch_no_more() { --std::atomic_ref(context_.watched); }
   engine::Operation* send(const Message& message);
   engine::Operation* recv(const Message& message);
+  // Both at once, and waits for them; `source` is whom `in` came from.
+  Status exchange(const Message& out, const Message& in, int& source);
   engine::Engine& engine() { return endpoint_->engine(); }
 
   // The group of these ranks; each member calls it, nobody else does. No network I/O.

@@ -20,6 +20,7 @@ using wire::Type;
 static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
 static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
 static constexpr std::uint64_t kTogether = 1 << 20;      // the receiver is asked to help
+static constexpr std::size_t kTries = 8;   // messages that are asked for a piece in one look
 static constexpr unsigned kPatience = 16;  // looks, 1 us: for a sender that is there to begin
 static constexpr auto kGrace = std::chrono::seconds(2);  // for a reason that is on its way
 
@@ -72,15 +73,6 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
   expect(op, id);
   const unsigned patience = settings_.oversubscribed ? 0 : kPatience;
   pulls_.push_back({&channel, &op, id, patience, address, 0, bytes_of(op, id)});
-}
-
-bool Engine::advance_pulls() {
-  Pull pull = pulls_.front();
-  pulls_.pop_front();
-  bool moved = true;
-  if (advance(pull, moved)) pulls_.push_back(pull);
-  drain();
-  return moved;
 }
 
 // Nothing of the message is missing. A sender whose memory we have read may use it again.
@@ -190,10 +182,9 @@ void Engine::start_push(const Push& push, const Header& ready) {
   pushes_.push_back(push);
 }
 
-// Writes one piece of one message. False when there was none to write.
-bool Engine::advance_pushes() {
-  Push push = pushes_.front();
-  pushes_.pop_front();
+// Writes one piece of the message. False when there was none to write: it waits for its place, or
+// will never have one, as its receiver pulls.
+bool Engine::advance(Push& push) {
   Header message = message_of(*push.operation, push.step);
   std::uint64_t wrote = 0;
   const auto outcome = push.channel->link()->write(message, push.data, push.bytes, wrote);
@@ -209,6 +200,22 @@ bool Engine::advance_pushes() {
   if (push.wrote == push.bytes) sent(*push.operation, push.step);
   drain();
   return true;
+}
+
+// Moves one piece of one message. Writing comes first: the data are likely in this core's cache.
+bool Engine::copy_large() {
+  for (std::size_t tries = std::min(pushes_.size(), kTries); tries > 0; --tries) {
+    Push push = pushes_.front();
+    pushes_.pop_front();
+    if (advance(push)) return true;
+  }
+  if (pulls_.empty()) return false;
+  Pull pull = pulls_.front();
+  pulls_.pop_front();
+  bool moved = true;
+  if (advance(pull, moved)) pulls_.push_back(pull);
+  drain();
+  return moved;
 }
 
 // The message is where it belongs: the buffer is the caller's again.

@@ -41,10 +41,7 @@ bool Engine::progress() {
   for (std::size_t i = 0; i < up_.size(); ++i) {  // a broken channel leaves up_ meanwhile
     moved = up_[i]->progress() || moved;
   }
-  // Writing first: the data are likely in this core's cache.
-  const bool wrote = !pushes_.empty() && advance_pushes();
-  if (!wrote && !pulls_.empty()) moved = advance_pulls() || moved;
-  moved = wrote || moved;
+  if (!pushes_.empty() || !pulls_.empty()) moved = copy_large() || moved;
   if (staging_.busy()) moved = staging_.progress() || moved;
   if (!ready_.empty()) drain();
   return moved;

@@ -43,9 +43,9 @@ class Engine final : private StagingClient {
 
   // Starts a collective; the handle returned holds one reference.
   Operation* start(Context& context, Job job, Follow follow);
-  Operation* start_send(Context& context, const Parcel& parcel);
-  Operation* start_recv(Context& context, const Parcel& parcel);
+  Operation* start(Context& context, OperationKind kind, const Parcel& parcel);
   Status run(Context& context, Job job);  // start() and wait() without a handle
+  Status exchange(Context& context, const Parcel& out, const Parcel& in, int& source);
   // Drives until the operation is done (its own Status) or the deadline has passed (Timeout).
   Status wait(Operation& operation, Deadline deadline);
   bool test(Operation& operation);
@@ -75,7 +75,6 @@ class Engine final : private StagingClient {
   void need(Channel& channel);
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
   Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
-  Operation& allocate(Context& context, OperationKind kind, const Parcel& parcel);
   void finish(Operation& op, Status status);
   void detach(Operation& op);
   void drop_reference(Operation& op);
@@ -97,11 +96,11 @@ class Engine final : private StagingClient {
   void apply(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
   // copying.cpp
   void start_pull(Channel& channel, Operation& op, std::uint32_t step, std::uint64_t address);
-  bool advance_pulls();
   bool advance(Pull& pull, bool& moved);
   void receive_written(Operation& op, std::uint32_t step, int source, const Header& header);
   void start_push(const Push& push, const Header& ready);
-  bool advance_pushes();
+  bool copy_large();
+  bool advance(Push& push);
   void sent(Operation& op, std::uint32_t step);
   // tagged.cpp
   void issue_tagged(Operation& op);
@@ -110,6 +109,7 @@ class Engine final : private StagingClient {
   void match(Context&, Operation& op, int source, const Header&, const std::byte* payload);
   void receive_tagged_control(Context&, int source, const Header&, const std::byte* payload);
   void forget_tagged(Operation& op);
+  Operation& begin_message(Context&, OperationKind kind, const Parcel&, Result<Staged*>& staged);
   bool held_back(Operation& op);
   void dispatch(Operation& op);
   bool send_held(Operation& op);

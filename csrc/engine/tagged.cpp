@@ -16,7 +16,14 @@ using wire::Type;
 
 static constexpr std::size_t kIdleTags = 256;  // lines that are kept though they are empty
 
-Operation& Engine::allocate(Context& context, OperationKind kind, const Parcel& parcel) {
+// Outside the lock: a device is opened at its first use.
+static Result<Staged*> stage(Staging& staging, OperationKind kind, const Parcel& parcel) {
+  if (parcel.where == nullptr || parcel.bytes == 0) return nullptr;
+  return staging.prepare(*parcel.where, parcel.bytes, kind == OperationKind::Send);
+}
+
+Operation& Engine::begin_message(Context& context, OperationKind kind, const Parcel& parcel,
+                                 Result<Staged*>& staged) {
   Operation& op = allocate(context, kind, parcel.timeout);
   op.peer = parcel.peer;
   op.tag = parcel.tag;
@@ -26,26 +33,47 @@ Operation& Engine::allocate(Context& context, OperationKind kind, const Parcel& 
   op.moved = 0;
   op.order = context.matching.next_order++;
   context.recorder.begin(op);
-  return op;
-}
-
-Operation* Engine::start_send(Context& context, const Parcel& parcel) {
   const bool on_device = parcel.where != nullptr && parcel.bytes != 0;
-  Result<Staged*> staged = nullptr;
-  if (on_device) staged = staging_.prepare(*parcel.where, parcel.bytes, true);
-  Guard guard(*this);
-  Operation& op = allocate(context, OperationKind::Send, parcel);
   if (!context.poison.ok()) {
     staging_.discard(staged);
     finish(op, context.poison);
-    call_back(guard);
-    return &op;
+  } else if (on_device && !begin_staged(op, staged)) {
+    // it has failed
+  } else if (kind == OperationKind::Send) {
+    issue_tagged(op);
+  } else {
+    want(op);
   }
-  if (!on_device || begin_staged(op, staged)) issue_tagged(op);
+  return op;
+}
+
+Operation* Engine::start(Context& context, OperationKind kind, const Parcel& parcel) {
+  Result<Staged*> staged = stage(staging_, kind, parcel);
+  Guard guard(*this);
+  Operation& op = begin_message(context, kind, parcel, staged);
   drain();
   handle(op, parcel.follow);
   call_back(guard);
   return &op;
+}
+
+Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, int& source) {
+  Result<Staged*> staged_in = stage(staging_, OperationKind::Recv, in);
+  Result<Staged*> staged_out = stage(staging_, OperationKind::Send, out);
+  Guard guard(*this);
+  Operation* const both[] = {&begin_message(context, OperationKind::Recv, in, staged_in),
+                             &begin_message(context, OperationKind::Send, out, staged_out)};
+  drain();
+  Status status;
+  for (Operation* op : both) {
+    if (!op->done()) drive(guard, op, Deadline::never());
+    if (status.ok()) status = op->status;
+  }
+  flush();
+  source = both[0]->peer;
+  for (Operation* op : both) drop_reference(*op);
+  call_back(guard);
+  return status;
 }
 
 void Engine::issue_tagged(Operation& op) {
@@ -130,24 +158,6 @@ void Engine::dispatch(Operation& op) {
   } else {
     channel.send(header, nullptr);
   }
-}
-
-Operation* Engine::start_recv(Context& context, const Parcel& parcel) {
-  const bool on_device = parcel.where != nullptr && parcel.bytes != 0;
-  Result<Staged*> staged = nullptr;
-  if (on_device) staged = staging_.prepare(*parcel.where, parcel.bytes, false);
-  Guard guard(*this);
-  Operation& op = allocate(context, OperationKind::Recv, parcel);
-  if (!context.poison.ok()) {
-    staging_.discard(staged);
-    finish(op, context.poison);
-  } else if (!on_device || begin_staged(op, staged)) {
-    want(op);
-    handle(op, parcel.follow);
-  }
-  drain();
-  call_back(guard);
-  return &op;
 }
 
 // Takes the first message that has come for it, or waits for one.

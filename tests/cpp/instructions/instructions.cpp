@@ -55,10 +55,12 @@ class TwoRanks {
     engine::Operation* running[2];
     engine::Parcel parcel{.peer = 1, .tag = 3, .data = bytes(input_[0]), .bytes = 8};
     parcel.follow = engine::Follow::Wait;
-    running[0] = cluster_[0].engine().start_send(cluster_[0].context(), parcel);
+    running[0] =
+        cluster_[0].engine().start(cluster_[0].context(), engine::OperationKind::Send, parcel);
     parcel.peer = 0;
     parcel.data = bytes(output_[1]);
-    running[1] = cluster_[1].engine().start_recv(cluster_[1].context(), parcel);
+    running[1] =
+        cluster_[1].engine().start(cluster_[1].context(), engine::OperationKind::Recv, parcel);
     finish(running);
   }
 

@@ -135,10 +135,11 @@ TEST_P(EngineOver, BothMaySendBeforeTheyReceive) {
       std::vector<std::uint8_t> in(bytes, 0);
       const Deadline deadline = Deadline::after(Seconds(20));
 
-      Operation* send =
-          node.engine().start_send(node.context(), parcel(peer, 5, out.data(), bytes));
-      Operation* recv = node.engine().start_recv(
-          node.context(), parcel(node.rank() == 0 ? -1 : peer, 5, in.data(), bytes));
+      Operation* send = node.engine().start(node.context(), engine::OperationKind::Send,
+                                            parcel(peer, 5, out.data(), bytes));
+      Operation* recv =
+          node.engine().start(node.context(), engine::OperationKind::Recv,
+                              parcel(node.rank() == 0 ? -1 : peer, 5, in.data(), bytes));
       const Status sent = node.engine().wait(*send, deadline);
       const Status received = node.engine().wait(*recv, deadline);
 
@@ -162,12 +163,14 @@ TEST_P(EngineOver, MessagesMatchByTagInOrder) {
     if (node.rank() == 0) {
       std::iota(values.begin(), values.end(), 0);
       for (int k = 0; k < 200; ++k) {
-        ops.push_back(node.engine().start_send(node.context(), parcel(1, k % 2, &values[k], 8)));
+        ops.push_back(node.engine().start(node.context(), engine::OperationKind::Send,
+                                          parcel(1, k % 2, &values[k], 8)));
       }
     } else {
       for (const int tag : {1, 0}) {
         for (int k = tag; k < 200; k += 2) {
-          ops.push_back(node.engine().start_recv(node.context(), parcel(0, tag, &values[k], 8)));
+          ops.push_back(node.engine().start(node.context(), engine::OperationKind::Recv,
+                                            parcel(0, tag, &values[k], 8)));
         }
       }
     }
@@ -237,10 +240,11 @@ TEST_P(EngineOver, ARootDoesNotWaitForEverForARankThatWantsAnotherMessageFirst) 
       EXPECT_TRUE(status.ok()) << status.text();
     };
     if (node.rank() == 0) broadcast();
-    Operation* op =
-        node.rank() == 0
-            ? node.engine().start_send(node.context(), parcel(1, 1, &note, sizeof note))
-            : node.engine().start_recv(node.context(), parcel(0, 1, &note, sizeof note));
+    Operation* op = node.rank() == 0
+                        ? node.engine().start(node.context(), engine::OperationKind::Send,
+                                              parcel(1, 1, &note, sizeof note))
+                        : node.engine().start(node.context(), engine::OperationKind::Recv,
+                                              parcel(0, 1, &note, sizeof note));
     EXPECT_TRUE(node.engine().wait(*op, Deadline::after(Seconds(20))).ok());
     node.engine().release(*op);
     if (node.rank() == 1) broadcast();
@@ -256,10 +260,11 @@ TEST_P(EngineOver, AMessageOfAnotherTypeIsRefusedOnBothSides) {
   cluster.run([&](Node& node) {
     std::int64_t value = 1;
     const auto mine = parcel(1 - node.rank(), 3, &value, 8, node.rank() == 0 ? 5 : 14);
-    Operation* first = node.rank() == 0 ? node.engine().start_send(node.context(), mine)
-                                        : node.engine().start_recv(node.context(), mine);
-    Operation* second =
-        node.engine().start_recv(node.context(), parcel(1 - node.rank(), 4, &value, 8));
+    Operation* first = node.rank() == 0
+                           ? node.engine().start(node.context(), engine::OperationKind::Send, mine)
+                           : node.engine().start(node.context(), engine::OperationKind::Recv, mine);
+    Operation* second = node.engine().start(node.context(), engine::OperationKind::Recv,
+                                            parcel(1 - node.rank(), 4, &value, 8));
     const Status late = node.engine().wait(*second, Deadline::after(Seconds(20)));
     EXPECT_EQ(late.code(), Code::Mismatch) << late.text();
     EXPECT_NE(late.text().find("of i64"), std::string::npos) << late.text();
@@ -314,9 +319,11 @@ TEST_P(EngineOver, AHeldOperationIsItsHoldersToo) {
   cluster.run([&](Node& node) {
     engine::Engine& engine = node.engine();
     std::int64_t sent = 7, value = 0;
-    Operation* const op = engine.start_recv(node.context(), parcel(node.rank(), 1, &value, 8));
+    Operation* const op = engine.start(node.context(), engine::OperationKind::Recv,
+                                       parcel(node.rank(), 1, &value, 8));
     engine.hold(*op);
-    engine.release(*engine.start_send(node.context(), parcel(node.rank(), 1, &sent, 8)));
+    engine.release(*engine.start(node.context(), engine::OperationKind::Send,
+                                 parcel(node.rank(), 1, &sent, 8)));
     EXPECT_TRUE(engine.wait(*op, Deadline::after(Seconds(20))).ok());
     engine.release(*op);
     EXPECT_TRUE(op->done()) << "released, but not free yet";
@@ -327,7 +334,8 @@ TEST_P(EngineOver, AHeldOperationIsItsHoldersToo) {
     if (node.rank() != 0) return;
     engine::Engine& engine = node.engine();
     std::int64_t value = 0;
-    Operation* const op = engine.start_recv(node.context(), parcel(1, 2, &value, 8));
+    Operation* const op =
+        engine.start(node.context(), engine::OperationKind::Recv, parcel(1, 2, &value, 8));
     engine.hold(*op);
 
     engine.poison(node.context(), Status(Code::Aborted, "enough"), true);

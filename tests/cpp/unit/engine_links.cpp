@@ -133,7 +133,8 @@ TEST_P(LinksOver, AMessageThatWasGivenUpIsNeverReceivedWithOtherBytes) {
     engine::Parcel parcel{1 - node.rank(), 7, nullptr, kBytes, 0, Seconds(0.1)};
     if (node.rank() == 0) {
       parcel.data = reinterpret_cast<std::byte*>(sent.data());
-      engine::Operation* op = node.engine().start_send(node.context(), parcel);
+      engine::Operation* op =
+          node.engine().start(node.context(), engine::OperationKind::Send, parcel);
       EXPECT_EQ(node.engine().wait(*op, Deadline::never()).code(), Code::Timeout);
       std::ranges::fill(sent, 2);
       given_up = true;
@@ -143,7 +144,8 @@ TEST_P(LinksOver, AMessageThatWasGivenUpIsNeverReceivedWithOtherBytes) {
     while (!given_up) std::this_thread::yield();
     parcel.timeout = Seconds(3);
     parcel.data = reinterpret_cast<std::byte*>(got.data());
-    engine::Operation* op = node.engine().start_recv(node.context(), parcel);
+    engine::Operation* op =
+        node.engine().start(node.context(), engine::OperationKind::Recv, parcel);
     EXPECT_FALSE(node.engine().wait(*op, Deadline::never()).ok());
     node.engine().release(*op);
   });
@@ -170,13 +172,15 @@ TEST(FullLink, IsEmptiedWhileItsGroupCloses) {
   };
   std::vector<engine::Operation*> sends;
   for (bool full = false; !full && sends.size() < 10'000;) {
-    sends.push_back(cluster[0].engine().start_send(cluster[0].context(), message(1, 5)));
+    sends.push_back(cluster[0].engine().start(cluster[0].context(), engine::OperationKind::Send,
+                                              message(1, 5)));
     full = !sends.back()->done();
   }
 
   cluster[0].engine().poison(cluster[0].context(), Status(Code::Aborted, "the test", 0), true);
   std::thread reads([&] {
-    engine::Operation* op = cluster[1].engine().start_recv(cluster[1].context(), message(0, 6));
+    engine::Operation* op =
+        cluster[1].engine().start(cluster[1].context(), engine::OperationKind::Recv, message(0, 6));
     EXPECT_EQ(cluster[1].engine().wait(*op, Deadline::after(Seconds(30))).code(), Code::Aborted);
     cluster[1].engine().release(*op);
   });

@@ -173,9 +173,10 @@ TEST_P(StagingOver, MessagesOfEverySizeArrive) {
         TestDevice* const device = of_rank(node.rank(), mix, a, b);
         Array out(device, numbers(count, node.rank() + 1)), in(device, numbers(count, -9));
         const Where from = out.where(), to = in.where();
-        Operation* send = node.engine().start_send(node.context(), parcel(peer, 5, out, from));
-        Operation* recv = node.engine().start_recv(node.context(),
-                                                   parcel(node.rank() == 0 ? -1 : peer, 5, in, to));
+        Operation* send = node.engine().start(node.context(), engine::OperationKind::Send,
+                                              parcel(peer, 5, out, from));
+        Operation* recv = node.engine().start(node.context(), engine::OperationKind::Recv,
+                                              parcel(node.rank() == 0 ? -1 : peer, 5, in, to));
         const Deadline deadline = Deadline::after(Seconds(20));
         const Status sent = node.engine().wait(*send, deadline);
         const Status received = node.engine().wait(*recv, deadline);
@@ -205,16 +206,18 @@ TEST_P(StagingOver, MessagesOfOneTagKeepTheirOrder) {
       const Where where = arrays.back().where();
       for (const int peer : {0, 1}) {  // to itself, too
         if (node.rank() == 1 && peer == 1) continue;
-        ops.push_back(
-            node.rank() == 0
-                ? node.engine().start_send(node.context(), parcel(peer, 2, arrays.back(), where))
-                : node.engine().start_recv(node.context(), parcel(0, 2, arrays.back(), where)));
+        ops.push_back(node.rank() == 0
+                          ? node.engine().start(node.context(), engine::OperationKind::Send,
+                                                parcel(peer, 2, arrays.back(), where))
+                          : node.engine().start(node.context(), engine::OperationKind::Recv,
+                                                parcel(0, 2, arrays.back(), where)));
       }
     }
     for (int k = 0; k < 60 && node.rank() == 0; ++k) {
       arrays.emplace_back(k % 2 == 0 ? &b : nullptr, numbers(k % 7 == 0 ? 40'000 : 5, -1));
       const Where where = arrays.back().where();
-      ops.push_back(node.engine().start_recv(node.context(), parcel(0, 2, arrays.back(), where)));
+      ops.push_back(node.engine().start(node.context(), engine::OperationKind::Recv,
+                                        parcel(0, 2, arrays.back(), where)));
     }
     for (Operation* op : ops) {
       const Status status = node.engine().wait(*op, deadline);

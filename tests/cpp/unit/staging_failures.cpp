@@ -52,8 +52,10 @@ TEST_P(StagingFailures, ALostDeviceFailsAMessageOnBothSides) {
     Array data(node.rank() == 0 ? &a : nullptr, numbers(200'000, 1));
     const Where where = data.where();
     Operation* op = node.rank() == 0
-                        ? node.engine().start_send(node.context(), parcel(1, 3, data, where))
-                        : node.engine().start_recv(node.context(), parcel(0, 3, data, where));
+                        ? node.engine().start(node.context(), engine::OperationKind::Send,
+                                              parcel(1, 3, data, where))
+                        : node.engine().start(node.context(), engine::OperationKind::Recv,
+                                              parcel(0, 3, data, where));
     const Status status = node.engine().wait(*op, Deadline::after(Seconds(20)));
     EXPECT_EQ(status.code(), Code::System) << status.text();
     EXPECT_EQ(status.rank(), 0);
