@@ -19,7 +19,7 @@ static int fail(const char* what, const hccomm_error* error) {
 
 int main(void) {
   hccomm_error error;
-  hccomm_config config = {sizeof config, -1, -1, NULL, NULL, NULL, 20.0, 0}; /* the launcher knows */
+  hccomm_config config = {sizeof config, -1, -1, NULL, NULL, NULL, 20.0, 0}; /* asks the launcher */
   hccomm_comm* comm = NULL;
   if (hccomm_abi_version() != HCCOMM_ABI_VERSION) return fail("abi", &(hccomm_error){0});
   if (hccomm_init(&config, &comm, &error) != HCCOMM_OK) return fail("init", &error);

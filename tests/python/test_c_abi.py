@@ -25,9 +25,11 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("c") / "ring"
     library = Path(_native.find())
     subprocess.run(
-        [compiler, "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-        + [f"-I{ROOT / 'csrc' / 'capi'}", str(ROOT / "examples" / "ring.c"), "-o", str(program)]
-        + [str(library), f"-Wl,-rpath,{library.parent}"],
+        [
+            *(compiler, "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"),
+            *(f"-I{ROOT / 'csrc' / 'capi'}", str(ROOT / "examples" / "ring.c")),
+            *("-o", str(program), str(library), f"-Wl,-rpath,{library.parent}"),
+        ],
         check=True,
         timeout=60,
     )
