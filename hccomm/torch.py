@@ -72,6 +72,7 @@ class Options(_Backend.Options):  # type: ignore[misc, unused-ignore]
 def describe(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
     """Return rank, size, hosts, options, and per peer host and transport with the reason for it.
 
+    ``tensors`` is what ``devices()`` returns: which way device tensors take here, and why.
     Of the options: ``timeout`` in seconds, ``algorithms`` (the group's own rules, or HCCOMM_ALGO)
     and ``islands`` (which ranks work by their vendor's library, which calls, and why not).
 
@@ -82,7 +83,7 @@ def describe(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         raise ValueError("describe: there is no process group; call init_process_group first")
     text: str = torch.ops.hccomm.describe(chosen.boxed())
     answer: dict[str, Any] = json.loads(text)
-    return answer
+    return {**answer, "tensors": devices()}
 
 
 def flight_recorder(*, only_active: bool = False) -> dict[str, Any]:

@@ -385,47 +385,6 @@ def device_sum() -> None:
     assert tensor.tolist() == [2.0] * 3
 
 
-# ---- which way tensors take ----------------------------------------------------------------------
-
-
-def ways() -> list[dict[str, Any]]:
-    import hccomm.torch
-
-    return hccomm.torch.devices()
-
-
-def test_a_vendor_without_an_adapter_goes_through_torch(simulated: None) -> None:
-    with Ranks(1, backend="", vendors=["alder"]) as ranks:
-        ((way,),) = ranks.run(ways)
-
-    assert way["type"] == way["adapter"] == "alder"
-    assert way["devices"] == 2
-    assert way["native"] is False
-    assert 'no adapter of its own for torch\'s "alder"' in way["why"]
-
-
-def test_an_adapter_that_does_not_work_here_is_passed_over(simulated: None) -> None:
-    with Ranks(1, backend="", vendors=["musa"]) as ranks:
-        ((way,),) = ranks.run(ways)
-
-    assert way["adapter"] == "torch-musa"
-    assert way["native"] is False
-    assert "musa" in way["why"]
-    assert "libmusart" in way["why"]
-
-
-def use_device() -> None:
-    dist.all_reduce(torch.ones(1, device=here()))
-
-
-def test_a_native_adapter_can_be_demanded(simulated: None) -> None:
-    environ = {"HCCOMM_PY_TORCH_DEVICES": "native"}
-    with Ranks(1, vendors=["musa"], environ=environ) as ranks, pytest.raises(RankError) as caught:
-        ranks.run(use_device)
-
-    assert "HCCOMM_PY_TORCH_DEVICES=native, but musa: " in caught.value.texts[0]
-
-
 # ---- faults --------------------------------------------------------------------------------------
 
 

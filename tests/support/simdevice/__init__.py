@@ -20,7 +20,7 @@ import hashlib
 import os
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ import torch
 from hccomm import _torch_glue
 
 _HERE = Path(__file__).parent
+
+# The file name of the vendor's runtime whose functions native.cpp has.
+_NATIVE = "libmusart.so.4"
 
 # Vendors with a pace of their own: microseconds per copy, gigabytes per second.
 PACE = {"alder": (8.0, 24.0), "birch": (15.0, 12.0)}
@@ -59,9 +62,20 @@ def library() -> Path:
     return target
 
 
+def native_library() -> Path:
+    """Return the library under the file name of the vendor's own runtime, for who looks for it."""
+    target = library()
+    link = target.with_suffix("") / _NATIVE
+    link.parent.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        link.hardlink_to(target)  # torch follows the other kind before it loads
+    return link
+
+
 def start(
     vendor: str,
     *,
+    native: bool = False,
     devices: int = 2,
     megabytes: int = 512,
     latency_us: float = 0.0,
@@ -70,9 +84,10 @@ def start(
     """Make ``vendor`` a device type of this process and return its module, ``torch.<vendor>``.
 
     With a rate of 0 copies take no longer than memory does. ``PACE[vendor]`` has the pace that a
-    demonstration wants.
+    demonstration wants. ``native``: the process also has the vendor's own runtime, with the
+    functions of Moore Threads' ("musa"), which hccomm's adapter finds as it would the real one.
     """
-    torch.ops.load_library(str(library()))
+    torch.ops.load_library(str(native_library() if native else library()))
     torch.ops.simdevice.configure(vendor, devices, megabytes, latency_us, gigabytes_per_second)
     torch.utils.rename_privateuse1_backend(vendor)
     module = _module(vendor, devices)
@@ -82,12 +97,16 @@ def start(
 
 
 def start_from_environment() -> str | None:
-    """Start the vendor that SIMDEVICE names ("alder", or "alder:8:24": latency, rate), if any."""
+    """Start the vendor that SIMDEVICE names, if any.
+
+    "alder", "alder:8:24" (latency, rate), or "musa:native" (with its own runtime).
+    """
     vendor, *pace = os.environ.get("SIMDEVICE", "").split(":")
     if not vendor:
         return None
-    latency, rate = (*map(float, pace), 0.0, 0.0)[:2]
-    start(vendor, latency_us=latency, gigabytes_per_second=rate)
+    native = "native" in pace
+    latency, rate = (*map(float, [] if native else pace), 0.0, 0.0)[:2]
+    start(vendor, native=native, latency_us=latency, gigabytes_per_second=rate)
     return vendor
 
 
@@ -117,7 +136,11 @@ def fault(what: str, amount: float = 0.0, device: int = 0) -> None:
 
 
 def stats() -> dict[str, int]:
-    """Count what is alive: ``blocks`` and ``bytes`` of device memory, ``pinned``, ``events``."""
+    """Count what is alive: ``blocks`` and ``bytes`` of device memory, ``pinned``, ``events``.
+
+    And copies between host and device so far: ``torch_copies`` through torch, ``native_copies``
+    through the vendor's own functions, which have ``native_streams``.
+    """
     return dict(torch.ops.simdevice.stats())
 
 

@@ -151,12 +151,15 @@ static std::shared_ptr<void> holding(const Tensor& tensor) {
   return std::make_shared<Tensor>(tensor);
 }
 
+static std::atomic<int64_t> transfers{0};
+
 // One transfer between host and device. Both sides have the same layout.
 static void transfer(const Tensor& source, const Tensor& target, bool non_blocking) {
   const bool to_device = source.is_cpu();
   const Tensor& host = to_device ? source : target;
   const int index = (to_device ? target : source).device().index();
   Stream& stream = current(index);
+  ++transfers;
   // The device side must be kept alive by its users, as on any device; the host side is kept.
   device(index).copy(stream, target.data_ptr(), source.const_data_ptr(), source.nbytes(), to_device,
                      holding(host));
@@ -288,6 +291,9 @@ static c10::Dict<std::string, int64_t> stats() {
   all.insert("bytes", bytes);
   all.insert("pinned", live_pinned());
   all.insert("events", live_events());
+  all.insert("torch_copies", transfers.load());
+  all.insert("native_copies", native_copies());
+  all.insert("native_streams", native_streams());
   return all;
 }
 

@@ -28,4 +28,8 @@ bool is_pinned(const void* address);
 int64_t live_pinned();
 std::atomic<int64_t>& fail_pinned_after();
 
+// What has gone through the vendor's own functions (native.cpp): copies in all, streams alive.
+int64_t native_copies();
+int64_t native_streams();
+
 }  // namespace simdevice
