@@ -27,7 +27,7 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_CCL_MUSA_LIB", "text", "", "Path of Moore Threads' libmccl; empty searches for it."},
     {"HCCOMM_CCL_PPU_LIB", "text", "", "Path of T-Head's libnccl; empty searches for it."},
     {"HCCOMM_CMA", "auto|off", "auto",
-     "Single copies between local processes (process_vm_readv, _writev) where a probe allows them."},
+     "Single copies between local processes (process_vm_readv, _writev) if a probe allows it."},
     {"HCCOMM_CNRT_LIB", "text", "", "Path of Cambricon's libcnrt; empty searches for it."},
     {"HCCOMM_COREX_LIB", "text", "", "Path of Iluvatar's libcudart; empty searches for it."},
     {"HCCOMM_CUDA_LIB", "text", "", "Path of NVIDIA's libcudart; empty searches for it."},
