@@ -18,7 +18,7 @@ import torch.distributed as dist
 from worker import device
 
 DEADLINE = 300.0  # a rank that still runs then prints its stacks and leaves
-CALLS_BYTES = 2**23  # so much is reduced in a measurement, in at most 30 calls
+CALLS_BYTES = 2**26  # so much is reduced in a measurement, in at most 64 calls
 
 
 def told() -> int:
@@ -32,7 +32,7 @@ def told() -> int:
 
 def measure(data: torch.Tensor) -> float:
     """Return the seconds of one call: the mean of a few, of the slowest rank."""
-    calls = max(2, min(30, CALLS_BYTES // data.nbytes))
+    calls = max(2, min(64, CALLS_BYTES // data.nbytes))
     dist.barrier()
     begin = time.perf_counter()
     for _ in range(calls):
