@@ -71,6 +71,17 @@ def stale_plugin(folder: Path) -> Path:
     return _compiled(folder / "libstale.so", compiler, [header], ["stale_plugin.c"])
 
 
+def failing_fabric(folder: Path) -> Path:
+    """Compile the libfabric whose provider vanishes once the file FAILING_FABRIC is there."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler for tests/fakes")
+    header = f"-I{FAKES.parents[1] / 'third_party' / 'libfabric' / 'include'}"
+    versions = f"-Wl,--version-script={FAKES / 'failing_fabric.map'}"
+    options = ["-fvisibility=default", header, versions]
+    return _compiled(folder / "libfailing.so", compiler, options, ["failing_fabric.c"])
+
+
 def _compiled(path: Path, compiler: str, defines: list[str], sources: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name

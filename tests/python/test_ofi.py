@@ -29,6 +29,7 @@ from hccomm.rendezvous import unique_url
 pytest.importorskip("numpy")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
+import fake_arrays
 import mpis
 import rank_programs as on_ranks
 
@@ -407,6 +408,51 @@ def test_a_rank_that_is_killed_is_named(library: str, provider: str, count: int)
         for each in processes:
             each.kill()
             each.communicate()
+
+
+FAILS = """
+import numpy, hccomm, sys
+comm = hccomm.init(timeout=60.0)
+data = numpy.ones({count})
+comm.all_reduce(data)  # it connects them
+comm.all_to_all(numpy.arange(3))
+print("up", flush=True)
+try:
+    while True:
+        comm.all_reduce(data)
+except (hccomm.PeerLost, hccomm.System) as lost:
+    print(lost, flush=True)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("failing", [(1,), (0, 1, 2)])
+@pytest.mark.parametrize("count", [4, 300_000])
+def test_a_provider_that_vanishes_fails_all_ranks_with_its_text(
+    tmp_path: Path, count: int, failing: tuple[int, ...]
+) -> None:
+    gone = tmp_path / "gone"
+    environ = {**environment("system", "net"), "HCCOMM_TRANSPORTS": "ofi"}
+    environ["HCCOMM_OFI_LIB"] = str(fake_arrays.failing_fabric(tmp_path))
+    each = [environ | ({"FAILING_FABRIC": str(gone)} if i in failing else {}) for i in range(3)]
+    processes = start(FAILS.format(count=count), each)
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+
+        gone.touch()
+
+        told = [process.communicate(timeout=90) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [7] * 3, told
+    # Who is told by the control connection first hears no more than that.
+    assert any("Input/output error" in out for out, _ in told), told
+    for out, _ in told:
+        assert "Input/output error" in out or "given up the connection" in out, told
 
 
 def test_info_lists_fabrics_with_reasons() -> None:

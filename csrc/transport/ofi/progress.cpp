@@ -32,6 +32,10 @@ void Fabric::progress() {
       for (ssize_t i = 0; i < count; ++i) completed(entries[i]);
       if (count == -FI_EAVAIL) {
         queue_error(*rail);
+      } else if (count < 0 && count != -FI_EAGAIN && count != -FI_EINTR) {  // the provider is gone
+        if (suspicion_.ok())
+          suspect(library().failure(Code::System, "fi_cq_read", static_cast<int>(-count)));
+        break;
       } else if (count < static_cast<ssize_t>(kEntries)) {
         break;
       }
