@@ -50,8 +50,7 @@ void Channel::attach(std::unique_ptr<transport::Link> link, std::size_t eager_li
   if (eager_limit != 0) eager_bytes_ = std::min(eager_bytes_, eager_limit);
   frame_bytes_ = link_->frame_bytes();
   pulls_ = link_->pulls();
-  heard = true;
-  silent_ticks = 0;
+  silence.restart();
 }
 
 void Channel::set_broken(Status why) {
@@ -169,7 +168,7 @@ bool Channel::pump() {
 bool Channel::progress() {
   bool moved = link_->pending();
   if (moved) {
-    heard = true;
+    silence.heard();
     if (!link_->poll(*this, kPollBudget)) {
       engine_.channel_broken(*this, link_->status());
       return true;

@@ -13,6 +13,7 @@
 
 #include "engine/context.hpp"
 #include "engine/operation.hpp"
+#include "engine/silence.hpp"
 #include "transport/transport.hpp"
 
 namespace hccomm::engine {
@@ -97,10 +98,8 @@ class Channel final : public transport::Inbox {
     if (dirty_ && up()) link_->flush();
     dirty_ = false;
   }
-  // Liveness, kept by Engine::tick: whether anything has come since the last tick, and for how many
-  // ticks nothing has. Without a link: for how many ticks an operation has waited for one.
-  bool heard = true;
-  int silent_ticks = 0;
+  // Kept by Engine::tick. Without a link: for how long an operation has waited for one.
+  Silence silence;
   std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)
 
   // The message may be written in its place before it is asked for.

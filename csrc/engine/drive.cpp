@@ -234,10 +234,8 @@ bool Engine::awaited(const Channel& channel) const {
 }
 
 // Takes what has come while nobody waits: a rank that only sends learns of a failure, and what is
-// held for a process that has died is released. Twice a second also tells every peer that this
-// process is alive, and counts how long each has been silent. Ticks are counted, not time: a
-// process that was itself stopped accuses nobody when it goes on. A peer is lost only while an
-// operation or a vendor's library waits for it.
+// held for a process that has died is released. Counts how long each peer has been silent, and four
+// times a second tells every one that this process is alive.
 void Engine::tick(Clock::time_point now) {
   if (take_dump_request()) {
     for (Context* context : contexts_) write_dump(*context);
@@ -248,27 +246,43 @@ void Engine::tick(Clock::time_point now) {
   }
   if (!driving_) progress();
   next_look_ = now + kGlance;
+  if (settings_.silence.count() > 0) look_for_the_silent(now);
   if (now < next_beat_) return;
   next_beat_ = now + kBeat;
   for (std::size_t i = 0; i < up_.size(); ++i) {
     Channel& channel = *up_[i];
-    channel.silent_ticks = std::exchange(channel.heard, false) ? 0 : channel.silent_ticks + 1;
-    if (channel.idle()) {
-      wire::Header beat;
-      beat.type = wire::Type::Beat;
-      channel.send(beat, nullptr);
-      channel.flush();
-    }
+    if (!channel.idle()) continue;
+    wire::Header beat;
+    beat.type = wire::Type::Beat;
+    channel.send(beat, nullptr);
+    channel.flush();
   }
-  if (settings_.silence.count() <= 0) return;
+}
+
+// A peer is lost when it is silent for too long, and an operation or a vendor's library waits for
+// it. Whoever drives may not have come to read since this process was stopped: what lies there
+// speaks for the peer first.
+void Engine::look_for_the_silent(Clock::time_point now) {
+  const bool beat = now >= next_beat_;
   for (const auto& [uuid, channel] : channels_) {
-    if (!channel->up()) channel->silent_ticks = awaited(*channel) ? channel->silent_ticks + 1 : 0;
-    const Seconds silent = channel->silent_ticks * Seconds(kBeat);
-    // One tick early: what was last heard came up to a tick before it was counted. A connection
-    // takes longer to make than a beat to arrive.
+    Silence& silence = channel->silence;
+    if (channel->up()) {
+      silence.look(now);
+    } else if (beat) {
+      if (!awaited(*channel)) silence.heard();
+      silence.look(now, kBeat);
+    }
+    // Two looks early: what was last heard came up to a look before it was counted, and the peers
+    // must be told. A connection takes longer to make than a beat to arrive.
     const Seconds limit =
-        channel->up() ? settings_.silence - Seconds(kBeat) : 2 * settings_.silence;
-    if (silent >= limit && awaited(*channel)) fell_silent(*channel);
+        channel->up() ? settings_.silence - Seconds(2 * kGlance) : 2 * settings_.silence;
+    if (silence.lasted() < limit || !awaited(*channel)) continue;
+    if (channel->up() && channel->link()->pending()) {
+      silence.heard();
+      eventfd_write(bell_.get(), 1);
+    } else {
+      fell_silent(*channel);
+    }
   }
 }
 

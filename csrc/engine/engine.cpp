@@ -186,7 +186,7 @@ void Engine::attach(Channel& channel, std::unique_ptr<transport::Link> link) {
   if (link->fd() >= 0) watch(poller_.get(), link->fd(), EPOLLIN);
   channel.attach(std::move(link), settings_.eager_limit);
   up_.push_back(&channel);
-  ring_service();  // from now on it tells the peer twice a second that we live
+  ring_service();  // from now on it tells the peer that we live
   unpark(channel);
   channel.pump();
   channel.flush();
@@ -251,8 +251,6 @@ void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::L
   }
   call_back(guard);
 }
-
-void Engine::epoll_forget(int fd) { epoll_ctl(poller_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
 std::string Engine::describe(const std::string& uuid) {
   Guard guard(*this);

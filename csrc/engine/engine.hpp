@@ -135,7 +135,6 @@ class Engine final : private StagingClient {
   void cannot_dial(Channel& channel, const Status& why);
   void tell_damage(Channel& channel, const Status& why);
   void fell_silent(Channel& channel);
-  void epoll_forget(int fd);
   void lost(Context& context, int rank);
   void retire(Channel& channel);
   void drop_unused(Channel& channel);
@@ -160,6 +159,7 @@ class Engine final : private StagingClient {
   void serve();
   bool awaited(const Channel& channel) const;
   void tick(Clock::time_point now);
+  void look_for_the_silent(Clock::time_point now);
   void start_service();
   void ring_service();
   void arm_service();

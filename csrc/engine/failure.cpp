@@ -2,6 +2,8 @@
 //
 // What happens when something goes wrong: a group is poisoned with the first reason, its operations
 // fail, and the reason is flooded to its other ranks, so that all raise the same error at once.
+#include <sys/epoll.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -115,7 +117,9 @@ Status Engine::trouble(const Context& context) {
 void Engine::channel_broken(Channel& channel, const Status& reason) {
   const Status why = reason;  // it may be the link's own
   if (why.code() == Code::Integrity && channel.up()) tell_damage(channel, why);
-  if (channel.up() && channel.link()->fd() >= 0) epoll_forget(channel.link()->fd());
+  if (channel.up() && channel.link()->fd() >= 0) {
+    epoll_ctl(poller_.get(), EPOLL_CTL_DEL, channel.link()->fd(), nullptr);
+  }
   channel.set_broken(why);
   std::erase(up_, &channel);
   retire(channel);
@@ -166,10 +170,10 @@ void Engine::tell_damage(Channel& channel, const Status& why) {
 // connection is left as it is: a process that was stopped finds it open when it goes on, learns
 // from what lies there that it was given up, and can be talked to by the next communicator.
 void Engine::fell_silent(Channel& channel) {
-  const Seconds silent = channel.silent_ticks * Seconds(kBeat);
+  const auto silent = std::chrono::round<std::chrono::milliseconds>(channel.silence.lasted());
   const std::string why =
       text(" is lost: it has ", channel.up() ? "said nothing" : "not answered our calls", " for ",
-           silent.count(),
+           Seconds(silent).count(),
            " s: its process is stopped or its host cannot be reached (HCCOMM_SILENCE sets how long "
            "to bear it)");
   const auto bindings = channel.bindings();

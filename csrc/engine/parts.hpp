@@ -19,7 +19,7 @@ class Channel;
 struct Operation;
 
 // How often every process tells its peers that it is alive.
-inline constexpr auto kBeat = std::chrono::milliseconds(500);
+inline constexpr auto kBeat = std::chrono::milliseconds(250);
 
 // What is called, outside the lock, once an operation is done.
 struct Callback {
