@@ -7,6 +7,9 @@ slows all alike. Every result is checked. It prints, for each collective and siz
 the rounds and the minimum in microseconds, and each peer's median divided by hccomm's (above 1:
 hccomm is quicker); and writes bench/results/<machine>.jsonl and .md. A peer that is not installed
 or cannot run is named with the reason.
+
+``--fabric tcp`` (or shm, or a card's provider) compares hccomm's ofi transport with MPICH over the
+same provider of the same libfabric, the one of MPICH's wheel, with MPICH's own shared memory off.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", default="8,1K,64K,1M,16M")
     parser.add_argument("--seconds", type=float, default=0.1, help="per collective and size")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one peer's job")
+    parser.add_argument("--fabric", default="", help="libfabric's provider for hccomm and mpich")
     parser.add_argument("--out", default=str(HERE.parent / "results"))
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--file", default="", help=argparse.SUPPRESS)
@@ -117,7 +121,8 @@ def coordinate(options: argparse.Namespace) -> None:
             print(f"# round {turn + 1} of {options.rounds}: {name} done", flush=True)
     report = table(options, results, versions, missing, busy)
     print(report)
-    stem = out / f"{machine()}-{options.ranks}ranks"
+    fabric = f"-ofi-{options.fabric.replace(';', '-')}" if options.fabric else ""
+    stem = out / f"{machine()}-{options.ranks}ranks{fabric}"
     stem.with_suffix(".md").write_text(report, encoding="utf-8")
     with stem.with_suffix(".jsonl").open("w", encoding="utf-8") as stream:
         for name, rows in results.items():
@@ -129,6 +134,35 @@ def coordinate(options: argparse.Namespace) -> None:
 
 def command(name: str, options: argparse.Namespace, file: str) -> tuple[list[str], dict] | str:
     """Return how to start ``name``, or why it cannot be."""
+    found = _command(name, options, file)
+    if isinstance(found, str) or not options.fabric:
+        return found
+    fabric = _over_fabric(name, options.fabric)
+    return fabric if isinstance(fabric, str) else (found[0], found[1] | fabric)
+
+
+def _over_fabric(name: str, provider: str) -> dict[str, str] | str:
+    """Return what holds ``name`` to libfabric's ``provider``, or why nothing does."""
+    mpich = mpis.find("mpich")
+    if isinstance(mpich, str):
+        return mpich
+    if name == "mpich":
+        return {
+            "MPIR_CVAR_CH4_NETMOD": "ofi",  # its first choice is UCX
+            "MPIR_CVAR_NOLOCAL": "1",
+            "FI_PROVIDER": provider,
+        }
+    if name != "hccomm":
+        return "only hccomm and mpich are held to a provider of libfabric"
+    library = Path(mpich.environ["MPI4PY_LIBMPI"]).parent / "mpich" / "libfabric.so.1"
+    return {
+        "HCCOMM_TRANSPORTS": "ofi",
+        "HCCOMM_OFI_PROVIDER": provider,
+        "HCCOMM_OFI_LIB": str(library),
+    }
+
+
+def _command(name: str, options: argparse.Namespace, file: str) -> tuple[list[str], dict] | str:
     worker = [
         *(sys.executable, str(HERE), "--worker", name, "--file", file),
         *("--sizes", options.sizes, "--collectives", options.collectives),
