@@ -59,6 +59,7 @@ static engine::Settings engine_settings() {
   settings.silence = config::seconds("HCCOMM_SILENCE");
   const bool chosen = config::raw("HCCOMM_SPIN_US") != "auto";
   if (chosen) settings.spin_us = static_cast<int>(config::integer("HCCOMM_SPIN_US"));
+  settings.patient = !chosen;
   settings.describe_fingerprint = collective::describe_fingerprint;
   settings.dump_folder = config::raw("HCCOMM_DUMP");
   if (config::flag("HCCOMM_DUMP_SIGNAL")) engine::dump_on_sigusr1();

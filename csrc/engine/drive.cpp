@@ -85,7 +85,8 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
   }
   int idle = 0;
   unsigned busy = 0;
-  Clock::time_point idle_since{};
+  bool slept = false;
+  Clock::time_point idle_since{}, waits_since{};
   while (!over()) {
     if (driving_) {
       ++waiters_;
@@ -107,6 +108,7 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
     while (!over()) {
       if (progress()) {
         idle = 0;
+        if (std::exchange(slept, false)) patience_.slept(Clock::now() - waits_since);
         if (!callbacks_.empty()) call_back(guard);
         // A peer that sends without end must hide neither a deadline nor who wants the lock.
         if (++busy % kBusyRounds != 0) continue;
@@ -133,9 +135,8 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
       if (idle == 16) idle_since = now;
       look_around(guard, now);
       if (over() || now >= deadline.at()) break;
-      const auto budget = yields ? std::chrono::microseconds(kYieldBudget)
-                                 : std::chrono::microseconds(settings_.spin_us);
-      if (now - idle_since > budget) {
+      if (now - idle_since > (yields ? kYieldBudget : patience_.now())) {
+        if (!std::exchange(slept, true)) waits_since = idle_since;
         sleep(guard, deadline);
         idle = 0;
       }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The engine runs operations over channels. There is one per process endpoint, shared by all its
-// communicators. Starting never blocks; whoever waits drives; a service thread drives when
-// operations are in flight and nobody waits. docs/threading.md states the rule.
+// Runs operations over channels. There is one engine per process endpoint, shared by all its
+// communicators. Starting never blocks; who drives is ruled by docs/threading.md.
 #pragma once
 
 #include <array>
@@ -172,6 +171,7 @@ class Engine final : private StagingClient {
   std::condition_variable done_;           // an operation is done, or the driver has left
   int waiters_ = 0;                        // threads in done_
   bool driving_ = false, asleep_ = false;  // a waiter drives; links were told that we sleep
+  Patience patience_;                      // of a driver that finds nothing
   std::atomic<int> abort_word_{0};
   Blocks blocks_;  // outlives all that keeps frames
   std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid; none is broken

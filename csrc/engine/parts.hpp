@@ -31,12 +31,29 @@ struct Callback {
 struct Settings {
   std::size_t eager_limit = 0;            // bytes; 0: each link's own
   int spin_us = 60;                       // polling before a waiter sleeps
+  bool patient = true;                    // or longer, where sleeping has turned out too costly
   Seconds silence{3.0};                   // a peer that says nothing for so long is lost; 0: never
   bool oversubscribed = false;            // more local ranks than cores: yield at once
   std::size_t staging_bytes = 256 << 20;  // pinned host memory per device, at most
   std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
   std::string dump_folder;  // where the flight recorder is written on errors; "": nowhere
+};
+
+// How long a waiter polls before it sleeps. To wake a core that is halted takes about as long as a
+// waiter spins (36 us): two ranks that answer each other, one of which has slept, would go on
+// falling asleep over each other's waking. So a sleep that was not worth it makes those that follow
+// spin for eight times as long, until one of them has slept for longer than that.
+class Patience {
+ public:
+  Patience(std::chrono::microseconds spin, bool grows)
+      : spin_(spin), most_(grows ? 8 * spin : spin), now_(spin) {}
+  std::chrono::microseconds now() const { return now_; }
+  // What a waiter that has slept waited for has come after so long in all.
+  void slept(Clock::duration waited) { now_ = waited <= most_ ? most_ : spin_; }
+
+ private:
+  std::chrono::microseconds spin_, most_, now_;
 };
 
 // Who will drive an operation that has been started.

@@ -107,7 +107,7 @@ class Fabric {
   void came(Peer& peer, const wire::Header& header);  // a frame by another way
 
   bool ready(Peer& peer);  // something is next in order, or the peer has failed
-  bool next(Peer& peer, Arrived& arrived);
+  bool next(Peer& peer, Arrived& arrived, bool look);  // look: reads the queue where nothing is
   void take_back(Peer& peer, const Arrived& arrived);
   void listen(Peer& peer);  // looks at the control connection
   Status failure(Peer& peer);

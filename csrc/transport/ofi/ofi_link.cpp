@@ -150,7 +150,8 @@ bool OfiLink::poll(Inbox& inbox, std::size_t budget) noexcept {
   if (!status_.ok()) return false;
   Arrived arrived;
   std::size_t taken = 0;
-  while (taken < std::min(budget, kPollFrames) && fabric_->next(peer_, arrived)) {
+  // What has been taken may want an answer: that comes before a further look at the queue.
+  while (taken < std::min(budget, kPollFrames) && fabric_->next(peer_, arrived, taken == 0)) {
     const bool good = take(inbox, arrived);
     fabric_->take_back(peer_, arrived);
     if (!good) return false;

@@ -151,10 +151,10 @@ bool Fabric::ready(Peer& peer) {
   return in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye;
 }
 
-bool Fabric::next(Peer& peer, Arrived& out) {
+bool Fabric::next(Peer& peer, Arrived& out, bool look) {
   const std::lock_guard lock(mutex_);
   if (!in_order(peer)) {
-    progress();
+    if (look) progress();
     if (!in_order(peer)) return false;
   }
   Arrival& place = peer.slot_of(peer.expected);
