@@ -85,8 +85,8 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_SOCKET_IFNAME", "text", "",
      "Interfaces for TCP: names or prefixes, comma separated; a leading ^ excludes."},
     {"HCCOMM_SPIN_US", "integer", "auto",
-     "How long a waiter polls before it sleeps; auto is 60 (480 where sleep proves slow), or 0 when "
-     "ranks outnumber cores."},
+     "How long a waiter polls before it sleeps; auto is 60 (480 where sleep proves slow), "
+     "or 0 when ranks outnumber cores."},
     {"HCCOMM_SUPA_LIB", "text", "", "Path of Biren's libsupart; empty searches for it."},
     {"HCCOMM_TABLE", "text", "",
      "File of measured choices of algorithms, from `hccomm tune`; the same on all ranks."},
