@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from networks import CABLE, Network
-from pool import Hung, Nursery, Rank, others_say
+from pool import Hung, Nursery, Rank, others_say, set_to_work
 from report import Trial
 
 TIMEOUT = 20.0
@@ -78,9 +78,7 @@ def _add_decoys(network: Network, host: str, number: int) -> None:
 
 
 def _tell(group: Sequence[Rank], meeting: dict[str, str], timeout: float) -> None:
-    for rank, process in enumerate(group):
-        job = {"program": "loop", "rank": rank, "size": len(group), "timeout": timeout}
-        process.tell(job | meeting | {"collective": "all_to_all", "bytes": 1 << 18})
+    set_to_work(group, meeting, "loop", timeout, collective="all_to_all", bytes=1 << 18)
 
 
 def _connected(trial: Trial, group: Sequence[Rank], meeting: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank, others_say
+from pool import Hung, Pool, Rank, await_all, moment, others_say, set_to_work
 from report import Trial
 
 TIMEOUT = 60.0
@@ -57,12 +57,10 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
     victim = group[what["victim"]]
     trial.asked = len(group)
     try:
-        for rank, process in enumerate(group):
-            job = {"program": "end", "rank": rank, "size": len(group), "timeout": TIMEOUT}
-            process.tell(job | meeting | {"victim": what["victim"], "kind": what["kind"]})
-        for process in group:
-            process.hear("up", time.monotonic() + TIMEOUT)
-        time.sleep(0.1)  # all wait by now
+        job = {"victim": what["victim"], "kind": what["kind"]}
+        set_to_work(group, meeting, "end", TIMEOUT, **job)
+        await_all(group, "up", TIMEOUT)
+        moment(0.1)  # in which most begin to wait
         began = time.monotonic()
         if what["kind"] in _SIGNALS:
             victim.signal(_SIGNALS[what["kind"]])

@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank, others_say
-from programs import COLLECTIVES
+from pool import Hung, Pool, Rank, moment, others_say, set_to_work
 from report import Trial
+from works import COLLECTIVES
 
 TIMEOUT = 20.0
 
@@ -49,9 +49,8 @@ def trials(
 
 def _start(pool: Pool, what: dict[str, Any], program: str) -> list[Rank]:
     group, meeting = pool.take(what["ranks"]), pool.meeting()
-    for rank, process in enumerate(group):
-        job = {"program": program, "rank": rank, "size": len(group), "timeout": TIMEOUT}
-        process.tell(job | meeting | {k: v for k, v in what.items() if k != "ranks"})
+    job = {name: value for name, value in what.items() if name != "ranks"}
+    set_to_work(group, meeting, program, TIMEOUT, **job)
     return group
 
 
@@ -65,7 +64,7 @@ def _death(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
             answer = process.hear("up", time.monotonic() + TIMEOUT + 10.0)
             if rank == victim:
                 orphans = answer["children"]
-        time.sleep(0.05)
+        moment(0.05)
         died = group[victim].signal(signal.SIGKILL)
         for rank, process in enumerate(group):
             if rank == victim:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import private
-from pool import ROOT, Hung, Pool
-from programs import COLLECTIVES
+from pool import ROOT, Hung, Pool, await_all, moment, set_to_work
 from report import Trial
+from works import COLLECTIVES
 
 TIMEOUT = 30.0
 SETUP = "mount -t tmpfs -o size=1m tmpfs /dev/shm && mount -t tmpfs tmpfs /tmp"
@@ -71,13 +71,11 @@ def _massacre(number: int, what: dict[str, Any]) -> Trial:
         before = _snapshot(folder)
         pool = Pool.over(what["transport"])
         group, meeting = pool.take(what["ranks"]), {"url": f"file://{home}/job", "name": "job"}
-        for rank, process in enumerate(group):
-            job = {"program": "loop", "rank": rank, "size": len(group), "timeout": TIMEOUT}
-            process.tell(job | meeting | {k: what[k] for k in ("collective", "bytes")})
+        job = {name: what[name] for name in ("collective", "bytes")}
+        set_to_work(group, meeting, "loop", TIMEOUT, **job)
         if what["delay"] > 0.1:  # in mid-work; else while they meet
-            for process in group:
-                process.hear("up", time.monotonic() + TIMEOUT)
-        time.sleep(what["delay"])
+            await_all(group, "up", TIMEOUT)
+        moment(what["delay"])
         pool.nursery.process.send_signal(signal.SIGKILL)  # the ranks die with it
         trial.asked = len(group)
         for process in group:
@@ -149,9 +147,8 @@ def _cycles(what: dict[str, Any]) -> Trial:
         group, meeting = pool.take(what["ranks"]), pool.meeting()
         trial.asked = len(group)
         began = time.monotonic()
-        for rank, process in enumerate(group):
-            job = {"program": "cycles", "rank": rank, "size": len(group), "timeout": TIMEOUT}
-            process.tell(job | meeting | {k: what[k] for k in ("groups", "cycles")})
+        job = {name: what[name] for name in ("groups", "cycles")}
+        set_to_work(group, meeting, "cycles", TIMEOUT, **job)
         for rank, process in enumerate(group):
             try:
                 answer = process.hear("done", began + TIMEOUT + what["cycles"] * 0.5)

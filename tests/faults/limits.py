@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank, others_say
+from pool import Hung, Pool, Rank, others_say, set_to_work
 from report import Trial
 
 TIMEOUT = 3.0
@@ -51,11 +51,9 @@ def _trial(pool: Pool, number: int, what: dict[str, Any]) -> Trial:
     group, meeting = pool.take(ranks), pool.meeting()
     trial.asked = ranks
     began, texts = time.monotonic(), []
-    for rank, process in enumerate(group):
-        job = {"program": "limited", "rank": rank, "size": ranks, "timeout": TIMEOUT}
-        meant = everybody or rank == 1
-        job |= {each: what.get(each, -1) if meant else -1 for each in ("fds", "mib")}
-        process.tell(job | meeting)
+    few_of = {each: what.get(each, -1) for each in ("fds", "mib")}
+    meant = {rank: few_of for rank in range(ranks) if everybody or rank == 1}
+    set_to_work(group, meeting, "limited", TIMEOUT, of=meant, fds=-1, mib=-1)
     try:
         for rank, process in enumerate(group):
             texts.append(_outcome(trial, process, began, "mib" in what and rank == 1))

@@ -11,15 +11,15 @@ HCCOMM_INTEGRITY=crc32c a payload that was changed under a valid TCP checksum is
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from networks import CABLE, Network
-from pool import Hung, Nursery, Rank, others_say
-from programs import COLLECTIVES
+from pool import Hung, Nursery, Rank, await_all, moment, others_say, set_to_work
 from report import Trial
+from stops import all_calm
+from works import COLLECTIVES
 
 TIMEOUT = 60.0
 PAUSE = 1.2  # between two pulses: TCP tries again once a second at least
@@ -82,7 +82,9 @@ def _trial(number: int, what: dict[str, Any], chance: random.Random) -> Trial:
             if what["kind"] in ("slow", "stops"):
                 for host in network.hosts:
                     network.rate(host, 10)
-            _start(network, group, what)
+            job = {name: what[name] for name in ("collective", "bytes")}
+            set_to_work(group, network.meeting(), "loop", TIMEOUT, **job)
+            await_all(group, "up", TIMEOUT)
             if what["kind"] in CALM:
                 _bear(trial, network, group, chance)
             else:
@@ -91,15 +93,6 @@ def _trial(number: int, what: dict[str, Any], chance: random.Random) -> Trial:
             trial.hung += isinstance(error, Hung)
             trial.faults.append(f"{error}\n{others_say(group)}")
     return trial
-
-
-def _start(network: Network, group: list[Rank], what: dict[str, Any]) -> None:
-    meeting = network.meeting()
-    for rank, process in enumerate(group):
-        job = {"program": "loop", "rank": rank, "size": len(group), "timeout": TIMEOUT}
-        process.tell(job | meeting | {key: what[key] for key in ("collective", "bytes")})
-    for process in group:
-        process.hear("up", time.monotonic() + TIMEOUT)
 
 
 def _bear(trial: Trial, network: Network, group: list[Rank], chance: random.Random) -> None:
@@ -111,23 +104,12 @@ def _bear(trial: Trial, network: Network, group: list[Rank], chance: random.Rand
     while time.monotonic() < until:
         if trial.what["kind"] == "pulses":
             network.rules(victim, BREAKS["blackhole"])
-            time.sleep(chance.uniform(0.05, 0.25) * trial.what["silence"])
+            moment(chance.uniform(0.05, 0.25) * trial.what["silence"])
             network.rules(victim, "")
         if trial.what["kind"] == "stops":
-            stopped = chance.choice(group)
-            stopped.signal(signal.SIGSTOP)
-            time.sleep(chance.uniform(0.05, 0.95))
-            stopped.signal(signal.SIGCONT)
-        time.sleep(trial.what["pause"])
-    group[0].tell("stop")
-    for rank, process in enumerate(group):
-        answer = process.hear("done", time.monotonic() + TIMEOUT)
-        trial.times_ms.append(answer["longest"] * 1e3)
-        if answer["error"]:
-            trial.faults.append(f"false alarm: rank {rank}: {answer['error']}: {answer['text']}")
-        else:
-            trial.noticed += 1
-            trial.named += 1
+            chance.choice(group).pause(chance.uniform(0.05, 0.95))
+        moment(trial.what["pause"])
+    all_calm(trial, group)
 
 
 def _break(trial: Trial, network: Network, group: list[Rank]) -> None:

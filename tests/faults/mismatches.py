@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mismatch_cases import CASES, Case
-from pool import Hung, Pool
+from pool import Hung, Pool, set_to_work
 from report import Trial
 
 TIMEOUT = 8.0
@@ -45,17 +45,7 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], case: Case, late: floa
     trial = Trial("mismatch", f"mismatch {label} {what['transport']}", number, what)
     group, meeting = pool.take(what["ranks"]), pool.meeting()
     trial.asked = len(group)
-    for rank, process in enumerate(group):
-        process.tell(
-            {
-                "program": "disagree",
-                "rank": rank,
-                "size": len(group),
-                "timeout": TIMEOUT,
-                "case": what["case"],
-                **meeting,
-            }
-        )
+    set_to_work(group, meeting, "disagree", TIMEOUT, case=what["case"])
     deadline, answers = time.monotonic() + 3 * TIMEOUT + 10.0, {}
     for rank, process in enumerate(group):
         try:

@@ -11,9 +11,8 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from pool import Pool, Rank
+from pool import Owner, Pool, Rank
 
 SETUP = "mount -t tmpfs tmpfs /run && mkdir /run/netns && hostname storm-without-address"
 TOOLS = ("ip", "tc", "nft")
@@ -29,7 +28,7 @@ def refusal(setup_works: Callable[[], object]) -> str:
     return "" if setup_works() else "network namespaces are not permitted here"
 
 
-class Network:
+class Network(Owner):
     """Hosts h0, h1, ... with ranks; host k has the addresses 10.77.1.(k+1) and fd77::(k+1).
 
     Owns:   the namespaces, the cables, and the ranks on the hosts.
@@ -117,17 +116,6 @@ class Network:
         spaces = [("netns", "del", host) for host in self.hosts]
         for words in (*cables, *spaces, ("link", "del", "switch")):
             subprocess.run(["ip", *words], capture_output=True, timeout=30, check=False)
-
-    def __enter__(self) -> Network:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def run(*words: str, text: str = "") -> None:

@@ -8,6 +8,7 @@ die with the nursery, and the nursery with the driver, whatever way the driver e
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import json
@@ -20,11 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -83,6 +86,12 @@ class Rank:
             signal.pidfd_send_signal(self._pidfd, number)
         return now
 
+    def pause(self, seconds: float) -> None:
+        """Stop the process for a moment."""
+        self.signal(signal.SIGSTOP)
+        moment(seconds)
+        self.signal(signal.SIGCONT)
+
     def alive(self) -> bool:
         """Whether the process still runs."""
         return not select.select([self._pidfd], [], [], 0)[0]
@@ -115,6 +124,44 @@ class Rank:
         select.select([self._pidfd], [], [], 30.0)
         self._pipe.close()
         os.close(self._pidfd)
+
+
+def fakes(folder: Path) -> dict[str, str]:
+    """Compile two fake vendors' runtimes and collective libraries; return them as settings."""
+    sys.path.insert(0, str(HERE.parent / "python"))
+    from fake_arrays import ccl_library, library
+
+    found = {"HCCOMM_TEST_FAKE": "devices=4"}
+    for kind in ("cuda", "musa"):
+        found[f"HCCOMM_{kind.upper()}_LIB"] = str(library(kind, folder))
+        found[f"HCCOMM_CCL_{kind.upper()}_LIB"] = str(ccl_library(kind, folder))
+    return found
+
+
+def set_to_work(
+    group: Sequence[Rank],
+    meeting: Mapping[str, str],
+    program: str,
+    timeout: float,
+    *,
+    of: Mapping[int, dict[str, Any]] | None = None,
+    **job: Any,
+) -> None:
+    """Give every rank its part of one job; ``of`` holds what is a single rank's."""
+    shared = {"program": program, "size": len(group), "timeout": timeout, **meeting, **job}
+    for rank, process in enumerate(group):
+        process.tell(shared | {"rank": rank} | (of or {}).get(rank, {}))
+
+
+def await_all(group: Sequence[Rank], kind: str, timeout: float) -> None:
+    """Hear a message of ``kind`` from every rank, each within ``timeout`` seconds."""
+    for process in group:
+        process.hear(kind, time.monotonic() + timeout)
+
+
+def moment(seconds: float) -> None:
+    """Let a job go on, so that the harm meets it anywhere: no outcome depends on how long."""
+    time.sleep(seconds)
 
 
 def others_say(group: list[Rank]) -> str:
@@ -203,7 +250,21 @@ class Nursery:
             self.process.wait(30.0)
 
 
-class Pool:
+class Owner(abc.ABC):
+    """Something that is closed where a with block ends."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End everything that was started."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Pool(Owner):
     """Ranks that share an environment, kept for many trials. A context manager.
 
     Owns:   its ranks, and a folder for their logs and meetings.
@@ -221,8 +282,15 @@ class Pool:
 
     @classmethod
     def over(cls, transport: str, **environ: str) -> Pool:
-        """Return a pool for one transport; "ofi:tcp" names libfabric's provider, "ofi" is net's."""
+        """Return a pool for one transport; "ofi:tcp" names libfabric's provider, "ofi" is net's.
+
+        "islands": fake vendors' devices and libraries, over whatever transports there are.
+        """
         name, _, provider = transport.partition(":")
+        if name == "islands":
+            pool = cls(**environ)
+            pool._environ = environ | fakes(pool.folder)
+            return pool
         if name == "ofi":
             environ["HCCOMM_OFI_PROVIDER"] = provider or "net"
         return cls(HCCOMM_TRANSPORTS=name, **environ)
@@ -254,17 +322,6 @@ class Pool:
             self.drop(each)
         self.nursery.leave()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 # ---- the nursery: what runs when this file is the program ------------------------------------

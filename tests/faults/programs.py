@@ -2,8 +2,8 @@
 """What the ranks of a storm do: each program takes one job and returns what it saw.
 
 pool.py forks the processes that run serve(); the storms send them jobs. A program reports times of
-the monotonic clock, which all processes of a host share. Every buffer is filled so that results are
-exact, and checked: an operation that ends without an error must have given the right numbers.
+the monotonic clock, which all processes of a host share. An operation that ends without an error
+must have given the right numbers (works.py).
 """
 
 from __future__ import annotations
@@ -17,25 +17,17 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+from works import Work, make_work
 
 import hccomm
 from hccomm import _native
 
 Job = dict[str, Any]
-COLLECTIVES = (
-    "all_reduce",
-    "reduce_scatter",
-    "all_gather",
-    "broadcast",
-    "all_to_all",
-    "send_recv",
-    "barrier",
-)
 
 
 def serve(pipe: Connection) -> None:
@@ -64,14 +56,29 @@ def join(job: Job) -> hccomm.Communicator:
     )
 
 
-def seen(error: hccomm.Error) -> dict[str, Any]:
-    """Return an error as a result: what, when, whom it names."""
+@contextlib.contextmanager
+def joined(job: Job) -> Iterator[hccomm.Communicator]:
+    """Make the job's communicator and close it, whatever its state, without a word."""
+    comm = join(job)
+    try:
+        yield comm
+    finally:
+        with contextlib.suppress(hccomm.Error):
+            comm.close()
+
+
+def seen(error: hccomm.Error | AssertionError | None = None, text: str = "") -> dict[str, Any]:
+    """Return what a rank saw: which error (none; "wrong" for data), when, whom it names."""
+    known = isinstance(error, hccomm.Error)
     return {
-        "error": type(error).__name__,
-        "blames": error.rank,
-        "text": str(error)[:600],
+        "error": "" if error is None else type(error).__name__ if known else "wrong",
+        "blames": error.rank if isinstance(error, hccomm.Error) else -1,
+        "text": str(error)[:600] if error else text,
         "at": time.monotonic(),
     }
+
+
+FAILURES = (hccomm.Error, AssertionError)
 
 
 def inventory() -> dict[str, int]:
@@ -86,83 +93,6 @@ def inventory() -> dict[str, int]:
     }
 
 
-# ---- collectives with known answers ----------------------------------------------------------
-
-
-class Work:
-    """One collective of about ``nbytes``, to be done again and again, with its answer checked."""
-
-    def __init__(self, comm: hccomm.Communicator, name: str, nbytes: int) -> None:
-        self._comm, self._name = comm, name
-        self._part = max(1, nbytes // 4 // comm.size)
-        self._count = self._part * comm.size
-        self._mine = float(comm.rank + 1)
-        self._sum = float(comm.size * (comm.size + 1) // 2)
-        self._whole = np.zeros(self._count, np.float32)
-        self._other = np.zeros(self._count, np.float32)
-        self.rounds = 0
-
-    def once(self) -> None:
-        """Do it once. Raises AssertionError when the answer is wrong, and hccomm's errors."""
-        getattr(self, "_" + self._name)()
-        self.rounds += 1
-
-    def _check(self, array: np.ndarray, expected: float) -> None:
-        found = (array[0], array[len(array) // 2], array[-1])
-        assert all(each == expected for each in found), (
-            f"wrong data: {self._name} of {array.nbytes} bytes, round {self.rounds}, rank "
-            f"{self._comm.rank} of {self._comm.size}: {found}, not {expected}"
-        )
-
-    def _all_reduce(self) -> None:
-        self._whole[:] = self._mine
-        self._comm.all_reduce(self._whole)
-        self._check(self._whole, self._sum)
-
-    def _reduce_scatter(self) -> None:
-        self._whole[:] = self._mine
-        out = self._other[: self._part]
-        self._comm.reduce_scatter(self._whole, out=out)
-        self._check(out, self._sum)
-
-    def _all_gather(self) -> None:
-        mine = self._other[: self._part]
-        mine[:] = self._mine
-        self._comm.all_gather(mine, out=self._whole)
-        self._check_parts()
-
-    def _all_to_all(self) -> None:
-        self._other[:] = self._mine
-        self._comm.all_to_all(self._other, out=self._whole)
-        self._check_parts()
-
-    def _check_parts(self) -> None:
-        for rank in range(self._comm.size):
-            self._check(self._whole[rank * self._part : (rank + 1) * self._part], float(rank + 1))
-
-    def _broadcast(self) -> None:
-        root = self.rounds % self._comm.size
-        self._whole[:] = self._mine
-        self._comm.broadcast(self._whole, root=root)
-        self._check(self._whole, float(root + 1))
-
-    def _feed(self) -> None:
-        self._whole[:] = 1.0  # rank 0 only sends, and waits for nobody
-        self._comm.broadcast(self._whole, root=0)
-        self._check(self._whole, 1.0)
-
-    def _send_recv(self) -> None:
-        size, rank = self._comm.size, self._comm.rank
-        self._other[:] = self._mine
-        with self._comm.coalesce() as batch:
-            batch.recv(self._whole, (rank - 1) % size)
-            batch.send(self._other, (rank + 1) % size)
-        self._check(self._whole, float((rank - 1) % size + 1))
-
-    def _barrier(self) -> None:
-        self._comm.barrier()
-
-
 # ---- programs --------------------------------------------------------------------------------
 
 
@@ -171,23 +101,16 @@ def kill(job: Job, pipe: Connection) -> dict[str, Any]:
     if job["phase"] == "init":
         pipe.send(("up", {"at": time.monotonic()}))
     _maybe_die(job, pipe)
-    comm = None
-    try:
-        comm = join(job)
-        work = Work(comm, job["collective"], job["bytes"])
-        work.once()
-        if job["phase"] != "init":
-            pipe.send(("up", {"at": time.monotonic()}))
-        return _until_the_end(job, pipe, comm, work)
-    except hccomm.Error as error:
-        return seen(error)
-    except AssertionError as error:
-        return {"error": "wrong", "blames": -1, "text": str(error), "at": time.monotonic()}
-    finally:
-        if comm is not None:
-            with contextlib.suppress(hccomm.Error):
-                comm.close()
-        comm = work = None
+    with contextlib.ExitStack() as leaving:
+        try:
+            comm = leaving.enter_context(joined(job))
+            work = make_work(comm, job)
+            work.once()
+            if job["phase"] != "init":
+                pipe.send(("up", {"at": time.monotonic()}))
+            return _until_the_end(job, pipe, comm, work)
+        except FAILURES as error:
+            return seen(error)
 
 
 def _until_the_end(
@@ -202,9 +125,7 @@ def _until_the_end(
             comm.close()
         except hccomm.Error as error:
             return seen(error) | {"called": called}
-        return {"error": "closed", "blames": -1, "text": "", "at": time.monotonic()} | {
-            "called": called
-        }
+        return seen() | {"error": "closed", "called": called}
     try:
         while True:
             work.once()
@@ -248,8 +169,8 @@ def loop(job: Job, pipe: Connection) -> dict[str, Any]:
         if not job.get("may_fail"):
             raise
         return seen(error)
-    outcome: dict[str, Any] = {"error": "", "blames": -1, "text": "", "at": 0.0}
-    work = Work(comm, job["collective"], job["bytes"])
+    outcome = seen()
+    work = make_work(comm, job)
     word = np.zeros(1, np.int32)
     longest, began = 0.0, time.monotonic()
     try:
@@ -265,10 +186,8 @@ def loop(job: Job, pipe: Connection) -> dict[str, Any]:
                 pipe.send(("up", {"at": time.monotonic()}))
             if word[0]:
                 break
-    except hccomm.Error as error:
+    except FAILURES as error:
         outcome = seen(error)
-    except AssertionError as error:
-        outcome = {"error": "wrong", "blames": -1, "text": str(error), "at": time.monotonic()}
     spent = time.monotonic() - began
     with contextlib.suppress(hccomm.Error):
         comm.close()
@@ -304,7 +223,7 @@ def disagree(job: Job, pipe: Connection) -> dict[str, Any]:
     buffers = mismatch_cases.Buffers(comm.rank + 1)
     call = mismatch_cases.CASES[job["case"]].call(comm, buffers)
     called = time.monotonic()
-    outcome = {"error": "", "blames": -1, "text": "", "at": called}
+    outcome = seen()
     try:
         comm.barrier()  # it may see the error of a rank that is ahead
         called = time.monotonic()
@@ -322,7 +241,7 @@ def disagree(job: Job, pipe: Connection) -> dict[str, Any]:
 def parent(job: Job, pipe: Connection) -> dict[str, Any]:
     """Fork children that outlive this process, say who they are, then work until the end."""
     comm = join(job)
-    work = Work(comm, job["collective"], job["bytes"])
+    work = make_work(comm, job)
     work.once()
     children = []
     for _ in range(job["children"]):
@@ -337,10 +256,8 @@ def parent(job: Job, pipe: Connection) -> dict[str, Any]:
         pipe.send(("up", {"at": time.monotonic(), "children": children}))
         while True:
             work.once()
-    except hccomm.Error as error:
+    except FAILURES as error:
         return seen(error)
-    except AssertionError as error:
-        return {"error": "wrong", "blames": -1, "text": str(error), "at": time.monotonic()}
     finally:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
@@ -414,9 +331,9 @@ def survive(job: Job, pipe: Connection) -> dict[str, Any]:
         try:
             if _sum_until_stopped(job, pipe, comm):
                 comm.close()
-                return {"error": "", "text": "", "at": time.monotonic()}
+                return seen()
         except AssertionError as error:
-            return {"error": "wrong", "text": str(error), "at": time.monotonic()}
+            return seen(error)
         except hccomm.PeerLost:
             smaller = comm.shrink(timeout=15.0)
             comm.close()
@@ -441,23 +358,20 @@ def _sum_until_stopped(job: Job, pipe: Connection, comm: hccomm.Communicator) ->
 
 def end(job: Job, pipe: Connection) -> dict[str, Any]:
     """Wait in a collective that the victim does not join, or be the victim (endings.py)."""
-    comm = join(job)
-    comm.barrier()
-    try:
-        if comm.rank != job["victim"]:
-            pipe.send(("up", {"at": time.monotonic()}))
-            comm.all_reduce(np.ones(1 << 18, np.float32))
-        else:
-            _be_the_victim(job["kind"], comm, pipe)
-    except KeyboardInterrupt as error:
-        comm.abort("Ctrl-C")
-        return {"error": "KeyboardInterrupt", "blames": -1, "text": str(error)}
-    except hccomm.Error as error:
-        return seen(error)
-    finally:
-        with contextlib.suppress(hccomm.Error):
-            comm.close()
-    return {"error": "", "blames": -1, "text": "nothing happened", "at": time.monotonic()}
+    with joined(job) as comm:
+        comm.barrier()
+        try:
+            if comm.rank != job["victim"]:
+                pipe.send(("up", {"at": time.monotonic()}))
+                comm.all_reduce(np.ones(1 << 18, np.float32))
+            else:
+                _be_the_victim(job["kind"], comm, pipe)
+        except KeyboardInterrupt:
+            comm.abort("Ctrl-C")
+            return {"error": "KeyboardInterrupt", "blames": -1, "text": ""}
+        except hccomm.Error as error:
+            return seen(error)
+    return seen(text="nothing happened")
 
 
 def _be_the_victim(kind: str, comm: hccomm.Communicator, pipe: Connection) -> None:
@@ -508,7 +422,7 @@ def limited(job: Job, pipe: Connection) -> dict[str, Any]:
             comm.barrier()
     except hccomm.Error as error:
         return seen(error)
-    return {"error": "", "text": wrong, "at": time.monotonic()}
+    return seen(text=wrong)
 
 
 def train(job: Job, pipe: Connection) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import training
-from pool import Hung, Pool, Rank, others_say
+from pool import Hung, Pool, Rank, moment, others_say
 from report import Trial
 
 TIMEOUT = 30.0
@@ -57,7 +57,7 @@ def _trial(
             process.tell({"program": "train", "steps": STEPS, "timeout": TIMEOUT})
         _gather(pool, group)
         _await_step(group[0], STEPS // 4)
-        time.sleep(what["delay"])
+        moment(what["delay"])
         victim = group[what["victim"]]
         died = victim.signal(signal.SIGKILL)
         pool.drop(victim)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank, others_say
+from pool import Hung, Pool, Rank, await_all, moment, others_say, set_to_work
 from report import Trial
 
 TIMEOUT = 30.0
@@ -51,11 +51,8 @@ def trials(
 def _start(pool: Pool, what: dict[str, Any]) -> list[Rank]:
     """Set as many ranks to work as the job has, those of the last trial among them."""
     group, meeting = pool.take(what["ranks"]), pool.meeting()
-    for rank, process in enumerate(group):
-        job = {"program": "survive", "rank": rank, "size": len(group), "timeout": TIMEOUT}
-        process.tell(job | meeting | {"bytes": what["bytes"]})
-    for process in group:
-        process.hear("up", time.monotonic() + TIMEOUT)
+    set_to_work(group, meeting, "survive", TIMEOUT, bytes=what["bytes"])
+    await_all(group, "up", TIMEOUT)
     return group
 
 
@@ -65,11 +62,11 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
     group: list[Rank] = []
     try:
         group = _start(pool, what)
-        time.sleep(0.05)
+        moment(0.05)
         died = 0.0
         for victim in what["victims"]:
             died = group[victim].signal(signal.SIGKILL)
-            time.sleep(what["gap"])
+            moment(what["gap"])
         left = [each for rank, each in enumerate(group) if rank not in what["victims"]]
         trial.asked = len(left)
         for rank, process in enumerate(left):

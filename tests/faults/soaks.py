@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import kills
-from pool import Hung, Pool, Rank, others_say
+from pool import Hung, Pool, Rank, await_all, moment, others_say, set_to_work
 from report import Trial
 
 TIMEOUT = 30.0
@@ -48,17 +48,14 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], chance: random.Random)
     group: list[Rank] = []
     try:
         group, meeting = pool.take(what["ranks"]), pool.meeting()
-        for rank, process in enumerate(group):
-            job = {"program": "survive", "rank": rank, "size": len(group), "timeout": TIMEOUT}
-            process.tell(job | meeting | {"bytes": what["bytes"]})
-        for process in group:
-            process.hear("up", time.monotonic() + TIMEOUT)
+        set_to_work(group, meeting, "survive", TIMEOUT, bytes=what["bytes"])
+        await_all(group, "up", TIMEOUT)
         while len(group) > FEWEST:
             if chance.random() < 0.6:
                 _stop(chance.choice(group), what, chance)
             else:
                 group = _kill(group, trial, chance)
-            time.sleep(chance.uniform(0.0, 1.0))
+            moment(chance.uniform(0.0, 1.0))
         group[0].tell("stop")
         for rank, process in enumerate(group):
             answer = process.hear("done", time.monotonic() + TIMEOUT)
@@ -74,9 +71,7 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], chance: random.Random)
 
 def _stop(process: Rank, what: dict[str, Any], chance: random.Random) -> None:
     what["stops"] += 1
-    process.signal(signal.SIGSTOP)
-    time.sleep(chance.uniform(0.05, 0.9))
-    process.signal(signal.SIGCONT)
+    process.pause(chance.uniform(0.05, 0.9))
 
 
 def _kill(group: list[Rank], trial: Trial, chance: random.Random) -> list[Rank]:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pool import Hung, Pool, Rank, others_say
-from programs import COLLECTIVES
+from pool import Hung, Pool, Rank, await_all, moment, others_say, set_to_work
 from report import Trial
+from works import COLLECTIVES
 
 SILENCE = 3.0
 TIMEOUT = 60.0
@@ -82,34 +82,23 @@ def _trial(
 
 def _start(pool: Pool, group: list[Rank], what: dict[str, Any]) -> None:
     """Set the ranks to work, and wait until they are."""
-    meeting = pool.meeting()
-    for rank, process in enumerate(group):
-        slow = what["kind"] == "slow" and rank == what["victim"]
-        process.tell(
-            {
-                "program": "loop",
-                "rank": rank,
-                "size": len(group),
-                "timeout": TIMEOUT,
-                "collective": what["collective"],
-                "bytes": what["bytes"],
-                "pause": SILENCE + 1.0 if slow else 0.0,
-                **meeting,
-            }
-        )
-    for process in group:
-        process.hear("up", time.monotonic() + TIMEOUT)
+    job = {name: what[name] for name in ("collective", "bytes")}
+    slow = {what["victim"]: {"pause": SILENCE + 1.0}} if what["kind"] == "slow" else {}
+    set_to_work(group, pool.meeting(), "loop", TIMEOUT, of=slow, **job)
+    await_all(group, "up", TIMEOUT)
 
 
 def _passing(trial: Trial, group: list[Rank], chance: random.Random) -> None:
     """Stop ranks for less than a second each, or let one be slow: nobody may mind."""
     if trial.what["kind"] == "pulses":
         for seconds in trial.what["pulses"]:
-            victim = chance.choice(group)
-            victim.signal(signal.SIGSTOP)
-            time.sleep(seconds)
-            victim.signal(signal.SIGCONT)
-            time.sleep(chance.uniform(0.0, 0.2))
+            chance.choice(group).pause(seconds)
+            moment(chance.uniform(0.0, 0.2))
+    all_calm(trial, group)
+
+
+def all_calm(trial: Trial, group: list[Rank]) -> None:
+    """End a job of programs.loop that nothing should have disturbed."""
     group[0].tell("stop")
     for rank, process in enumerate(group):
         answer = process.hear("done", time.monotonic() + TIMEOUT)
@@ -124,7 +113,7 @@ def _passing(trial: Trial, group: list[Rank], chance: random.Random) -> None:
 def _lasting(trial: Trial, group: list[Rank], late: float) -> None:
     """Stop one rank for good: the others must lose it, and it must learn of that later."""
     victim = trial.what["victim"]
-    time.sleep(0.2)
+    moment(0.2)
     stopped = group[victim].signal(signal.SIGSTOP)
     try:
         for rank, process in enumerate(group):

@@ -78,6 +78,19 @@ def test_large_messages_do_not_hide_a_death() -> None:
     )
 
 
+def test_a_death_is_named_while_vendors_libraries_work_in_their_islands() -> None:
+    """Ranks of two fake vendors, whose libraries would wait for the dead for ever."""
+    try:
+        assert_calm(
+            kills.trials(
+                6, seed=4, transports=("islands",), ranks=(3, 4, 5), phases=("collective", "idle"),
+                sizes=(64, 1 << 20), late=LATE,
+            )
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
 def test_a_rank_that_the_kernel_kills_for_want_of_memory_is_named() -> None:
     """The OOM killer in a control group of 64 MiB; where there is none, SIGKILL (see cages.py)."""
     phases, sizes = ("idle", "collective"), (64, 1 << 20)

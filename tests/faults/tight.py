@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pool import Hung, Pool, others_say
+from pool import Hung, Pool, others_say, set_to_work
 from report import Trial
 
 CLOSED = "/mnt"
@@ -44,9 +44,7 @@ def _trial(
     trial = Trial("tight", f"tight, {kind}", number, what)
     group, began = pool.take(ranks), time.monotonic()
     trial.asked = ranks
-    for rank, process in enumerate(group):
-        job = {"program": "limited", "rank": rank, "size": ranks, "timeout": timeout, "fds": -1}
-        process.tell(job | {"url": url, "name": f"job-{number}"})
+    set_to_work(group, {"url": url, "name": f"job-{number}"}, "limited", timeout, fds=-1)
     try:
         for rank, process in enumerate(group):
             answer = process.hear("done", began + timeout + 30.0)
