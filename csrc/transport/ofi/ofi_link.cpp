@@ -11,7 +11,7 @@
 
 namespace hccomm::transport::ofi {
 
-static constexpr std::size_t kEagerPayload = 32 * 1024;  // sent unasked
+static constexpr std::size_t kEagerPayload = 64 * 1024;  // sent unasked
 static constexpr std::size_t kFramePayload = 4 << 20;
 static_assert(kEagerPayload + sizeof(wire::Header) <= kRingSlotBytes, "one slot holds it whole");
 static constexpr std::size_t kPollFrames = 8;  // slots handed over in one look
