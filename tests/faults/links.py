@@ -45,6 +45,7 @@ def trials(
     seconds: float = 10.0,
     late: float = 0.5,
     pause: float = PAUSE,
+    control: str = "",
 ) -> Iterator[Trial]:
     """Break ``count`` networks. Later than the silence and ``late`` seconds more is a fault."""
     chance = random.Random(seed)
@@ -53,6 +54,7 @@ def trials(
         for number in range(count):
             what = _plan(kinds[number % len(kinds)], chance, ranks)
             what |= {"silence": silence, "seconds": seconds, "late": silence + late, "pause": pause}
+            what["control"] = control
             yield _trial(number, what, chance)
     finally:
         nursery.leave()
@@ -76,7 +78,7 @@ def _trial(number: int, what: dict[str, Any], chance: random.Random) -> Trial:
     environ = {"HCCOMM_SILENCE": str(what["silence"])}
     if what["kind"] == "flip":
         environ["HCCOMM_INTEGRITY"] = "crc32c"
-    with Network(what["hosts"], **environ) as network:
+    with Network(what["hosts"], control=what["control"], **environ) as network:
         group = network.take(what["ranks"])
         try:
             if what["kind"] in ("slow", "stops"):

@@ -31,12 +31,16 @@ def refusal(setup_works: Callable[[], object]) -> str:
 class Network(Owner):
     """Hosts h0, h1, ... with ranks; host k has the addresses 10.77.1.(k+1) and fd77::(k+1).
 
+    ``control`` is TCP's congestion control there; "" is the system's.
+
     Owns:   the namespaces, the cables, and the ranks on the hosts.
     Thread: one.
     Fails:  RuntimeError, with what the tool said, where the system refuses.
     """
 
-    def __init__(self, hosts: int, *, families: Sequence[str] = ("4", "6"), **environ: str) -> None:
+    def __init__(
+        self, hosts: int, *, families: Sequence[str] = ("4", "6"), control: str = "", **environ: str
+    ) -> None:
         self.hosts = [f"h{number}" for number in range(hosts)]
         self._pools: list[Pool] = []
         self._ports = 29600
@@ -45,6 +49,9 @@ class Network(Owner):
         try:
             for number, host in enumerate(self.hosts):
                 self._add(number, host, families)
+                if control:
+                    file = "/proc/sys/net/ipv4/tcp_congestion_control"
+                    inside(host, "sh", "-c", f"echo {control} > {file}")
                 self._pools.append(Pool(HCCOMM_HOST=host, HCCOMM_TEST_NETNS=host, **environ))
         except BaseException:
             self.close()

@@ -25,7 +25,8 @@ static constexpr unsigned kUserTimeoutMs = 60'000;
 
 // After a loss TCP tries again in ever longer pauses, so that a line that is away for moments makes
 // us silent for far longer. They are a second at most where the kernel (6.15) lets us say so: the
-// headers of older ones lack the number.
+// headers of older ones lack the number. Beats go again each 0.2 s for 1.7 s, but with bbr, which
+// never leaves what the kernel takes for a first slow start.
 static constexpr int kRtoMaxMsOption = 44;
 static constexpr unsigned kRtoMaxMs = 1000;
 
@@ -218,6 +219,7 @@ void configure(int fd) noexcept {
   set(IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
   set(IPPROTO_TCP, TCP_KEEPCNT, kKeepCount);
   set(IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMs);
+  set(IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1);
   set(IPPROTO_TCP, kRtoMaxMsOption, kRtoMaxMs);
   const auto here = end_of(fd, getsockname), there = end_of(fd, getpeername);
   if (here && there && here->ip == there->ip) {
