@@ -29,7 +29,9 @@ static int vanished(void) {
   return file != NULL && access(file, F_OK) == 0;
 }
 
-/* Tables of a provider are shared and constant: ours are copies, of the latest one opened. */
+/* Tables of a provider are shared and constant: ours are copies, of the latest one opened. OURS
+ * copies an object's table and has the object use the copy. */
+#define OURS(table, member) (member##_real = (table), member##_ops = *member##_real, &member##_ops)
 static struct fi_ops_fabric fabric_ops, *fabric_real;
 static struct fi_ops_domain domain_ops, *domain_real;
 static struct fi_ops_cq cq_ops, *cq_real;
@@ -58,10 +60,8 @@ static int cq_open(struct fid_domain* domain, struct fi_cq_attr* attr, struct fi
                    void* context) {
   int code = domain_real->cq_open(domain, attr, out, context);
   if (code != 0) return code;
-  cq_real = (*out)->ops;
-  cq_ops = *cq_real;
+  (*out)->ops = OURS((*out)->ops, cq);
   cq_ops.read = cq_read;
-  (*out)->ops = &cq_ops;
   return 0;
 }
 
@@ -69,12 +69,10 @@ static int endpoint(struct fid_domain* domain, struct fi_info* info, struct fid_
                     void* context) {
   int code = domain_real->endpoint(domain, info, out, context);
   if (code != 0 || info->ep_attr->type != FI_EP_RDM) return code; /* a part of the provider's own */
-  rma_real = (*out)->rma;
-  rma_ops = *rma_real;
+  (*out)->rma = OURS((*out)->rma, rma);
   rma_ops.writemsg = writemsg;
   rma_ops.writedata = writedata;
   rma_ops.injectdata = injectdata;
-  (*out)->rma = &rma_ops;
   return 0;
 }
 
@@ -82,11 +80,9 @@ static int domain(struct fid_fabric* fabric, struct fi_info* info, struct fid_do
                   void* context) {
   int code = fabric_real->domain(fabric, info, out, context);
   if (code != 0) return code;
-  domain_real = (*out)->ops;
-  domain_ops = *domain_real;
+  (*out)->ops = OURS((*out)->ops, domain);
   domain_ops.cq_open = cq_open;
   domain_ops.endpoint = endpoint;
-  (*out)->ops = &domain_ops;
   return 0;
 }
 
@@ -94,10 +90,8 @@ int fi_fabric(struct fi_fabric_attr* attr, struct fid_fabric** out, void* contex
   int (*open)(struct fi_fabric_attr*, struct fid_fabric**, void*) = real("fi_fabric", "FABRIC_1.1");
   int code = open(attr, out, context);
   if (code != 0) return code;
-  fabric_real = (*out)->ops;
-  fabric_ops = *fabric_real;
+  (*out)->ops = OURS((*out)->ops, fabric);
   fabric_ops.domain = domain;
-  (*out)->ops = &fabric_ops;
   return 0;
 }
 

@@ -152,7 +152,7 @@ class Fabric {
   void answer_revoke(Peer& peer, const Note& note);
   void noted_revoked(Peer& peer, const Note& note);
   void settle(Peer& peer);
-  void tell_asleep(Peer& peer);
+  void announce_sleep(Peer& peer);
   void ring(Peer& peer);
   Progress posted(Peer& peer, Op* op, ssize_t outcome, const char* what);
   // Nothing is sent to it any more: to write to a peer that is gone makes providers connect anew.

@@ -150,7 +150,7 @@ struct Peer {
   std::uint64_t seen = 0;               // Fabric::polls_ when it was last looked at
   bool rings = false;                   // it knows how to
   bool asleep = false;                  // it is rung with the next that is sent
-  int told_asleep = -1;                 // the number awaited when it was told that we sleep
+  bool announced = false;               // it was told that we sleep until `expected` comes
 
   UniqueFd control;
   char note[sizeof(Note)] = {};

@@ -171,6 +171,7 @@ bool Fabric::next(Peer& peer, Arrived& out, bool look) {
   }
   place = {};
   ++peer.expected;
+  peer.announced = false;
   return true;
 }
 
@@ -237,10 +238,11 @@ void Fabric::fail(Peer& peer, Status why) {
 
 // Providers wake nobody, or at a price for every message. So who is going to sleep says so through
 // the fabric, once for each frame that it awaits, and who sends next rings over the control
-// connection. A bell may be early, or crossed by a credit: then the timer is there.
-void Fabric::tell_asleep(Peer& peer) {
-  if (!peer.rings || peer.told_asleep == peer.expected) return;
-  if (inject(peer, Kind::Hello, peer.sleep_word())) peer.told_asleep = peer.expected;
+// connection. Where a bell is early, or is rung by a credit that crossed the frame, the sleeper is
+// not announced again before that frame has come: the timer wakes it.
+void Fabric::announce_sleep(Peer& peer) {
+  if (!peer.rings || peer.announced) return;
+  peer.announced = inject(peer, Kind::Hello, peer.sleep_word());
 }
 
 void Fabric::ring(Peer& peer) {
@@ -250,10 +252,14 @@ void Fabric::ring(Peer& peer) {
 // The timer is the shorter, the less time has passed since something came.
 bool Fabric::sleep(Peer& peer) {
   const std::lock_guard lock(mutex_);
+  const auto something = [&] {
+    return in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye;
+  };
   progress();
   settle(peer);
-  if (in_order(peer) || !peer.failure.ok() || peer.over || peer.heard_bye) return false;
-  tell_asleep(peer);
+  if (something()) return false;
+  announce_sleep(peer);
+  if (something()) return false;  // a provider that was full has been looked at meanwhile
   if (std::exchange(asleep_, true)) return true;  // another link has set the timer
   nap_us_ = std::clamp(2 * nap_us_, kShortestNapUs, kLongestNapUs);
   itimerspec at{};
