@@ -7,6 +7,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "device/addressed.hpp"
 #include "device/library.hpp"
 #include "device/registry.hpp"
 
@@ -55,7 +56,7 @@ struct AclEvent {
   bool recorded;
 };
 
-class Ascend final : public Runtime {
+class Ascend final : public Addressed<Ascend> {
  public:
   explicit Ascend(DynamicLibrary library) : library_(std::move(library)) {}
 
@@ -81,10 +82,6 @@ class Ascend final : public Runtime {
     return static_cast<int>(index);
   }
 
-  Status on_device(int index, const std::function<Status()>& work) override {
-    const Guard guard(*this, index);
-    return guard.status.ok() ? work() : guard.status;
-  }
   std::string describe(int index) noexcept override {
     const char* soc = call_.soc_name != nullptr ? call_.soc_name() : nullptr;
     return text(soc != nullptr ? soc : "Ascend", ", device ", index);
@@ -94,57 +91,6 @@ class Ascend final : public Runtime {
     const Guard guard(*this, index);
     if (!guard.status.ok()) return guard.status;
     return told(lost_[static_cast<std::size_t>(index)], "an earlier call", index);
-  }
-
-  Result<void*> host_allocate(int index, std::size_t bytes) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    // ACL promises less than a page: the block begins at one, and its true address before that.
-    void* raw = nullptr;
-    const int code = call_.host_allocate(&raw, bytes + 2 * kPage);
-    if (code != 0) return failed(code, "aclrtMallocHost", index);
-    const auto page = (reinterpret_cast<std::uintptr_t>(raw) + 2 * kPage - 1) / kPage * kPage;
-    auto* address = reinterpret_cast<void**>(page);
-    address[-1] = raw;
-    return static_cast<void*>(address);
-  }
-  void host_free(int index, void* address) noexcept override {
-    const Guard guard(*this, index);
-    if (address != nullptr) call_.host_free(static_cast<void**>(address)[-1]);
-  }
-
-  Result<Place> allocate(int index, std::size_t bytes) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* address = nullptr;
-    const int code = call_.allocate(&address, bytes, kHugeFirst);
-    if (code != 0) return failed(code, "aclrtMalloc", index);
-    return Place{address, 0};
-  }
-  void release(int index, Place place) noexcept override {
-    const Guard guard(*this, index);
-    call_.release(address_of(place));
-  }
-
-  Result<Stream> stream_create(int index) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* native = nullptr;
-    if (const int code = call_.stream_create(&native); code != 0) {
-      return failed(code, "aclrtCreateStream", index);
-    }
-    return Stream{index, 1, native};
-  }
-  void stream_destroy(Stream stream) noexcept override {
-    const Guard guard(*this, stream.index);
-    call_.stream_destroy(stream.native);
-  }
-
-  Status copy_in(Stream stream, Place dst, const void* host, std::size_t bytes) noexcept override {
-    return copy(stream, address_of(dst), host, bytes, kToDevice);
-  }
-  Status copy_out(Stream stream, void* host, Place src, std::size_t bytes) noexcept override {
-    return copy(stream, host, address_of(src), bytes, kToHost);
   }
 
   Result<Event> event_create(int index) noexcept override {
@@ -198,6 +144,9 @@ class Ascend final : public Runtime {
   }
 
  private:
+  friend Addressed<Ascend>;
+  static constexpr const char *kHostAllocate = "aclrtMallocHost", *kAllocate = "aclrtMalloc",
+                              *kStreamCreate = "aclrtCreateStream";
   static constexpr std::size_t kPage = 4096;
 
   // Sets the device's context for one call and puts the thread's own back.
@@ -223,8 +172,6 @@ class Ascend final : public Runtime {
     Status status;
   };
 
-  static char* address_of(Place place) { return static_cast<char*>(place.handle) + place.offset; }
-
   // The device's default context, which all threads share; made at its first use.
   Status context_of(int index, void** context) noexcept {
     const std::lock_guard lock(mutex_);
@@ -247,9 +194,30 @@ class Ascend final : public Runtime {
     return told(code, "aclrtCreateEvent", index);
   }
 
-  Status copy(Stream stream, void* dst, const void* src, std::size_t bytes, int kind) noexcept {
-    const Guard guard(*this, stream.index);
-    if (!guard.status.ok()) return guard.status;
+  // ACL promises less than a page: the block begins at one, and its true address before that.
+  int new_host(void** address, std::size_t bytes) const noexcept {
+    void* raw = nullptr;
+    const int code = call_.host_allocate(&raw, bytes + 2 * kPage);
+    if (code != 0) return code;
+    const auto page = (reinterpret_cast<std::uintptr_t>(raw) + 2 * kPage - 1) / kPage * kPage;
+    auto* const block = reinterpret_cast<void**>(page);
+    block[-1] = raw;
+    *address = block;
+    return 0;
+  }
+  void drop_host(void* address) const noexcept {
+    if (address != nullptr) call_.host_free(static_cast<void**>(address)[-1]);
+  }
+  int new_memory(void** address, std::size_t bytes) const noexcept {
+    return call_.allocate(address, bytes, kHugeFirst);
+  }
+  void drop_memory(void* address) const noexcept { call_.release(address); }
+  int new_stream(void** stream) const noexcept { return call_.stream_create(stream); }
+  void drop_stream(void* stream) const noexcept { call_.stream_destroy(stream); }
+
+  Status enqueue_copy(Stream stream, void* dst, const void* src, std::size_t bytes,
+                      bool to_device) noexcept {
+    const int kind = to_device ? kToDevice : kToHost;
     const auto both = reinterpret_cast<std::uintptr_t>(dst) | reinterpret_cast<std::uintptr_t>(src);
     if (both % kAlignment == 0) {
       return told(call_.copy(dst, bytes, src, bytes, kind, stream.native), "aclrtMemcpyAsync",
@@ -262,9 +230,6 @@ class Ascend final : public Runtime {
     return told(call_.copy_now(dst, bytes, src, bytes, kind), "aclrtMemcpy", stream.index);
   }
 
-  Status told(int code, const char* what, int index) noexcept {
-    return code == 0 ? Status() : failed(code, what, index);
-  }
   Status failed(int code, const char* what, int index) noexcept {
     const char* words = call_.recent_error != nullptr ? call_.recent_error() : nullptr;
     const bool stays = code >= 507000 && code < 508000;  // the device's own errors

@@ -2,6 +2,7 @@
 //
 // Cambricon MLU through CNRT. Unlike CUDA: queues and notifiers by name, the queue before the
 // direction, directions numbered otherwise, two codes that say "not yet".
+#include "device/addressed.hpp"
 #include "device/library.hpp"
 #include "device/registry.hpp"
 
@@ -40,7 +41,7 @@ struct Notifier {
   bool placed;
 };
 
-class Cnrt final : public Runtime {
+class Cnrt final : public Addressed<Cnrt> {
  public:
   explicit Cnrt(DynamicLibrary library) : library_(std::move(library)) {}
 
@@ -62,10 +63,6 @@ class Cnrt final : public Runtime {
     }
     return index;
   }
-  Status on_device(int index, const std::function<Status()>& work) override {
-    const Guard guard(*this, index);
-    return guard.status.ok() ? work() : guard.status;
-  }
   std::string describe(int index) noexcept override {
     char pci[64] = "";
     if (call_.pci_id == nullptr || call_.pci_id(pci, sizeof pci, index) != 0) {
@@ -79,55 +76,6 @@ class Cnrt final : public Runtime {
     if (!guard.status.ok() || call_.queue_query == nullptr) return guard.status;
     const int code = call_.queue_query(nullptr);
     return code == kNotReady || code == kBusy ? Status() : told(code, "cnrtQueueQuery", index);
-  }
-
-  Result<void*> host_allocate(int index, std::size_t bytes) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* address = nullptr;
-    if (const int code = call_.host_allocate(&address, bytes); code != 0) {
-      return failed(code, "cnrtHostMalloc", index);
-    }
-    return address;
-  }
-  void host_free(int index, void* address) noexcept override {
-    const Guard guard(*this, index);
-    call_.host_free(address);
-  }
-
-  Result<Place> allocate(int index, std::size_t bytes) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* address = nullptr;
-    if (const int code = call_.allocate(&address, bytes); code != 0) {
-      return failed(code, "cnrtMalloc", index);
-    }
-    return Place{address, 0};
-  }
-  void release(int index, Place place) noexcept override {
-    const Guard guard(*this, index);
-    call_.release(address_of(place));
-  }
-
-  Result<Stream> stream_create(int index) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* native = nullptr;
-    if (const int code = call_.queue_create(&native); code != 0) {
-      return failed(code, "cnrtQueueCreate", index);
-    }
-    return Stream{index, 1, native};
-  }
-  void stream_destroy(Stream stream) noexcept override {
-    const Guard guard(*this, stream.index);
-    call_.queue_destroy(stream.native);
-  }
-
-  Status copy_in(Stream stream, Place dst, const void* host, std::size_t bytes) noexcept override {
-    return copy(stream, address_of(dst), host, bytes, kToDevice);
-  }
-  Status copy_out(Stream stream, void* host, Place src, std::size_t bytes) noexcept override {
-    return copy(stream, host, address_of(src), bytes, kToHost);
   }
 
   Result<Event> event_create(int index) noexcept override {
@@ -173,6 +121,10 @@ class Cnrt final : public Runtime {
   }
 
  private:
+  friend Addressed<Cnrt>;
+  static constexpr const char *kHostAllocate = "cnrtHostMalloc", *kAllocate = "cnrtMalloc",
+                              *kStreamCreate = "cnrtQueueCreate";
+
   // Makes the device current for one call and puts the former back.
   struct Guard {
     Guard(Cnrt& runtime, int index) noexcept : self(runtime) {
@@ -194,15 +146,21 @@ class Cnrt final : public Runtime {
     Status status;
   };
 
-  static char* address_of(Place place) { return static_cast<char*>(place.handle) + place.offset; }
-
-  Status copy(Stream stream, void* dst, const void* src, std::size_t bytes, int kind) noexcept {
-    const Guard guard(*this, stream.index);
-    if (!guard.status.ok()) return guard.status;
-    return told(call_.copy(dst, src, bytes, stream.native, kind), "cnrtMemcpyAsync", stream.index);
+  int new_host(void** address, std::size_t bytes) const noexcept {
+    return call_.host_allocate(address, bytes);
   }
-  Status told(int code, const char* what, int index) noexcept {
-    return code == 0 ? Status() : failed(code, what, index);
+  void drop_host(void* address) const noexcept { call_.host_free(address); }
+  int new_memory(void** address, std::size_t bytes) const noexcept {
+    return call_.allocate(address, bytes);
+  }
+  void drop_memory(void* address) const noexcept { call_.release(address); }
+  int new_stream(void** queue) const noexcept { return call_.queue_create(queue); }
+  void drop_stream(void* queue) const noexcept { call_.queue_destroy(queue); }
+  Status enqueue_copy(Stream stream, void* dst, const void* src, std::size_t bytes,
+                      bool to_device) noexcept {
+    const int direction = to_device ? kToDevice : kToHost;
+    return told(call_.copy(dst, src, bytes, stream.native, direction), "cnrtMemcpyAsync",
+                stream.index);
   }
   Status failed(int code, const char* what, int index) noexcept {
     const char* words = call_.error_text != nullptr ? call_.error_text(code) : nullptr;

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "base/dynlib.hpp"
+#include "device/addressed.hpp"
 #include "device/library.hpp"
 
 namespace hccomm::device {
@@ -51,7 +52,7 @@ static constexpr int kNotReady = 600;
 static constexpr int kDmabuf = 1;
 static constexpr int kMaxDevices = 64;
 
-class CudaShaped final : public Runtime {
+class CudaShaped final : public Addressed<CudaShaped> {
  public:
   CudaShaped(const CudaShape& shape, DynamicLibrary library)
       : shape_(shape), library_(std::move(library)) {}
@@ -72,10 +73,6 @@ class CudaShaped final : public Runtime {
     return index;
   }
 
-  Status on_device(int index, const std::function<Status()>& work) override {
-    const Guard guard(*this, index);
-    return guard.status.ok() ? work() : guard.status;
-  }
   std::string describe(int index) noexcept override {
     char name[128] = "", pci[64] = "";
     if (call_.name != nullptr && call_.name(name, sizeof name, index) != 0) name[0] = '\0';
@@ -88,18 +85,6 @@ class CudaShaped final : public Runtime {
   std::string lacks(Feature feature) const override;
   Status health(int index) noexcept override;
 
-  Result<void*> host_allocate(int index, std::size_t bytes) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* address = nullptr;
-    const int code = call_.host_allocate(&address, bytes, 0);
-    if (code != 0) return failed(code, "HostAlloc", index);
-    return address;
-  }
-  void host_free(int index, void* address) noexcept override {
-    const Guard guard(*this, index);
-    call_.host_free(address);
-  }
   Status host_register(int index, void* address, std::size_t bytes) noexcept override {
     if (call_.host_register == nullptr) return Runtime::host_register(index, address, bytes);
     const Guard guard(*this, index);
@@ -111,50 +96,13 @@ class CudaShaped final : public Runtime {
     if (call_.host_unregister != nullptr) call_.host_unregister(address);
   }
 
-  Result<Place> allocate(int index, std::size_t bytes) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* address = nullptr;
-    const int code = call_.allocate(&address, bytes);
-    if (code != 0) return failed(code, "Malloc", index);
-    return Place{address, 0};
-  }
-  void release(int index, Place place) noexcept override {
-    const Guard guard(*this, index);
-    call_.release(static_cast<char*>(place.handle) + place.offset);
-  }
-
-  Result<Stream> stream_create(int index) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* native = nullptr;
-    const int code = call_.stream_create_flags != nullptr
-                         ? call_.stream_create_flags(&native, kNonBlocking)
-                         : call_.stream_create(&native);
-    if (code != 0) return failed(code, "StreamCreate", index);
-    return Stream{index, 1, native};
-  }
-  void stream_destroy(Stream stream) noexcept override {
-    const Guard guard(*this, stream.index);
-    call_.stream_destroy(stream.native);
-  }
-
-  Status copy_in(Stream stream, Place dst, const void* host, std::size_t bytes) noexcept override {
-    return copy(stream, address_of(dst), host, bytes, kToDevice);
-  }
-  Status copy_out(Stream stream, void* host, Place src, std::size_t bytes) noexcept override {
-    return copy(stream, host, address_of(src), bytes, kToHost);
-  }
-
   Result<Event> event_create(int index) noexcept override {
-    const Guard guard(*this, index);
-    if (!guard.status.ok()) return guard.status;
-    void* native = nullptr;
-    const int code = call_.event_create_flags != nullptr
-                         ? call_.event_create_flags(&native, kNoTiming)
-                         : call_.event_create(&native);
-    if (code != 0) return failed(code, "EventCreate", index);
-    return Event{index, native};
+    auto native = made(index, "EventCreate", [&](void** event) {
+      return call_.event_create_flags != nullptr ? call_.event_create_flags(event, kNoTiming)
+                                                 : call_.event_create(event);
+    });
+    if (!native.ok()) return native.status();
+    return Event{index, native.value()};
   }
   void event_destroy(Event event) noexcept override {
     const Guard guard(*this, event.index);
@@ -181,6 +129,10 @@ class CudaShaped final : public Runtime {
   Result<int> dmabuf(int index, Place place, std::size_t bytes) noexcept override;
 
  private:
+  friend Addressed<CudaShaped>;
+  static constexpr const char *kHostAllocate = "HostAlloc", *kAllocate = "Malloc",
+                              *kStreamCreate = "StreamCreate";
+
   // Makes a device current for one call and puts back the former; not where the former has no
   // context yet, for that would make one, which costs it hundreds of megabytes.
   struct Guard {
@@ -205,8 +157,6 @@ class CudaShaped final : public Runtime {
     Status status;
   };
 
-  static char* address_of(Place place) { return static_cast<char*>(place.handle) + place.offset; }
-
   bool has_context(int index) noexcept {
     unsigned flags = 0;
     int active = 1;
@@ -214,15 +164,25 @@ class CudaShaped final : public Runtime {
            active != 0;
   }
 
-  Status copy(Stream stream, void* dst, const void* src, std::size_t bytes, int kind) noexcept {
-    const Guard guard(*this, stream.index);
-    if (!guard.status.ok()) return guard.status;
-    return told(call_.copy(dst, src, bytes, kind, stream.native), "MemcpyAsync", stream.index);
+  int new_host(void** address, std::size_t bytes) const noexcept {
+    return call_.host_allocate(address, bytes, 0);
+  }
+  void drop_host(void* address) const noexcept { call_.host_free(address); }
+  int new_memory(void** address, std::size_t bytes) const noexcept {
+    return call_.allocate(address, bytes);
+  }
+  void drop_memory(void* address) const noexcept { call_.release(address); }
+  int new_stream(void** stream) const noexcept {
+    return call_.stream_create_flags != nullptr ? call_.stream_create_flags(stream, kNonBlocking)
+                                                : call_.stream_create(stream);
+  }
+  void drop_stream(void* stream) const noexcept { call_.stream_destroy(stream); }
+  Status enqueue_copy(Stream stream, void* dst, const void* src, std::size_t bytes,
+                      bool to_device) noexcept {
+    return told(call_.copy(dst, src, bytes, to_device ? kToDevice : kToHost, stream.native),
+                "MemcpyAsync", stream.index);
   }
 
-  Status told(int code, const char* what, int index) noexcept {
-    return code == 0 ? Status() : failed(code, what, index);
-  }
   Status failed(int code, const char* what, int index) noexcept;
   std::string words(int code) const {
     const char* said = call_.error_text != nullptr ? call_.error_text(code) : nullptr;
