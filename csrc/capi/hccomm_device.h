@@ -95,10 +95,6 @@ typedef struct hccomm_device_plugin_v1 {
   /* Later work of the stream starts after the event. */
   int (*stream_wait)(void* context, hccomm_device_stream stream, void* event);
 
-  /* Optional: dst[i] = dst[i] op src[i]; dtype and op are HCCOMM_F32 ..., HCCOMM_SUM ... of
-   * hccomm.h. */
-  int (*reduce)(void* context, hccomm_device_stream stream, int32_t dtype, int32_t op,
-                hccomm_device_place dst, hccomm_device_place src, uint64_t count);
   /* Optional: a dmabuf descriptor, the caller's to close. */
   int (*dmabuf)(void* context, int32_t index, hccomm_device_place place, size_t bytes, int* fd);
 } hccomm_device_plugin_v1;

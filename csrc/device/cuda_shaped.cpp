@@ -307,7 +307,7 @@ std::string CudaShaped::lacks(Feature feature) const {
     if (shape_.handles == nullptr) return text(shape_.kind, " offers no dmabuf that we know of");
     return text("the driver has no ", shape_.handles);
   }
-  return feature == Feature::Reduce ? Runtime::lacks(feature) : std::string();
+  return "";
 }
 
 Result<int> CudaShaped::dmabuf(int index, Place place, std::size_t bytes) noexcept {

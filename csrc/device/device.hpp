@@ -56,7 +56,7 @@ struct Event {
 };
 
 // What a runtime may lack; lacks() says why.
-enum class Feature : std::uint8_t { HostRegister, Reduce, Dmabuf };
+enum class Feature : std::uint8_t { HostRegister, Dmabuf };
 
 // One vendor's runtime library. Every function may be called from any thread: it makes the device
 // current itself and puts back what was current before.
@@ -111,10 +111,6 @@ class Runtime {
   // Later work of the stream starts after the event. Does not block.
   virtual Status stream_wait(Stream stream, Event event) noexcept = 0;
 
-  // dst[i] = dst[i] op src[i] on the device; dtype and op in the numbers of the C ABI
-  // (Feature::Reduce).
-  virtual Status reduce(Stream stream, int dtype, int op, Place dst, Place src,
-                        std::uint64_t count) noexcept;
   // A dmabuf descriptor of the memory, the caller's to close (Feature::Dmabuf).
   virtual Result<int> dmabuf(int index, Place place, std::size_t bytes) noexcept;
 };

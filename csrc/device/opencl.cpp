@@ -2,8 +2,10 @@
 //
 // OpenCL devices of all installed platforms, through the loader libOpenCL. A buffer is a cl_mem of
 // the caller's context, and only a queue of that context can copy it: so a stream of ours is one
-// queue per context, made when a buffer of it first comes. A pointer (USM, SVM) is not taken: no
-// call tells it from a cl_mem safely.
+// queue per context, made when a buffer of it first comes. Where a platform offers unified shared
+// memory (Intel's extension), it says of any address whether it is such a pointer of a context, and
+// the contexts are those of the queues that callers brought. No call says that of SVM: a caller
+// makes a cl_mem over it (CL_MEM_USE_HOST_PTR), which is the same memory.
 #include <algorithm>
 #include <cstdlib>
 #include <map>
@@ -44,11 +46,22 @@ struct ClFunctions {
   int (*event_release)(ClEvent);
   int (*flush)(ClQueue);
   int (*finish)(ClQueue);
+  int (*queue_info)(ClQueue, std::uint32_t, std::size_t, void*, std::size_t*);
+  int (*context_retain)(ClContext);
+  void* (*extension)(void* platform, const char* name);
+};
+
+// cl_intel_unified_shared_memory; null where a device has none.
+struct UsmFunctions {
+  int (*info)(ClContext, const void*, std::uint32_t, std::size_t, void*, std::size_t*);
+  int (*copy)(ClQueue, std::uint32_t blocking, void* dst, const void* src, std::size_t bytes,
+              std::uint32_t, const ClEvent*, ClEvent*);
 };
 
 static constexpr std::uint64_t kAllDevices = 0xFFFFFFFF;
 static constexpr std::uint32_t kDeviceName = 0x102B, kDeviceVersion = 0x102F,
-                               kDeviceAvailable = 0x1027;
+                               kDeviceAvailable = 0x1027, kDeviceExtensions = 0x1030;
+static constexpr std::uint32_t kQueueContext = 0x1090, kUsmType = 0x419A, kUsmUnknown = 0x4196;
 static constexpr std::uint32_t kMemContext = 0x1106, kEventStatus = 0x11D3, kEventContext = 0x11D4;
 static constexpr std::uint64_t kReadWrite = 1;
 
@@ -125,6 +138,8 @@ class OpenCl final : public Runtime {
   }
 
   Status copy_in(Stream stream, Place dst, const void* host, std::size_t bytes) noexcept override {
+    ClContext context = usm_context(stream.index, dst.handle);
+    if (context != nullptr) return copy_usm(stream, context, address_of(dst), host, bytes);
     auto queue = queue_of_buffer(stream, dst.handle);
     if (!queue.ok()) return queue.status();
     if (bytes == 0) return {};
@@ -133,6 +148,8 @@ class OpenCl final : public Runtime {
     return flushed(queue.value(), code, "clEnqueueWriteBuffer", stream.index);
   }
   Status copy_out(Stream stream, void* host, Place src, std::size_t bytes) noexcept override {
+    ClContext context = usm_context(stream.index, src.handle);
+    if (context != nullptr) return copy_usm(stream, context, host, address_of(src), bytes);
     auto queue = queue_of_buffer(stream, src.handle);
     if (!queue.ok()) return queue.status();
     if (bytes == 0) return {};
@@ -156,6 +173,7 @@ class OpenCl final : public Runtime {
     ClQueue queue = stream.ours != 0 ? static_cast<ClStream*>(stream.native)->last : stream.native;
     if (record.event != nullptr) call_.event_release(std::exchange(record.event, nullptr));
     if (queue == nullptr) return {};
+    if (stream.ours == 0) meet(stream.index, queue);
     const int code = call_.marker(queue, 0, nullptr, &record.event);
     return flushed(queue, code, "clEnqueueMarkerWithWaitList", stream.index);
   }
@@ -218,6 +236,43 @@ class OpenCl final : public Runtime {
     return context;
   }
 
+  static char* address_of(Place place) { return static_cast<char*>(place.handle) + place.offset; }
+
+  // Remembers, and keeps, the context of a caller's queue: its pointers may come.
+  void meet(int index, ClQueue queue) noexcept {
+    if (!exists(index) || usm_[static_cast<std::size_t>(index)].copy == nullptr) return;
+    ClContext context = nullptr;
+    if (call_.queue_info(queue, kQueueContext, sizeof context, &context, nullptr) != 0) return;
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::find(met_, context) != met_.end()) return;
+    if (call_.context_retain(context) == 0) met_.push_back(context);
+  }
+
+  // The context whose USM this is; nullptr: it is a cl_mem.
+  ClContext usm_context(int index, const void* memory) noexcept {
+    const UsmFunctions& usm = usm_[static_cast<std::size_t>(index)];
+    if (usm.copy == nullptr) return nullptr;
+    const std::lock_guard lock(mutex_);
+    for (ClContext each : met_) {
+      std::uint32_t type = kUsmUnknown;
+      const int code = usm.info(each, memory, kUsmType, sizeof type, &type, nullptr);
+      if (code == 0 && type != kUsmUnknown) return each;
+    }
+    return nullptr;
+  }
+
+  Status copy_usm(Stream stream, ClContext context, void* dst, const void* src,
+                  std::size_t bytes) noexcept {
+    auto queue = queue_of_context(stream, context);
+    if (!queue.ok()) return queue.status();
+    if (bytes == 0) return {};
+    const UsmFunctions& usm = usm_[static_cast<std::size_t>(stream.index)];
+    const int code = usm.copy(queue.value(), 0, dst, src, bytes, 0, nullptr, nullptr);
+    return flushed(queue.value(), code, "clEnqueueMemcpyINTEL", stream.index);
+  }
+
+  void find_usm(void* platform, void* device);
+
   Result<ClQueue> queue_of_buffer(Stream stream, ClMem buffer) noexcept {
     ClContext context = nullptr;
     const int code = call_.buffer_info(buffer, kMemContext, sizeof context, &context, nullptr);
@@ -257,11 +312,28 @@ class OpenCl final : public Runtime {
   }
 
   const DynamicLibrary library_;
-  ClFunctions call_{};          // constant after open(), as devices_
-  std::vector<void*> devices_;  // of all platforms, in the loader's order
-  std::mutex mutex_;            // guards contexts_
+  ClFunctions call_{};             // constant after open(), as devices_ and usm_
+  std::vector<void*> devices_;     // of all platforms, in the loader's order
+  std::vector<UsmFunctions> usm_;  // by device
+  std::mutex mutex_;               // guards the rest
+  std::vector<ClContext> met_;     // of callers' queues, where there is USM
   std::map<int, ClContext> contexts_;
 };
+
+void OpenCl::find_usm(void* platform, void* device) {
+  UsmFunctions& usm = usm_.emplace_back();
+  std::size_t bytes = 0;
+  if (call_.device_info(device, kDeviceExtensions, 0, nullptr, &bytes) != 0) return;
+  std::string words(bytes, '\0');
+  if (call_.device_info(device, kDeviceExtensions, bytes, words.data(), nullptr) != 0) return;
+  if (words.find("cl_intel_unified_shared_memory") == std::string::npos) return;
+  const auto find = [&]<typename Function>(Function*& function, const char* name) {
+    function = reinterpret_cast<Function*>(call_.extension(platform, name));
+  };
+  find(usm.info, "clGetMemAllocInfoINTEL");
+  find(usm.copy, "clEnqueueMemcpyINTEL");
+  if (usm.info == nullptr) usm.copy = nullptr;
+}
 
 Status OpenCl::open() {
   bool all = true;
@@ -286,6 +358,9 @@ Status OpenCl::open() {
   find(call_.event_release, "clReleaseEvent");
   find(call_.flush, "clFlush");
   find(call_.finish, "clFinish");
+  find(call_.queue_info, "clGetCommandQueueInfo");
+  find(call_.context_retain, "clRetainContext");
+  find(call_.extension, "clGetExtensionFunctionAddressForPlatform");
   if (!all) {
     return {Code::Unavailable,
             text("opencl: ", library_.path(), " lacks functions of OpenCL 1.2; it is too old")};
@@ -306,6 +381,7 @@ Status OpenCl::open() {
     if (call_.devices(platform, kAllDevices, here, devices_.data() + before, nullptr) != 0) {
       devices_.resize(before);
     }
+    for (std::size_t k = before; k < devices_.size(); ++k) find_usm(platform, devices_[k]);
   }
   if (!devices_.empty()) return {};
   return {Code::Unavailable, text("opencl: ", platforms.size(), " platforms, but no device")};
@@ -322,7 +398,7 @@ static Result<std::unique_ptr<Runtime>> probe() {
 }
 
 Builtin opencl_device() {
-  return {Kind::OpenCl, "opencl", "OpenCL buffers (cl_mem) of any platform", probe};
+  return {Kind::OpenCl, "opencl", "OpenCL buffers (cl_mem, USM) of any platform", probe};
 }
 
 }  // namespace hccomm::device

@@ -48,7 +48,6 @@ class PluginRuntime final : public Runtime {
 
   std::string lacks(Feature feature) const override {
     const bool has = feature == Feature::HostRegister ? table_.host_register != nullptr
-                     : feature == Feature::Reduce     ? table_.reduce != nullptr
                                                       : table_.dmabuf != nullptr;
     return has ? std::string() : Runtime::lacks(feature);
   }
@@ -137,13 +136,6 @@ class PluginRuntime final : public Runtime {
                 stream.index);
   }
 
-  Status reduce(Stream stream, int dtype, int op, Place dst, Place src,
-                std::uint64_t count) noexcept override {
-    if (table_.reduce == nullptr) return Runtime::reduce(stream, dtype, op, dst, src, count);
-    const int code =
-        table_.reduce(table_.context, in_c(stream), dtype, op, in_c(dst), in_c(src), count);
-    return told(code, "reduce", stream.index);
-  }
   Result<int> dmabuf(int index, Place place, std::size_t bytes) noexcept override {
     if (table_.dmabuf == nullptr) return Runtime::dmabuf(index, place, bytes);
     int fd = -1;

@@ -16,7 +16,6 @@ Status Runtime::on_device(int, const std::function<Status()>& work) { return wor
 std::string Runtime::lacks(Feature feature) const {
   switch (feature) {
     case Feature::HostRegister: return "this adapter does not pin memory of others";
-    case Feature::Reduce: return "this adapter has no reduction kernels; the host reduces";
     case Feature::Dmabuf: return "this adapter exports no dmabuf";
   }
   return "unknown";
@@ -26,10 +25,6 @@ Status Runtime::host_register(int, void*, std::size_t) noexcept {
   return {Code::Unavailable, "this adapter does not pin memory of others"};
 }
 void Runtime::host_unregister(int, void*) noexcept {}
-
-Status Runtime::reduce(Stream, int, int, Place, Place, std::uint64_t) noexcept {
-  return {Code::Unavailable, "this adapter has no reduction kernels; reduce on the host"};
-}
 
 Result<int> Runtime::dmabuf(int, Place, std::size_t) noexcept {
   return Status(Code::Unavailable, "this adapter exports no dmabuf");

@@ -37,12 +37,74 @@ static void offer_all_platforms() {
 class OpenClPlatforms : public testing::Test {
  protected:
   void SetUp() override {
-    offer_all_platforms();
     static Registry* const registry = new Registry(builtins());
-    auto found = registry->runtime(Kind::OpenCl);
+    find(*registry);
+  }
+
+  void find(Registry& registry) {
+    offer_all_platforms();
+    auto found = registry.runtime(Kind::OpenCl);
     if (!found.ok()) GTEST_SKIP() << found.status().text();
     runtime = found.value();
     devices = std::move(runtime->count()).take();
+  }
+
+  // The first device that has shared virtual memory, as the runtime numbers it; -1: none.
+  int find_svm() {
+    void* platforms[8];
+    std::uint32_t many = 0;
+    int index = 0;
+    cl<int(std::uint32_t, void**, std::uint32_t*)>("clGetPlatformIDs")(8, platforms, &many);
+    for (std::uint32_t each = 0; each < many; ++each) {
+      void* here[8];
+      std::uint32_t count = 0;
+      cl<int(void*, std::uint64_t, std::uint32_t, void**, std::uint32_t*)>("clGetDeviceIDs")(
+          platforms[each], 0xFFFFFFFF, 8, here, &count);
+      for (std::uint32_t k = 0; k < count; ++k, ++index) {
+        std::uint64_t svm = 0;
+        cl<int(void*, std::uint32_t, std::size_t, void*, std::size_t*)>("clGetDeviceInfo")(
+            here[k], 0x1053, sizeof svm, &svm, nullptr);
+        if ((svm & 1) == 0) continue;
+        platform = platforms[each];
+        device = here[k];
+        return index;
+      }
+    }
+    return -1;
+  }
+
+  // A context and a queue of the caller's, on the device that find_svm() found.
+  void open_context() {
+    int code = 0;
+    context = cl<void*(void*, std::uint32_t, void**, void*, void*, int*)>("clCreateContext")(
+        nullptr, 1, &device, nullptr, nullptr, &code);
+    queue = cl<void*(void*, void*, std::uint64_t, int*)>("clCreateCommandQueue")(context, device, 0,
+                                                                                 &code);
+    ASSERT_EQ(code, 0);
+  }
+  void close_context() {
+    cl<int(void*)>("clReleaseCommandQueue")(queue);
+    cl<int(void*)>("clReleaseContext")(context);
+  }
+
+  // Copies 4096 bytes of `letter` to a place and back; true when they come back.
+  bool comes_back(int index, Place place, char letter) {
+    const Stream ours = std::move(runtime->stream_create(index)).take();
+    const Event event = std::move(runtime->event_create(index)).take();
+    auto* host = static_cast<char*>(std::move(runtime->host_allocate(index, 8192)).take());
+    std::memset(host, letter, 4096);
+    std::memset(host + 4096, 0, 4096);
+    EXPECT_TRUE(runtime->event_record(event, {index, 0, queue}).ok());
+    EXPECT_TRUE(comes(*runtime, event));
+    EXPECT_TRUE(runtime->copy_in(ours, place, host, 4096).ok());
+    EXPECT_TRUE(runtime->copy_out(ours, host + 4096, place, 4096).ok());
+    EXPECT_TRUE(runtime->event_record(event, ours).ok());
+    EXPECT_TRUE(comes(*runtime, event));
+    const bool same = std::memcmp(host, host + 4096, 4096) == 0;
+    runtime->event_destroy(event);
+    runtime->stream_destroy(ours);
+    runtime->host_free(index, host);
+    return same;
   }
 
   // A function of the loader, as a program of the caller would have it.
@@ -54,6 +116,27 @@ class OpenClPlatforms : public testing::Test {
 
   Runtime* runtime = nullptr;
   int devices = 0;
+  void *platform = nullptr, *device = nullptr, *context = nullptr, *queue = nullptr;
+};
+
+// The same platforms with Intel's unified shared memory added (tests/fakes/opencl_usm.c).
+class OpenClUsm : public OpenClPlatforms {
+ protected:
+  void SetUp() override {
+    const std::string path = test::fake_path("opencl_usm");
+    if (path.empty()) GTEST_SKIP() << "no OpenCL loader here when the fakes were built";
+    static Registry* const registry = new Registry(builtins());
+    setenv("HCCOMM_OPENCL_LIB", path.c_str(), 1);
+    find(*registry);
+    unsetenv("HCCOMM_OPENCL_LIB");
+  }
+
+  template <typename Function>
+  Function* usm(const char* name) {
+    return reinterpret_cast<Function*>(
+        cl<void*(void*, const char*)>("clGetExtensionFunctionAddressForPlatform")(platform, name));
+  }
+  std::int64_t copies() { return cl<std::int64_t()>("fake_usm_copies")(); }
 };
 
 TEST_F(OpenClPlatforms, ServesTheDevicesOfEveryPlatform) {
@@ -96,17 +179,15 @@ TEST_F(OpenClPlatforms, RefusesACopyBeyondTheBuffer) {
 // The caller's context, queue and buffer are its own; what it enqueued is seen, in its order.
 TEST_F(OpenClPlatforms, StandsBehindTheCallersQueueInTheCallersContext) {
   std::uint32_t many = 0;
-  void* platform = nullptr;
-  void* device = nullptr;
   int code = 0;
   ASSERT_EQ(cl<int(std::uint32_t, void**, std::uint32_t*)>("clGetPlatformIDs")(1, &platform, &many),
             0);
   ASSERT_EQ((cl<int(void*, std::uint64_t, std::uint32_t, void**, std::uint32_t*)>("clGetDeviceIDs")(
                 platform, 0xFFFFFFFF, 1, &device, nullptr)),
             0);
-  void* context = cl<void*(void*, std::uint32_t, void**, void*, void*, int*)>("clCreateContext")(
+  context = cl<void*(void*, std::uint32_t, void**, void*, void*, int*)>("clCreateContext")(
       nullptr, 1, &device, nullptr, nullptr, &code);
-  void* queue = cl<void*(void*, void*, std::uint64_t, int*)>("clCreateCommandQueue")(
+  queue = cl<void*(void*, void*, std::uint64_t, int*)>("clCreateCommandQueue")(
       context, device, 1 /* out of order */, &code);
   ASSERT_EQ(code, 0);
   void* buffer = cl<void*(void*, std::uint64_t, std::size_t, void*, int*)>("clCreateBuffer")(
@@ -136,6 +217,60 @@ TEST_F(OpenClPlatforms, StandsBehindTheCallersQueueInTheCallersContext) {
   cl<int(void*)>("clFinish")(queue);
   cl<int(void*)>("clReleaseCommandQueue")(queue);
   cl<int(void*)>("clReleaseContext")(context);
+}
+
+// What the standard offers without an extension: a cl_mem over it is the same memory.
+TEST_F(OpenClPlatforms, TakesABufferOverSharedVirtualMemory) {
+  const int index = find_svm();
+  if (index < 0) GTEST_SKIP() << "no device with shared virtual memory";
+  open_context();
+  auto* memory = static_cast<char*>(cl<void*(void*, std::uint64_t, std::size_t, std::uint32_t)>(
+      "clSVMAlloc")(context, 1, 8192, 0));
+  int code = 0;
+  void* buffer = cl<void*(void*, std::uint64_t, std::size_t, void*, int*)>("clCreateBuffer")(
+      context, 1 | 8 /* use host pointer */, 8192, memory, &code);
+  ASSERT_EQ(code, 0);
+
+  EXPECT_TRUE(comes_back(index, {buffer, 4096}, 'v'));
+
+  ASSERT_EQ((cl<int(void*, std::uint32_t, std::uint64_t, void*, std::size_t, std::uint32_t, void*,
+                    void*)>("clEnqueueSVMMap")(queue, 1, 1, memory, 8192, 0, nullptr, nullptr)),
+            0);
+  EXPECT_EQ(std::string(memory + 4096, 4096), std::string(4096, 'v'));
+  cl<int(void*, void*, std::uint32_t, void*, void*)>("clEnqueueSVMUnmap")(queue, memory, 0, nullptr,
+                                                                          nullptr);
+  cl<int(void*)>("clFinish")(queue);
+  cl<int(void*)>("clReleaseMemObject")(buffer);
+  cl<void(void*, void*)>("clSVMFree")(context, memory);
+  close_context();
+}
+
+TEST_F(OpenClUsm, TakesPointersAndBuffersOfTheContextOfTheCallersQueue) {
+  const int index = find_svm();
+  if (index < 0) GTEST_SKIP() << "no device with shared virtual memory, of which the fake makes it";
+  open_context();
+  int code = 0;
+  void* memory = usm<void*(void*, void*, const std::uint64_t*, std::size_t, std::uint32_t, int*)>(
+      "clDeviceMemAllocINTEL")(context, device, nullptr, 8192, 0, &code);
+  ASSERT_EQ(code, 0);
+  void* buffer = cl<void*(void*, std::uint64_t, std::size_t, void*, int*)>("clCreateBuffer")(
+      context, 1, 8192, nullptr, &code);
+
+  EXPECT_TRUE(comes_back(index, {memory, 4096}, 'u'));
+  EXPECT_EQ(copies(), 2) << "not by clEnqueueMemcpyINTEL";
+  EXPECT_TRUE(comes_back(index, {buffer, 4096}, 'b'));
+  EXPECT_EQ(copies(), 2) << "a cl_mem is none";
+
+  const Stream ours = std::move(runtime->stream_create(index)).take();
+  void* host = std::move(runtime->host_allocate(index, 8192)).take();
+  const Status beyond = runtime->copy_in(ours, {memory, 4097}, host, 4096);
+  EXPECT_NE(beyond.text().find("clEnqueueMemcpyINTEL failed with -30"), std::string::npos)
+      << beyond.text();
+  runtime->stream_destroy(ours);
+  runtime->host_free(index, host);
+  usm<int(void*, void*)>("clMemFreeINTEL")(context, memory);
+  cl<int(void*)>("clReleaseMemObject")(buffer);
+  close_context();
 }
 
 }  // namespace hccomm::device
