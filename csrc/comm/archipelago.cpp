@@ -86,12 +86,15 @@ static int place_of(const std::vector<int>& island, int rank) {
 
 // Also makes the lanes: who of each island serves what goes to, or comes from, one rank alone.
 void Archipelago::reshare(const std::vector<double>& rates) {
-  for (std::size_t island = 0; island < shares_.size() && !rates.empty(); ++island) {
-    std::vector<double> own;
+  std::vector<std::vector<double>> ends(rates.empty() ? 0 : shares_.size());
+  for (std::size_t island = 0; island < ends.size(); ++island) {
     for (const int rank : chart_.islands[island]) {
-      own.push_back(rates[static_cast<std::size_t>(rank)]);
+      ends[island].push_back(rates[static_cast<std::size_t>(rank)]);
     }
-    shares_[island] = native::reshare(shares_[island], own);
+  }
+  native::settle_ends(ends);
+  for (std::size_t island = 0; island < ends.size(); ++island) {
+    shares_[island] = native::reshare(shares_[island], ends[island]);
   }
   lanes_.assign(static_cast<std::size_t>(parent_.size()), {});
   for (int rank = 0; rank < parent_.size(); ++rank) {

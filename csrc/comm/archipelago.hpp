@@ -87,7 +87,6 @@ class Archipelago {
     Slot* slot = nullptr;
     std::vector<std::uint64_t> begins;  // of my island's parts, in elements
     std::vector<Started> crossing;
-    Clock::time_point since;
   };
   // One call.
   struct Work {

@@ -112,7 +112,6 @@ Status Archipelago::cross(Work& work, Turn& turn) {
   if (work.up && work.how.op == RedOp::PremulSum && group_ == nullptr && count > 0) {
     dtype::multiply(work.how.type)(turn.slot->host, turn.slot->host, count, work.how.factor);
   }
-  turn.since = Clock::now();
   for (const native::Rail& each : native::rails_of(block.count, *block.shares)) {
     if (each.owners[mine] != chart_.place) continue;
     std::vector<int> ranks;
@@ -130,6 +129,7 @@ Status Archipelago::cross(Work& work, Turn& turn) {
     std::byte* const data = turn.slot->host + (each.begin - begin) * work.element;
     request.input = request.output = {data, request.call.count, {}};
     request.timeout = work.watch.left();
+    request.follow = engine::Follow::Background;  // it crosses while this thread awaits the device
     Communicator& comm = rail(ranks);
     turn.crossing.emplace_back(&comm, comm.start(request));
   }
@@ -157,11 +157,12 @@ Status Archipelago::enter(Work& work, Turn& turn) {
   const auto place = static_cast<std::size_t>(chart_.place);
   const std::uint64_t begin = turn.begins[place], count = turn.begins[place + 1] - begin;
   const bool crossed = !turn.crossing.empty();
-  Status status = work.watch.settle(turn.crossing);
+  Seconds took{0};  // not until now: this thread was busy with other blocks
+  Status status = work.watch.settle(turn.crossing, &took);
   if (!status.ok()) return status;
   if (crossed) {
     crossed_ += count * work.element;
-    busy_ += std::chrono::duration<double>(Clock::now() - turn.since).count();
+    busy_ += took.count();
   }
   const bool root = block.root == parent_.rank();
   const bool home = block.root >= 0 && island_of(block.root) == chart_.island;

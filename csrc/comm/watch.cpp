@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/watch.hpp"
 
+#include <algorithm>
 #include <thread>
 
 #include "collective/collective.hpp"
@@ -69,7 +70,7 @@ Status Watch::trouble() {
 }
 
 // Waits in slices, so that what ends the call ends this too.
-Status Watch::settle(std::vector<Started>& started) {
+Status Watch::settle(std::vector<Started>& started, Seconds* took) {
   Status first;
   for (auto& [comm, operation] : started) {
     Status status;
@@ -80,6 +81,7 @@ Status Watch::settle(std::vector<Started>& started) {
       if (!why.ok()) comm->fail(why);
     } while (!operation->done());
     if (first.ok()) first = comm->engine().wait(*operation, Deadline::never());
+    if (took != nullptr) *took = std::max(*took, comm->engine().took(*operation));
     comm->engine().release(*operation);
   }
   started.clear();

@@ -39,7 +39,8 @@ class Watch {
   static Status differ(int rank, std::uint64_t theirs, int own, std::uint64_t mine);
 
   Status trouble();  // why nobody should wait any more
-  Status settle(std::vector<Started>& started);
+  // `took`: the longest that one of them was under way.
+  Status settle(std::vector<Started>& started, Seconds* took = nullptr);
   // nullptr for a group: the event is of copies alone.
   Status await(device::Runtime& runtime, device::Event event, native::Group* group);
   Deadline deadline() const { return deadline_; }

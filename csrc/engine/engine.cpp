@@ -411,6 +411,14 @@ bool Engine::test(Operation& op) {
   return op.done();
 }
 
+Seconds Engine::took(const Operation& op) {
+  Guard guard(*this);
+  const Record* const record = op.context->recorder.find(op.record);
+  if (record == nullptr) return Seconds(0);
+  const std::int64_t ns = recorded_ns(record->ended) - recorded_ns(record->began);
+  return Seconds(static_cast<double>(ns) * 1e-9);
+}
+
 void Engine::on_done(Operation& op, void (*function)(void*, int), void* context) {
   {
     Guard guard(*this);

@@ -45,9 +45,9 @@ class Engine final : private StagingClient {
   Operation* start(Context& context, OperationKind kind, const Parcel& parcel);
   Status run(Context& context, Job job);  // start() and wait() without a handle
   Status exchange(Context& context, const Parcel& out, const Parcel& in, int& source);
-  // Drives until the operation is done (its own Status) or the deadline has passed (Timeout).
-  Status wait(Operation& operation, Deadline deadline);
+  Status wait(Operation& operation, Deadline deadline);  // drives; Timeout: it is still running
   bool test(Operation& operation);
+  Seconds took(const Operation& operation);  // one that is done; 0: it has been forgotten
   // Calls `function` once the operation is done, outside the lock; at once when it is.
   void on_done(Operation& operation, void (*function)(void*, int), void* context);
   void release(Operation& operation);

@@ -61,6 +61,17 @@ int owner_of_piece(std::size_t n, const Shares& shares) {
   return static_cast<int>(best);
 }
 
+void settle_ends(std::vector<std::vector<double>>& rates) {
+  for (auto& island : rates) {
+    for (auto& other : rates) {
+      if (other.size() != island.size()) continue;
+      for (std::size_t place = 0; place < island.size(); ++place) {
+        island[place] = other[place] = std::min(island[place], other[place]);
+      }
+    }
+  }
+}
+
 Shares reshare(const Shares& old, const std::vector<double>& rates) {
   if (old.size() < 2 || std::ranges::any_of(rates, [](double rate) { return !(rate > 0); })) {
     return old;

@@ -33,6 +33,10 @@ Shares only(std::size_t ranks, int place);
 // share says, and neighbours by different ranks.
 int owner_of_piece(std::size_t n, const Shares& shares);
 
+// What each rank measured, by island and place, made alike at both ends of a rail: it is as fast as
+// its slower end. Islands of one size have rails between equal places; others are left alone.
+void settle_ends(std::vector<std::vector<double>>& rates);
+
 // New shares after measuring, by rank, how fast its parts crossed (bytes per second; 0: unknown):
 // slow ranks get less, at least a quarter of an equal share. The old ones where they differ by less
 // than a fifth, so that noise changes nothing.

@@ -14,11 +14,13 @@ import ctypes
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -470,6 +472,25 @@ def _train_together(
             pipe.send(("at", {"step": model.step}))
 
 
+def rails(job: Job, pipe: Connection) -> dict[str, Any]:
+    """Add up arrays on fake devices; report how islands divide what crosses between them."""
+    os.environ.update(job["fakes"])
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "python"))
+    from fake_arrays import CudaArray
+
+    comm = join(job)
+    last = 0.0
+    for _ in range(job["calls"]):
+        array = CudaArray(np.full(1_000_000, comm.rank + 1, np.float32), index=comm.rank % 2)
+        began = time.monotonic()
+        comm.all_reduce(array)
+        last = time.monotonic() - began
+        assert np.all(array.numpy() == comm.size * (comm.size + 1) // 2)
+    shares = [each["shares"] for each in comm.describe()["islands"]["islands"]]
+    comm.close()
+    return {"shares": shares, "last": last}
+
+
 PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "kill": kill,
     "loop": loop,
@@ -482,4 +503,5 @@ PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "train": train,
     "end": end,
     "limited": limited,
+    "rails": rails,
 }

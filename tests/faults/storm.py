@@ -27,6 +27,7 @@ import links
 import mismatches
 import networks
 import private
+import rails
 import rejoins
 import shrinks
 import soaks
@@ -36,7 +37,7 @@ import strays
 import tight
 from report import Report, Trial
 
-NETWORKED = ("link", "address")
+NETWORKED = ("link", "address", "rails")
 SKIPPED = 77
 
 
@@ -134,6 +135,10 @@ def _tight(options: argparse.Namespace) -> Iterator[Trial]:
     return tight.trials(_range(options.ranks)[-1])
 
 
+def _rails(options: argparse.Namespace) -> Iterator[Trial]:
+    return rails.trials(options.count)
+
+
 def _names(options: argparse.Namespace) -> list[str]:
     return str(options.transports).split(",")
 
@@ -191,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
     add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
     add("rejoin", _rejoin, 12, "training loses a worker and gets another; the loss must not tell")
+    add("rails", _rails, 2, "one of two cables between islands is slow")
     one = add("soak", _soak, 1800, "stops, deaths and shrinking without end")
     one.description = "Here --count is seconds."
     return parser

@@ -243,6 +243,11 @@ def test_ranks_connect_whatever_interfaces_and_names_there_are() -> None:
     run_apart("address", "--kinds", "v4,v6,link-local,decoys,no such interface")
 
 
+def test_a_slow_rail_between_islands_bears_less() -> None:
+    """Cables of 400 and 50 Mbit/s: shares follow what was measured."""
+    run_apart("rails", "--count", "1")
+
+
 def run_apart(*words: str) -> None:
     """Run storm.py in namespaces of its own; skip where the system does not permit them."""
     done = subprocess.run(

@@ -331,6 +331,14 @@ TEST(Shares, FollowWhatWasMeasured) {
   EXPECT_EQ(reshare({32, 96}, {1e9, 3e9}), (Shares{32, 96})) << "settled";
 }
 
+TEST(Shares, TakeARailToBeAsFastAsItsSlowerEnd) {
+  std::vector<std::vector<double>> rates{{4, 2}, {7}, {3, 5}, {1, 2, 3}, {9, 1}};
+
+  settle_ends(rates);
+
+  EXPECT_EQ(rates, (std::vector<std::vector<double>>{{3, 1}, {7}, {3, 1}, {1, 2, 3}, {3, 1}}));
+}
+
 TEST(Shares, SpreadPiecesAsOftenAsTheySay) {
   std::vector<int> times(3, 0);
   for (std::size_t n = 0; n < 64; ++n)
