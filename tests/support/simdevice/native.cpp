@@ -5,6 +5,9 @@
 // tensors have. It is found where the library was loaded under that runtime's file name
 // (simdevice.start(native=True)).
 //
+// The fake collective libraries of tests/fakes work over it, by the three functions that they ask
+// of a runtime.
+//
 // Strict: memory that is not page-locked, addresses that are not this device's, streams and events
 // that do not exist or are another device's are errors, and so is everything on a lost device.
 #include <c10/util/Exception.h>
@@ -253,6 +256,21 @@ const char* musaGetErrorString(int code) {
 int musaDeviceGetPCIBusId(char* out, int capacity, int index) {
   std::snprintf(out, static_cast<std::size_t>(capacity), "0000:%02x:00.0", 0x40 + index);
   return kFine;
+}
+
+// ---- what tests/fakes/ccl.c asks of a runtime --------------------------------------------------
+
+int fake_current_device() { return current_device(); }
+
+// Calls in the stream's order, from its thread.
+int fake_launch(void* stream, void (*function)(void*), void* argument) {
+  return call([&] { stream_at(stream).enqueue([=] { function(argument); }); });
+}
+
+void* fake_host_view(const void* address, std::size_t bytes) {
+  const Memory& memory = device(current_device()).memory();
+  const auto* const last = static_cast<const std::byte*>(address) + (bytes > 0 ? bytes - 1 : 0);
+  return memory.holds(address) && memory.holds(last) ? memory.reach(address) : nullptr;
 }
 
 }  // extern "C"
