@@ -136,7 +136,8 @@ class Execution {
 
   Value* memory(std::size_t rank, const Slice& slice) {
     const Slice named = canonical(calls_[rank], groups_[rank], slice);
-    return ranks_[rank].memory[static_cast<std::size_t>(named.space)].data() + named.offset;
+    auto& values = ranks_[rank].memory[static_cast<std::size_t>(named.space)];
+    return values.empty() ? nullptr : values.data() + named.offset;
   }
 
   void complain(const At& at, const char* what) {

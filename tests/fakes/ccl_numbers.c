@@ -10,13 +10,21 @@ uint64_t ccl_size_of(int type) {
   return type >= 0 && type < TYPES ? sizes[type] : 0;
 }
 
-static float half_to_float(uint16_t bits) {
-  _Float16 value;
+#ifdef __FLT16_MANT_DIG__
+typedef _Float16 half;
+#define CONVERTS
+#else /* clang below 15 on x86: without the instruction it wants a function that nobody has */
+typedef __fp16 half;
+#define CONVERTS __attribute__((target("f16c")))
+#endif
+
+CONVERTS static float half_to_float(uint16_t bits) {
+  half value;
   memcpy(&value, &bits, sizeof value);
   return (float)value;
 }
-static uint16_t float_to_half(float wide) {
-  const _Float16 value = (_Float16)wide;
+CONVERTS static uint16_t float_to_half(float wide) {
+  const half value = (half)wide;
   uint16_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;

@@ -30,6 +30,7 @@ std::size_t area_for(std::uint64_t wanted_bytes) {
 void full_fence() noexcept {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpragmas"
+#pragma GCC diagnostic ignored "-Wunknown-warning-option"  // clang's name of the same
 #pragma GCC diagnostic ignored "-Wtsan"  // it orders atomics only, so nothing is hidden from tsan
   std::atomic_thread_fence(std::memory_order_seq_cst);
 #pragma GCC diagnostic pop

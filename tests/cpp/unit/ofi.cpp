@@ -279,7 +279,7 @@ class Cached : public testing::Test {
     return cache_.use(data, bytes, Access::Write);
   }
   void use_once(std::byte* data) { cache_.done(*use(data)); }
-  const Rails none_;
+  const Rails none_{};
   Cache cache_{none_};
   std::byte* data_[4] = {};
 };
