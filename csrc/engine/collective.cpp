@@ -260,8 +260,7 @@ bool Engine::agrees(Context& context, int source, const Header& header) {
     mine = context.history[header.sequence % context.history.size()];
   }
   if (mine == header.fingerprint) return true;
-  poison_locked(context, mismatch(context, header.sequence, mine, source, header.fingerprint),
-                true);
+  differs(context, mine, source, header);
   return false;
 }
 
@@ -298,13 +297,7 @@ void Engine::receive(Context& context, int source, const Header& header, const s
     return;
   }
   const std::int64_t step = recv_step(*op, source, header.index);
-  if (step < 0) {
-    poison_locked(
-        context,
-        mismatch(context, header.sequence, op->recipe->fingerprint, source, header.fingerprint),
-        true);
-    return;
-  }
+  if (step < 0) return differs(context, op->recipe->fingerprint, source, header);
   const auto id = static_cast<std::uint32_t>(step);
   if (!fits(*op, id, header, source)) return;
   if (op->steps[id].waiting == 0) {

@@ -4,8 +4,7 @@
 // has offered (Ready), piece by piece. A message that the receiver expects the sender writes to its
 // place, which is quicker while the data are in its cache. Who is there alone does it alone; if
 // both are, the sender begins, and from kTogether on the receiver helps: two cores copy twice as
-// fast. What a message's bytes cross by must not change from call to call: cache lines would change
-// cores.
+// fast. The same end should copy the same message from call to call, whose cache lines then stay.
 #include <algorithm>
 #include <utility>
 
@@ -15,6 +14,7 @@ namespace hccomm::engine {
 
 using plan::Kind;
 using transport::Piece;
+using transport::Turn;
 using wire::Type;
 
 static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
@@ -90,8 +90,9 @@ static Status still_offered(Channel& channel, const Operation& op) {
   return {Code::Aborted, "it gave its call up before the data had been read"};
 }
 
-// The peer lives, but its buffer is gone: it has failed, and its reason is on its way.
-static void doubt(Operation& op, Channel& channel, const Status& why) {
+// Who lives but whose buffer is gone has failed: its reason is on its way, and better than ours.
+void Engine::cannot_copy(Operation& op, Channel& channel, const Status& why) {
+  if (why.code() == Code::PeerLost) return channel_broken(channel, why);
   const int rank = channel.bindings().at(op.context->id).rank;
   op.doubt = Status(Code::PeerLost, text(op.context->who[rank], ": ", why.text()), rank);
   op.probe_at = Clock::now() + kGrace;
@@ -109,10 +110,13 @@ bool Engine::advance(Pull& pull, bool& any) {
   while (moved < kPullPiece) {
     Piece piece = {pull.offset,
                    std::min(reduces ? kBouncePiece : kPullPiece, pull.bytes - pull.offset)};
-    if (!reduces) piece = channel.link()->take(message_of(op, pull.step), piece, pull.patience > 0);
-    if (piece.bytes == 0) {
+    Turn turn = Turn::Copy;
+    if (!reduces) {
+      turn = channel.link()->claim(message_of(op, pull.step), piece, pull.patience > 0);
+    }
+    if (turn != Turn::Copy) {
       any = moved != 0;
-      if (piece.offset != 0) return false;
+      if (turn == Turn::Over) return false;
       --pull.patience;
       return true;
     }
@@ -124,11 +128,7 @@ bool Engine::advance(Pull& pull, bool& any) {
     const bool whole = received(op, pull.step) + piece.bytes == pull.bytes;
     if (status.ok() && whole) status = still_offered(channel, op);
     if (!status.ok()) {
-      if (status.code() == Code::PeerLost) {
-        channel_broken(channel, status);
-      } else {
-        doubt(op, channel, status);
-      }
+      cannot_copy(op, channel, status);
       return false;
     }
     pull.offset += piece.bytes;
@@ -149,18 +149,20 @@ void Engine::receive_written(Operation& op, std::uint32_t id, int source, const 
   Context& context = *op.context;
   Channel& channel = *context.channels[source];
   const std::uint64_t before = received(op, id), bytes = bytes_of(op, id);
-  if (header.address > bytes - before) {
+  const bool stored = tagged(op) || op.recipe->plan.steps[id].kind == Kind::Recv;
+  const std::uint64_t most = channel.pulls() && stored ? bytes - before : 0;
+  if (header.address == 0 || header.address > most) {
     poison_locked(context,
                   Status(Code::Integrity,
                          text(context.who[source], " says that it has written ", header.address,
-                              " bytes where ", bytes - before, " were missing"),
+                              " bytes where it may write 1 to ", most),
                          source),
                   true);
     return;
   }
   if (before + header.address == bytes) {
     const Status offered = before == 0 ? Status() : still_offered(channel, op);
-    if (!offered.ok()) return doubt(op, channel, offered);
+    if (!offered.ok()) return cannot_copy(op, channel, offered);
     pulls_.erase_if([&](const Pull& each) { return each.operation == &op && each.step == id; });
     settle(channel, op, id, before != 0);
   }
@@ -187,9 +189,13 @@ void Engine::start_push(const Push& push, const Header& ready) {
 bool Engine::advance(Push& push) {
   Header message = message_of(*push.operation, push.step);
   std::uint64_t wrote = 0;
-  const auto outcome = push.channel->link()->write(message, push.data, push.bytes, wrote);
+  auto outcome = push.channel->link()->write(message, push.data, push.bytes, wrote);
+  if (!outcome.ok()) {
+    cannot_copy(*push.operation, *push.channel, outcome.status());
+    return true;
+  }
   push.wrote += wrote;
-  if (outcome != transport::Progress::Done) {
+  if (outcome.value() != transport::Progress::Done) {
     pushes_.push_back(push);
     return wrote != 0;
   }

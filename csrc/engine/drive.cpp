@@ -79,7 +79,7 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
     if (driving_) {
       let_in(guard);
     } else if (!progress()) {
-      sleep(guard, deadline);
+      static_cast<void>(sleep(guard, deadline));  // one look, asleep or not
     }
     return;
   }
@@ -168,6 +168,7 @@ void Engine::wake_links() {
 // Sleeps with the mutex released. False when there was no need to.
 bool Engine::sleep(Guard& guard, Deadline deadline) {
   flush();
+  if (!pulls_.empty()) return false;  // soon they need nobody: patience with senders is short
   bool quiet = true;
   for (Channel* channel : up_) {
     quiet = channel->link()->sleeping(true) && quiet;

@@ -66,7 +66,6 @@ class Engine final : private StagingClient {
  private:
   friend class Channel;
   class Guard;
-  using Header = wire::Header;
   // engine.cpp
   Channel& channel_of(const transport::Card& card);
   Channel& sound_channel_of(const transport::Card& card);
@@ -101,6 +100,7 @@ class Engine final : private StagingClient {
   bool copy_large();
   bool advance(Push& push);
   void sent(Operation& op, std::uint32_t step);
+  void cannot_copy(Operation& op, Channel& channel, const Status& why);
   // tagged.cpp
   void issue_tagged(Operation& op);
   void want(Operation& op);
@@ -138,8 +138,7 @@ class Engine final : private StagingClient {
   void retire(Channel& channel);
   void drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank);
-  Status mismatch(const Context&, std::uint64_t sequence, std::uint64_t mine, int source,
-                  std::uint64_t theirs) const;
+  void differs(Context& context, std::uint64_t mine, int source, const Header& header);
   void check_deadlines(Clock::time_point now);
   void look_around(Guard& guard, Clock::time_point now);
   void probe(Operation& op);
@@ -166,6 +165,7 @@ class Engine final : private StagingClient {
   Dialer& dialer_;
   const std::string uuid_;
   Settings settings_;
+
   std::mutex mutex_;                       // guards everything below, except the atomics
   std::atomic<int> contenders_{0};         // threads that want the mutex: the driver lets them in
   std::condition_variable done_;           // an operation is done, or the driver has left
@@ -193,7 +193,7 @@ class Engine final : private StagingClient {
   std::vector<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Staging staging_;
-  Clock::time_point armed_until_{}, next_look_{}, next_beat_{}, next_check_{};  // of deadlines
+  Clock::time_point armed_until_{}, next_look_{}, next_beat_{}, next_check_{};  // last: deadlines
   std::thread service_;  // started with the first link
 };
 

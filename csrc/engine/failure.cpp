@@ -235,20 +235,23 @@ void Engine::peer_gone(Context& context, int rank) {
   }
 }
 
-Status Engine::mismatch(const Context& context, std::uint64_t sequence, std::uint64_t mine,
-                        int source, std::uint64_t theirs) const {
+// A rank's message is of another call than ours of that number.
+void Engine::differs(Context& context, std::uint64_t mine, int source, const Header& header) {
   const auto describe = settings_.describe_fingerprint;
-  const Operation* op = context.find(sequence);
+  const Operation* op = context.find(header.sequence);
   const std::string here = op != nullptr ? op->recipe->what
                            : describe    ? describe(mine)
                                          : "something else";
-  return {Code::Mismatch,
-          text(context.name, ", operation #", sequence, ": ", context.who[context.rank], " called ",
-               here, " but ", context.who[source], " called ",
-               describe ? describe(theirs) : "something else",
-               "; make all ranks call the same collectives in the same order with the same "
-               "arguments"),
-          source};
+  const std::string there = describe ? describe(header.fingerprint) : "something else";
+  poison_locked(
+      context,
+      Status(Code::Mismatch,
+             text(context.name, ", operation #", header.sequence, ": ", context.who[context.rank],
+                  " called ", here, " but ", context.who[source], " called ", there,
+                  "; make all ranks call the same collectives in the same order with the same "
+                  "arguments"),
+             source),
+      true);
 }
 
 static std::string copies_text(const Operation& op) {

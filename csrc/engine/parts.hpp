@@ -15,6 +15,8 @@
 
 namespace hccomm::engine {
 
+using wire::Header;
+
 class Channel;
 struct Operation;
 
@@ -133,7 +135,7 @@ struct Push {
 wire::Header message_of(const Operation& op, std::uint32_t step);
 // Tells the link where that message belongs, if it may come straight to its place by now.
 void expect(Operation& op, std::uint32_t step);
-// The step that receives the how-manieth message from a rank; -1: there is none.
+// The step that receives the index-th message from a rank; -1: there is none.
 std::int64_t recv_step(const Operation& op, int source, std::uint32_t index);
 // Whether the operation waits for that rank, and how far it has come, for messages and dumps.
 bool waits_for(const Operation& op, int rank);

@@ -33,13 +33,14 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
   op.moved = 0;
   op.order = context.matching.next_order++;
   context.recorder.begin(op);
-  const bool on_device = parcel.where != nullptr && parcel.bytes != 0;
   if (!context.poison.ok()) {
     staging_.discard(staged);
     finish(op, context.poison);
-  } else if (on_device && !begin_staged(op, staged)) {
-    // it has failed
-  } else if (kind == OperationKind::Send) {
+    return op;
+  }
+  const bool on_device = parcel.where != nullptr && parcel.bytes != 0;
+  if (on_device && !begin_staged(op, staged)) return op;
+  if (kind == OperationKind::Send) {
     issue_tagged(op);
   } else {
     want(op);
@@ -258,7 +259,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
     start_pull(channel, op, 0, header.address);
     return;
   }
-  expect(op, 0);
+  if (!channel.pulls()) expect(op, 0);  // who could be pulled from but must be asked sends frames
   answer.type = Type::TaggedOpen;
   channel.send(answer, nullptr);
 }

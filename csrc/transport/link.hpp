@@ -22,6 +22,10 @@ struct Outgoing {
 
 enum class Progress : std::uint8_t { Done, Again, Broken };
 
+// What a receiver does next about a message that both ends may copy: pull a piece, wait for the
+// sender to begin (for as long as it is patient), or nothing more, as no piece is left for it.
+enum class Turn : std::uint8_t { Copy, Wait, Over };
+
 // A part of a large message.
 struct Piece {
   std::uint64_t offset = 0, bytes = 0;
@@ -50,7 +54,7 @@ class Inbox {
 // One connection between this process and one other, for all groups they share.
 //
 // Owns:   its descriptors and memory.
-// Thread: send, poll and pull are called under the engine's lock, one at a time. status() too.
+// Thread: one at a time, under the engine's lock.
 // Fails:  send gives Broken and poll gives false once the connection is gone; status() says why.
 class Link {
  public:
@@ -83,21 +87,20 @@ class Link {
   virtual void reclaim(const wire::Header& /*of*/) noexcept {}
 
   // Where both ends may copy what was expected (links that pull): each takes the next piece.
-  // take() gives the receiver its next one, to be pulled: `rest` where the sender does not copy; of
-  // no bytes when none is left for it, or at offset 0 if it is patient and the sender has not
-  // begun. settle(): the message is whole.
-  virtual Piece take(const wire::Header& /*which*/, Piece rest, bool /*patient*/) noexcept {
-    return rest;
+  // claim() takes one for the receiver to pull and stores it in `piece`, or leaves there all that
+  // is missing, where the sender does not copy. settle(): the message is whole.
+  virtual Turn claim(const wire::Header& /*which*/, Piece& /*piece*/, bool /*patient*/) noexcept {
+    return Turn::Copy;
   }
   virtual void settle(const wire::Header& /*which*/) noexcept {}
   // awaited(): whether the receiver expects the message and nobody has begun to copy it. write()
   // takes a piece and writes it to its place, `wrote` bytes; Done when no piece is left, Again with
-  // 0 bytes while the receiver has no place for it.
+  // 0 bytes while the receiver has no place for it. Fails where the place cannot be written.
   virtual bool awaited(const wire::Header& /*which*/, std::uint64_t /*bytes*/) noexcept {
     return false;
   }
-  virtual Progress write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
-                         std::uint64_t& wrote) noexcept;
+  virtual Result<Progress> write(const wire::Header& which, const std::byte* data,
+                                 std::uint64_t bytes, std::uint64_t& wrote) noexcept;
 
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;

@@ -8,8 +8,8 @@ Status Link::pull(void*, std::uint64_t, std::size_t) noexcept {
   return {Code::Internal, "this link cannot pull from the peer's memory"};
 }
 
-Progress Link::write(const wire::Header&, const std::byte*, std::uint64_t,
-                     std::uint64_t& wrote) noexcept {
+Result<Progress> Link::write(const wire::Header&, const std::byte*, std::uint64_t,
+                             std::uint64_t& wrote) noexcept {
   wrote = 0;
   return Progress::Again;
 }

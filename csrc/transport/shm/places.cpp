@@ -19,7 +19,8 @@ static std::uint64_t senders_of(std::uint64_t word) { return word % kClosed / kS
 
 using Word = std::atomic_ref<std::uint64_t>;
 
-// Each field is read and written whole, and believed only once the lap has proved to be the same.
+// Each field is read and written whole. The sender believes what it has read once it has taken a
+// piece: the word was the same all the time, and no line changes but while its word is closed.
 template <class T>
 static T peek(T& field) {
   return std::atomic_ref<T>(field).load(std::memory_order_relaxed);
@@ -57,10 +58,15 @@ static bool holds(Place& place, const wire::Header& which) {
 
 // ---- the receiver -----------------------------------------------------------------------------
 
+static bool alike(const wire::Header& one, const wire::Header& other) {
+  return one.context == other.context && one.sequence == other.sequence &&
+         one.index == other.index && one.type == other.type;
+}
+
 int Expected::find(const wire::Header& which) const noexcept {
   for (std::size_t probe = 0; probe < kProbes; ++probe) {
     const std::size_t line = (line_of(which) + probe) % kPlaces;
-    if (given_[line] && holds(table_[line], which)) return static_cast<int>(line);
+    if (mine_[line].given && alike(mine_[line].which, which)) return static_cast<int>(line);
   }
   return -1;
 }
@@ -69,8 +75,8 @@ void Expected::publish(const wire::Header& which, std::byte* data, std::uint64_t
   if (find(which) >= 0 || pieces_of(bytes) >= kSenders / 2) return;
   for (std::size_t probe = 0; probe < kProbes; ++probe) {
     const std::size_t line = (line_of(which) + probe) % kPlaces;
-    if (given_[line]) continue;
-    given_[line] = true;
+    if (mine_[line].given) continue;
+    mine_[line] = {which, bytes, true};
     Place& place = table_[line];
     put(place.written, std::uint64_t{0});
     put(place.context, which.context);
@@ -86,40 +92,41 @@ void Expected::publish(const wire::Header& which, std::byte* data, std::uint64_t
   }
 }
 
-Piece Expected::take(const wire::Header& which, Piece rest, bool patient) noexcept {
+Turn Expected::claim(const wire::Header& which, Piece& piece, bool patient) noexcept {
   const int line = find(which);
-  if (line < 0) return rest;
+  if (line < 0) return Turn::Copy;
+  const std::uint64_t bytes = mine_[line].bytes, pieces = pieces_of(bytes);
   Place& place = table_[line];
-  const std::uint64_t bytes = peek(place.bytes);
   std::uint64_t word = peek(place.word);
   do {
-    if (patient && next_of(word) == 0) return {};
-    const std::uint64_t left = pieces_of(bytes) - next_of(word);
-    if (left == 0 || (left == 1 && senders_of(word) != 0)) return {bytes, 0};
+    if (patient && next_of(word) == 0) return Turn::Wait;
+    const bool last = next_of(word) + 1 == pieces;
+    if (next_of(word) >= pieces || (last && senders_of(word) != 0)) return Turn::Over;
   } while (!Word(place.word).compare_exchange_weak(word, word + kOne, std::memory_order_acq_rel));
-  return piece_at(next_of(word), bytes);
+  piece = piece_at(next_of(word), bytes);
+  return Turn::Copy;
 }
 
+// Closed, so that nobody takes a piece of what is being written into the line for the next message.
 void Expected::settle(const wire::Header& which) noexcept {
   const int line = find(which);
-  if (line >= 0) given_[line] = false;
+  if (line < 0) return;
+  Word(table_[line].word).fetch_or(kClosed, std::memory_order_acq_rel);
+  mine_[line].given = false;
 }
 
 bool Expected::close(const wire::Header* of) noexcept {
   bool quiet = true;
   for (std::size_t line = 0; line < kPlaces; ++line) {
+    Mine& mine = mine_[line];
+    if (!mine.given) continue;
+    wire::Header meant = of != nullptr ? *of : mine.which;
+    if (meant.type == wire::Type::Data) meant.index = mine.which.index;  // all of an operation's
+    if (!alike(meant, mine.which)) continue;
     Place& place = table_[line];
-    if (!given_[line]) continue;
-    const bool whole = of != nullptr && of->type == wire::Type::Data;  // all of an operation's
-    if (of != nullptr &&
-        (peek(place.context) != of->context || peek(place.sequence) != of->sequence ||
-         peek(place.type) != static_cast<std::uint32_t>(of->type) ||
-         (!whole && peek(place.index) != of->index))) {
-      continue;
-    }
     const std::uint64_t word = Word(place.word).fetch_or(kClosed, std::memory_order_acq_rel);
     const bool still = Word(place.written).load(std::memory_order_acquire) == senders_of(word);
-    given_[line] = !still;
+    mine.given = !still;
     quiet = quiet && still;
   }
   return quiet;

@@ -42,9 +42,9 @@ class Expected {
   explicit Expected(std::byte* memory) : table_(reinterpret_cast<Place*>(memory)) {}
   // Publishes a place, unless it is there already or the table has no room for it.
   void publish(const wire::Header& which, std::byte* data, std::uint64_t bytes) noexcept;
-  // The next piece for the receiver to copy itself; see Link::take(). The last piece is left to a
+  // The next piece for the receiver to copy itself; see Link::claim(). The last piece is left to a
   // sender that has begun.
-  Piece take(const wire::Header& which, Piece rest, bool patient) noexcept;
+  Turn claim(const wire::Header& which, Piece& piece, bool patient) noexcept;
   // The message is whole: its place may serve another one.
   void settle(const wire::Header& which) noexcept;
   // From now on the sender takes no piece of what `of` stands for (as in Link::reclaim; nullptr:
@@ -52,10 +52,16 @@ class Expected {
   bool close(const wire::Header* of) noexcept;
 
  private:
+  // What stands in a line of the table. The peer can write there: we believe what we keep here.
+  struct Mine {
+    wire::Header which;
+    std::uint64_t bytes = 0;
+    bool given = false;
+  };
   int find(const wire::Header& which) const noexcept;
 
   Place* table_;
-  std::array<bool, kPlaces> given_{};
+  std::array<Mine, kPlaces> mine_;
 };
 
 // The sender's side, of its peer's table.

@@ -19,9 +19,10 @@ static constexpr std::size_t kFrameBytes = 256 * 1024;
 // kernel when so much time has passed.
 static constexpr unsigned kPollsPerClock = 16;
 static constexpr std::chrono::milliseconds kListenEvery{1};
-// A piece that the peer writes takes 0.1 ms, several where it has to wait for a core. What takes
-// longer has been written, and the peer was stopped before it could say so.
-static constexpr Seconds kWriteEnds{0.1};
+// A piece that the peer writes takes 0.1 ms, several where it has to wait for a core, 100 where its
+// group's share of the cores is used up. Who takes longer was stopped: nearly always before it
+// began or after it ended, but the one piece (256 KiB at most) may still come when it goes on.
+static constexpr Seconds kWriteEnds{0.5};
 
 ShmLink::ShmLink(Parts parts)
     : parts_(std::move(parts)),
@@ -155,18 +156,18 @@ void ShmLink::take_back(const wire::Header* of) noexcept {
   while (!expected_.close(of) && !parts_.bell.listen() && !deadline.passed()) sched_yield();
 }
 
-Progress ShmLink::write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
-                        std::uint64_t& wrote) noexcept {
+Result<Progress> ShmLink::write(const wire::Header& which, const std::byte* data,
+                                std::uint64_t bytes, std::uint64_t& wrote) noexcept {
   wrote = 0;
   // The number of a process that has ended may pass to another one.
   if (!status_.ok() || listen_now_and_then()) return Progress::Again;
   const Granted::Task task = granted_.take(which, bytes);
   if (task.piece.bytes != 0) {
-    const Status written =
+    Status written =
         write_peer(parts_.bell.peer(), data + task.piece.offset, task.address, task.piece.bytes);
     granted_.written(task);
-    // Where the place is gone its owner has failed, and its reason is on its way.
-    if (written.ok()) wrote = task.piece.bytes;
+    if (!written.ok()) return written;
+    wrote = task.piece.bytes;
   }
   return task.last ? Progress::Done : Progress::Again;
 }

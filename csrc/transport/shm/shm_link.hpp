@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The link between two processes of one machine: a ring each way, a bell for sleepers, and where
-// the kernel allows it single-copy reads of the peer's memory for large messages. exchange.cpp
+// the kernel allows it single copies of the peer's memory for large messages. exchange.cpp
 // makes it once both sides have swapped their rings.
 #pragma once
 
@@ -45,15 +45,15 @@ class ShmLink final : public Link {
   void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
   void release(const wire::Header& of) noexcept override { expected_.close(&of); }
   void reclaim(const wire::Header& of) noexcept override { take_back(&of); }
-  Piece take(const wire::Header& which, Piece rest, bool patient) noexcept override {
-    return expected_.take(which, rest, patient);
+  Turn claim(const wire::Header& which, Piece& piece, bool patient) noexcept override {
+    return expected_.claim(which, piece, patient);
   }
   void settle(const wire::Header& which) noexcept override { expected_.settle(which); }
   bool awaited(const wire::Header& which, std::uint64_t bytes) noexcept override {
     return granted_.waits(which, bytes);
   }
-  Progress write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
-                 std::uint64_t& wrote) noexcept override;
+  Result<Progress> write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
+                         std::uint64_t& wrote) noexcept override;
   bool sleeping(bool asleep) noexcept override;
   void flush() noexcept override;
   int fd() const noexcept override { return parts_.bell.fd(); }

@@ -3,6 +3,7 @@
 // What a connection's end means to the engine: the communicators that have it lose the rank, those
 // made later get another connection, whichever of the two processes noticed what first.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include <atomic>
@@ -151,6 +152,39 @@ TEST_P(LinksOver, AMessageThatWasGivenUpIsNeverReceivedWithOtherBytes) {
   });
 }
 
+// The receiver's buffer cannot be written from outside, as some memory of devices cannot.
+TEST(PlaceThatCannotBeWritten, EndsTheCallOnBothRanksWithTheRemedy) {
+  Cluster cluster("shm", 2);
+  cluster.run(expect_sum_of_ones);
+  if (cluster[0].engine().describe(cluster[1].card().uuid) != "shm (single copy)") {
+    GTEST_SKIP() << "process_vm_writev is refused here";
+  }
+  constexpr std::size_t kBytes = 512 << 10;
+  void* closed = mmap(nullptr, kBytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(closed, MAP_FAILED);
+  std::vector<std::byte> data(kBytes);
+  plan::Call call;
+  call.collective = plan::Collective::Broadcast;
+  call.type = dtype::DType::I64;
+  call.count = kBytes / 8;
+  call.in_place = true;
+  std::atomic<bool> expected{false};
+
+  cluster.run([&](Node& node) {
+    while (node.rank() == 0 && !expected) std::this_thread::yield();
+    auto* buffer = node.rank() == 0 ? data.data() : static_cast<std::byte*>(closed);
+    engine::Operation* op = node.engine().start(
+        node.context(), {recipe_of(call, node, "direct"), buffer, buffer, 1.0, Seconds(60)},
+        engine::Follow::Soon);
+    expected = true;
+    const Status status = node.engine().wait(*op, Deadline::after(Seconds(30)));
+    EXPECT_NE(status.text().find("HCCOMM_CMA=off"), std::string::npos)
+        << "rank " << node.rank() << ": " << status.text();
+    node.engine().release(*op);
+  });
+  munmap(closed, kBytes);
+}
+
 TEST_P(LinksOver, ManyGroupsOneAfterTheOtherKeepTheirLink) {
   Cluster cluster(GetParam(), 2);
   for (std::uint64_t id = 20; id < 60; ++id) {
@@ -176,6 +210,7 @@ TEST(FullLink, IsEmptiedWhileItsGroupCloses) {
                                               message(1, 5)));
     full = !sends.back()->done();
   }
+  ASSERT_FALSE(sends.back()->done()) << "the link never filled";
 
   cluster[0].engine().poison(cluster[0].context(), Status(Code::Aborted, "the test", 0), true);
   std::thread reads([&] {

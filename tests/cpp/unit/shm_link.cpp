@@ -153,15 +153,17 @@ TEST(ShmLink, TheSenderWritesWhatTheReceiverExpects) {
   std::vector<std::byte> place(source.payload.size());
   std::uint64_t wrote = 1;
 
-  EXPECT_EQ(pair.a->write(large_message(), source.payload.data(), place.size(), wrote),
-            Progress::Again);
+  const auto write = [&] {
+    return pair.a->write(large_message(), source.payload.data(), place.size(), wrote).take();
+  };
+  EXPECT_EQ(write(), Progress::Again);
   EXPECT_EQ(wrote, 0u) << "nobody has said where";
   pair.b->expect(large_message(), place.data(), place.size());
   EXPECT_TRUE(pair.a->awaited(large_message(), place.size()));
   std::uint64_t sum = 0;
   Progress progress = Progress::Again;
   for (int piece = 0; piece < 100 && progress == Progress::Again; ++piece) {
-    progress = pair.a->write(large_message(), source.payload.data(), place.size(), wrote);
+    progress = write();
     sum += wrote;
   }
 
@@ -184,11 +186,29 @@ TEST(ShmLink, NothingIsWrittenOnceItWasTakenBackOrTheLinkHasGone) {
     }
     std::uint64_t wrote = 1;
 
-    pair.a->write(large_message(), source.payload.data(), place.size(), wrote);
+    EXPECT_TRUE(pair.a->write(large_message(), source.payload.data(), place.size(), wrote).ok());
 
     EXPECT_EQ(wrote, 0u);
     EXPECT_EQ(place, std::vector<std::byte>(place.size()));
   }
+}
+
+TEST(ShmLink, APlaceThatCannotBeWrittenIsAnErrorWithTheRemedy) {
+  Pair pair;
+  if (!pair.a->pulls()) GTEST_SKIP() << "process_vm_writev is refused here";
+  const Frame source = pattern(100'000, 8);
+  void* place = mmap(nullptr, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(place, MAP_FAILED);
+  pair.b->expect(large_message(), static_cast<std::byte*>(place), 100'000);
+  std::uint64_t wrote = 1;
+
+  const auto outcome = pair.a->write(large_message(), source.payload.data(), 100'000, wrote);
+
+  ASSERT_FALSE(outcome.ok());
+  EXPECT_NE(outcome.status().text().find("HCCOMM_CMA=off"), std::string::npos);
+  EXPECT_EQ(wrote, 0u);
+  pair.b->reclaim(large_message());  // nobody writes there any more: it does not wait
+  munmap(place, 1 << 20);
 }
 
 TEST(ShmLink, AWriterAsleepForRoomIsWokenByTheReader) {

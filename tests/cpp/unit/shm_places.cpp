@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -39,6 +40,13 @@ std::byte* somewhere() {
   return bytes.data();
 }
 
+// What the receiver may pull next of a message: its offset, or nothing.
+std::optional<std::uint64_t> pulled(Table& table, const Header& which, bool patient = false) {
+  Piece piece;
+  if (table.receiver.claim(which, piece, patient) != Turn::Copy) return {};
+  return piece.offset;
+}
+
 TEST(ShmPlaces, TheSenderFindsItsMessageAndNoOther) {
   Table table;
   table.receiver.publish(message(1), somewhere(), kMessage);
@@ -65,27 +73,59 @@ TEST(ShmPlaces, AloneTheSenderTakesAllPiecesInOrder) {
     offset += task.piece.bytes;
     EXPECT_EQ(task.last, offset == kMessage + 5);
   }
-  EXPECT_EQ(table.receiver.take(message(1), {0, 1}, false).bytes, 0u);
+  Piece piece;
+  EXPECT_EQ(table.receiver.claim(message(1), piece, false), Turn::Over);
 }
 
 TEST(ShmPlaces, APatientReceiverLetsTheSenderBeginAndFinish) {
   Table table;
   table.receiver.publish(message(1), somewhere(), 512 << 10);  // four pieces
 
-  const Piece early = table.receiver.take(message(1), {0, 1}, true);
-  EXPECT_EQ(early.offset + early.bytes, 0u);
+  Piece piece;
+  EXPECT_EQ(table.receiver.claim(message(1), piece, true), Turn::Wait);
   table.sender.written(table.sender.take(message(1), 512 << 10));
-  EXPECT_EQ(table.receiver.take(message(1), {0, 1}, true).offset, 128u << 10);
-  EXPECT_EQ(table.receiver.take(message(1), {0, 1}, true).offset, 256u << 10);
-  EXPECT_EQ(table.receiver.take(message(1), {0, 1}, true).bytes, 0u) << "the last is the sender's";
+  EXPECT_EQ(pulled(table, message(1), true), 128u << 10);
+  EXPECT_EQ(pulled(table, message(1), true), 256u << 10);
+  EXPECT_EQ(table.receiver.claim(message(1), piece, true), Turn::Over)
+      << "the last is the sender's";
   EXPECT_EQ(table.sender.take(message(1), 512 << 10).piece.offset, 384u << 10);
 }
 
 TEST(ShmPlaces, WithoutAPlaceTheReceiverPullsAll) {
   Table table;
-  const Piece rest = table.receiver.take(message(1), {100, 200}, true);
+  Piece rest = {100, 200};
+  EXPECT_EQ(table.receiver.claim(message(1), rest, true), Turn::Copy);
   EXPECT_EQ(rest.offset, 100u);
   EXPECT_EQ(rest.bytes, 200u);
+}
+
+TEST(ShmPlaces, WhatThePeerScribblesMovesNoPullBeyondTheMessage) {
+  Table table;
+  table.receiver.publish(message(1), somewhere(), 512 << 10);  // four pieces
+  auto* const places = reinterpret_cast<Place*>(table.memory);
+  for (std::size_t line = 0; line < kPlaces; ++line) {
+    places[line].word += 7;  // more pieces than there are have been taken
+    places[line].bytes = std::uint64_t{1} << 40;
+    places[line].context = 1234;
+  }
+  Piece piece;
+  EXPECT_EQ(table.receiver.claim(message(1), piece, false), Turn::Over);
+  for (std::size_t line = 0; line < kPlaces; ++line) places[line].word -= 7;
+  for (const std::uint64_t at : {0, 1, 2, 3}) EXPECT_EQ(pulled(table, message(1)), at << 17);
+
+  const Header all = message(1);
+  EXPECT_TRUE(table.receiver.close(&all)) << "found by what we know of it";
+  EXPECT_EQ(table.sender.take(message(1), 512 << 10).place, nullptr);
+}
+
+TEST(ShmPlaces, ASettledPlaceIsClosedUntilItIsGivenAgain) {
+  Table table;
+  table.receiver.publish(message(1), somewhere(), 512 << 10);
+  while (pulled(table, message(1))) {
+  }
+  table.receiver.settle(message(1));
+
+  EXPECT_EQ(table.sender.take(message(1), 512 << 10).place, nullptr);
 }
 
 TEST(ShmPlaces, ClosingWaitsForThePieceThatIsBeingWritten) {
@@ -134,51 +174,63 @@ TEST(ShmPlaces, AFullTableMeansOneMessageLessAndIsUsedAgain) {
   EXPECT_TRUE(table.sender.waits(message(2), kMessage));
 }
 
-// Both take pieces of message after message, and some messages are given up in the middle: every
-// piece of a whole message is copied once, and none of a closed one is begun.
+// Both take pieces of message after message, large and small ones in turn at one line of the table,
+// and some messages are given up in the middle: every piece of a whole message is copied once, and
+// none of a closed one is begun.
 TEST(ShmPlaces, InAThousandMessagesNoPieceIsCopiedTwiceOrForAnotherMessage) {
-  constexpr std::uint64_t kMessages = 1000, kBytes = 2 << 20;
-  const std::uint64_t pieces = kBytes / piece_bytes(kBytes);
+  constexpr std::uint64_t kMessages = 1000, kMost = 8;
+  static std::byte places[kMessages];  // where each message goes; pieces are told, not copied
+  const auto bytes_of = [](std::uint64_t at) {
+    return std::uint64_t{at % 2 == 0 ? 64u << 10 : 1u << 20};
+  };
+  const auto pieces_of = [&](std::uint64_t at) { return at % 2 == 0 ? 1u : kMost; };
   Table table;
-  std::vector<std::atomic<int>> copied(kMessages * pieces);
+  std::vector<std::atomic<int>> copied(kMessages * kMost);
   std::atomic<std::uint64_t> current{0}, closed{0};
-  std::atomic<int> late{0};
+  std::atomic<int> late{0}, astray{0};
   std::thread sender([&] {
     for (std::uint64_t at = 0; (at = current) < kMessages;) {
-      const Granted::Task task = table.sender.take(message(at), kBytes);
+      const Granted::Task task = table.sender.take(message(at), bytes_of(at));
       if (task.piece.bytes == 0) {
         std::this_thread::yield();
         continue;
       }
       if (closed > at) ++late;  // taken, then closed: the receiver still waits for written()
-      ++copied[at * pieces + task.piece.offset / piece_bytes(kBytes)];
+      const auto place = reinterpret_cast<std::uintptr_t>(&places[at]);
+      if (task.address != place + task.piece.offset) ++astray;
+      ++copied[at * kMost + task.piece.offset / piece_bytes(bytes_of(at))];
       table.sender.written(task);
     }
   });
   for (std::uint64_t at = 0; at < kMessages; ++at) {
-    table.receiver.publish(message(at), somewhere(), kBytes);
-    current = at;
+    current = at;  // the sender looks for it before it is there
+    table.receiver.publish(message(at), &places[at], bytes_of(at));
     const bool gives_up = at % 3 == 0;
     for (std::uint64_t mine = 0; !gives_up || mine < 3; ++mine) {
-      const Piece piece = table.receiver.take(message(at), {}, false);
-      if (piece.bytes == 0) break;
-      ++copied[at * pieces + piece.offset / piece_bytes(kBytes)];
+      const auto offset = pulled(table, message(at));
+      if (!offset) break;
+      ++copied[at * kMost + *offset / piece_bytes(bytes_of(at))];
     }
     const Header all = message(at);
     const auto whole = [&] {
-      for (std::uint64_t k = 0; k < pieces; ++k) {
-        if (copied[at * pieces + k] == 0) return false;
+      for (std::uint64_t k = 0; k < pieces_of(at); ++k) {
+        if (copied[at * kMost + k] == 0) return false;
       }
       return true;
     };
     while (!gives_up && !whole()) std::this_thread::yield();
-    while (!table.receiver.close(&all)) std::this_thread::yield();
+    if (gives_up) {
+      while (!table.receiver.close(&all)) std::this_thread::yield();
+    } else {
+      table.receiver.settle(all);
+    }
     closed = at + 1;
   }
   current = kMessages;
   sender.join();
 
   EXPECT_EQ(late, 0);
+  EXPECT_EQ(astray, 0);
   for (const auto& count : copied) EXPECT_LE(count, 1);
 }
 
