@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -111,11 +112,15 @@ def measured(folder: Path, rate: str, rounds: int, seconds: float) -> dict[str, 
     result.unlink(missing_ok=True)
     words = [sys.executable, str(HERE / "efficiency.py"), "--out", str(folder), "--inside"]
     words += ["--rounds", str(rounds), "--seconds", str(seconds)]
-    done = subprocess.run(
-        [*cage, *words], capture_output=True, text=True, timeout=seconds + 60, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"demo/efficiency.py failed:\n{done.stdout}{done.stderr}")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([*cage, *words], **pipes, text=True, start_new_session=True) as job:
+        try:
+            said, _ = job.communicate(timeout=seconds + 60)
+        except subprocess.TimeoutExpired as late:
+            os.killpg(job.pid, signal.SIGKILL)  # and its ranks
+            raise RuntimeError(f"the measurement took more than {seconds + 60:.0f} s") from late
+    if job.returncode != 0:
+        raise RuntimeError(f"demo/efficiency.py failed:\n{said}")
     seen: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return {"wire": rate if cage else "", **seen}
 
@@ -159,8 +164,8 @@ def rows(took: dict[str, dict[int, list[float]]]) -> list[dict[str, Any]]:
     return table
 
 
-def show(seen: dict[str, Any], console: Console) -> None:
-    """Print the table, and what the figure is."""
+def show(seen: dict[str, Any], load: float, console: Console) -> None:
+    """Print the table, and what the figure is. ``load``: of the machine, before we came."""
     wire = f"held to {seen['wire']}" if seen["wire"] else "as it is: no rate could be set here"
     title = f"Efficiency of the mixed group\nall_reduce, busbw in GB/s; the wire {wire}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
@@ -172,8 +177,8 @@ def show(seen: dict[str, Any], console: Console) -> None:
     console.print()
     console.print(table)
     console.print(f"  {DEFINITION}")
-    if seen["load"] > 1:
-        console.print(f"  the machine was not idle (load {seen['load']:.1f}): this says little")
+    if load > 1:
+        console.print(f"  the machine was not idle (load {load:.1f}): this says little")
 
 
 def main() -> int:
@@ -187,12 +192,13 @@ def main() -> int:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     if not asked.inside:
-        show(measured(asked.out.resolve(), asked.wire, asked.rounds, asked.seconds), Console())
+        load = os.getloadavg()[0]
+        seen = measured(asked.out.resolve(), asked.wire, asked.rounds, asked.seconds)
+        show(seen, load, Console())
         return 0
-    load = os.getloadavg()[0]
     took = times(asked.out, asked.rounds, time.monotonic() + asked.seconds)
-    seen = {"load": load, "rows": rows(took)}
-    (asked.out / "efficiency.json").write_text(json.dumps(seen, indent=1), encoding="utf-8")
+    text = json.dumps({"rows": rows(took)}, indent=1)
+    (asked.out / "efficiency.json").write_text(text, encoding="utf-8")
     return 0
 
 

@@ -166,8 +166,11 @@ def main() -> int:
     used = show_transports(reports, console)
     equal = prove(asked.out, reports, console)
     if not asked.brief:
-        out = asked.out.resolve()
-        efficiency.show(efficiency.measured(out, asked.wire, rounds=3, seconds=150.0), console)
+        try:
+            seen = efficiency.measured(asked.out.resolve(), asked.wire, rounds=3, seconds=150.0)
+            efficiency.show(seen, busy, console)
+        except RuntimeError as failure:
+            console.print(f"[yellow]The efficiency was not measured[/]: {failure}", highlight=False)
     drawn = asked.out / "bandwidth.png"
     picture.draw(reports[0]["table"], drawn, f"4 ranks, 2 vendors and CPU: {' + '.join(used)}")
     console.print(f"\nPicture: {drawn}   ({time.monotonic() - begin:.0f} s)")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hccomm.buffers import SIZES, view
@@ -106,12 +105,7 @@ class Registration:
     def __enter__(self) -> Registration:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.deregister()
 
 

@@ -159,11 +159,14 @@ Status Endpoint::dial(const transport::Card& peer) {
   Dial& dial = dials_.emplace_back();
   try {
     dial.thread = std::thread([this, &dial, peer] {
+      Result<std::unique_ptr<transport::Link>> link = Status(Code::System, "no memory");
       try {
-        engine_->dialed(peer.uuid, connect(peer));
-      } catch (const std::exception&) {
-        engine_->dialed(peer.uuid, Status(Code::System, "no memory"));  // which takes none
+        link = connect(peer);
+      } catch (const Error& failure) {
+        link = failure.status();
+      } catch (const std::exception&) {  // a text would need memory, too
       }
+      engine_->dialed(peer.uuid, std::move(link));
       dial.over.store(true, std::memory_order_release);
     });
   } catch (const std::system_error& refused) {

@@ -29,7 +29,7 @@ typedef struct {
 } letter;
 
 /* What ranks share. Any of them may be killed or stopped at any point: no other waits for it with
- * the lock, and a count that is waited on forgets those who died waiting, as a condition does not.
+ * the lock, and what is slept on (a futex) forgets those who died there, as a condition does not.
  */
 typedef struct {
   pthread_mutex_t mutex; /* robust */

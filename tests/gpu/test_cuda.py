@@ -84,5 +84,7 @@ def test_a_gpu_works_with_other_vendors(other: str, setting: str, library: str) 
     )
 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for group in ("cuda+cuda", f"{other}+{other}", f"cuda+{other}"):
-        assert done.stdout.count(f"\n{group} ") == 8, done.stdout  # a line per size
+    groups = ("cuda+cuda", f"{other}+{other}", f"cuda+{other}")
+    lines = [done.stdout.count(f"\n{group} ") for group in groups]
+    assert lines[0] > 0, done.stdout
+    assert lines == lines[:1] * 3, done.stdout  # a line per size in each
