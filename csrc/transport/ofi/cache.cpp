@@ -59,6 +59,7 @@ Entry* Cache::find(const std::byte* data, std::size_t bytes, Access access) {
 void Cache::drop(std::list<Entry>::iterator entry) {
   if (entry->watched >= 0) Monitor::instance().forget(entry->watched);
   bytes_ -= entry->memory.bytes;
+  if (entry->users == 0) idle_bytes_ -= entry->memory.bytes;
   strike(entry->memory);
   entries_.erase(entry);
 }
@@ -83,29 +84,46 @@ void Cache::drop_broken() {
   }
 }
 
-// Whole pages: two registrations of one page are no harm, half a page is none.
-Result<Entry*> Cache::add(const std::byte* data, std::size_t bytes, Access access) {
+// Registers, at the cost of what nobody uses if it must. Where even that was in vain, as much is
+// not asked for again: it would empty the cache for each message.
+Status Cache::register_at(Entry& entry, std::byte* data, std::size_t bytes) {
+  const auto in_use = [&] { return bytes_ - idle_bytes_; };
+  if (in_use() + bytes >= refused_bytes_) return refused_;
+  auto made = enroll(rails_, data, bytes, entry.access);
+  while (!made && evict()) made = enroll(rails_, data, bytes, entry.access);
+  if (made) {
+    entry.memory = made.value();
+    return {};
+  }
+  refused_bytes_ = in_use() + bytes;
+  return refused_ = made.status();
+}
+
+// Whole pages: two registrations of one page are no harm, half a page is none. `lasting`: not for
+// one use only.
+Result<Entry*> Cache::add(const std::byte* data, std::size_t bytes, Access access, bool lasting) {
   static const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto begin = reinterpret_cast<std::uintptr_t>(data) & ~(page - 1);
   const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes + page - 1) & ~(page - 1);
   drop_broken();
-  while (entries_.size() >= kMostEntries ||
-         bytes_ + (end - begin) > std::max(most_bytes_, bytes_)) {
-    if (!evict()) break;
+  while (entries_.size() >= kMostEntries && evict()) {
   }
   Entry entry;
   entry.access = access;
   auto* const start = reinterpret_cast<std::byte*>(begin);
   // Watched first: what is unmapped meanwhile must not be missed.
   if (may_keep_) entry.watched = Monitor::instance().watch(start, end - begin);
-  auto made = enroll(rails_, start, end - begin, access);
-  while (!made && evict()) made = enroll(rails_, start, end - begin, access);
-  if (!made) {
-    if (entry.watched >= 0) Monitor::instance().forget(entry.watched);
-    return made.status();
+  if (lasting && entry.watched < 0) {
+    return Status(Code::Unavailable, text("ofi: the kernel does not tell when ", end - begin,
+                                          " bytes are unmapped (a mapping of a file?)"));
   }
-  entry.memory = made.value();
+  const Status made = register_at(entry, start, end - begin);
+  if (!made.ok()) {
+    if (entry.watched >= 0) Monitor::instance().forget(entry.watched);
+    return made;
+  }
   bytes_ += entry.memory.bytes;
+  idle_bytes_ += entry.memory.bytes;
   entries_.push_front(entry);
   return &entries_.front();
 }
@@ -114,7 +132,7 @@ Entry* Cache::use(const std::byte* data, std::size_t bytes, Access access) {
   Entry* entry = find(data, bytes, access);
   if (entry == nullptr) {
     if (pins_ && !may_keep_) return nullptr;
-    auto added = add(data, bytes, access);
+    auto added = add(data, bytes, access, pins_);
     if (!added) {
       log::write_once(log::Level::Warn, "ofi/cache",
                       added.status().text() + "; large messages are copied instead");
@@ -122,31 +140,32 @@ Entry* Cache::use(const std::byte* data, std::size_t bytes, Access access) {
     }
     entry = added.value();
   }
-  ++entry->users;
-  return entry;
+  return taken(entry);
 }
 
 Result<Entry*> Cache::keep(const std::byte* data, std::size_t bytes) {
   Entry* entry = find(data, bytes, Access::Write);
   if (entry == nullptr) {
-    auto added = add(data, bytes, Access::Write);
+    auto added = add(data, bytes, Access::Write, false);
     if (!added) return added.status();
     entry = added.value();
   }
-  ++entry->users;
+  return taken(entry);
+}
+
+Entry* Cache::taken(Entry* entry) {
+  if (entry->users++ == 0) idle_bytes_ -= entry->memory.bytes;
   return entry;
 }
 
-// Strikes what nobody uses and may not stay.
-void Cache::sweep(Entry& entry) {
-  if (entry.users != 0) return;
-  if (!entry.stale && entry.watched >= 0) return;
-  drop(std::ranges::find_if(entries_, [&](const Entry& each) { return &each == &entry; }));
-}
-
 void Cache::done(Entry& entry) {
-  --entry.users;
-  sweep(entry);
+  if (--entry.users != 0) return;
+  idle_bytes_ += entry.memory.bytes;
+  if (entry.stale || entry.watched < 0) {
+    drop(std::ranges::find_if(entries_, [&](const Entry& each) { return &each == &entry; }));
+  }
+  while (idle_bytes_ > most_bytes_ && evict()) {
+  }
 }
 
 void Cache::revoke(Entry& entry) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Memory of the user as the cards know it: what is in use and, where the kernel tells of unmappings
-// (monitor.hpp), what was used lately. Where it does not tell,
-// memory is registered for each use by providers to which that costs nothing, else not at all.
+// (monitor.hpp), what was used lately. Where it does not tell, memory is registered for each use by
+// providers to which that costs nothing, else not at all.
 #pragma once
 
 #include <cstddef>
@@ -44,15 +44,18 @@ class Cache {
 
  private:
   Entry* find(const std::byte* data, std::size_t bytes, Access access);
-  Result<Entry*> add(const std::byte* data, std::size_t bytes, Access access);
+  Result<Entry*> add(const std::byte* data, std::size_t bytes, Access access, bool lasting);
+  Status register_at(Entry& entry, std::byte* data, std::size_t bytes);
+  Entry* taken(Entry* entry);
   bool evict();
   void drop_broken();
   void drop(std::list<Entry>::iterator entry);
-  void sweep(Entry& entry);
 
   const Rails& rails_;
-  std::list<Entry> entries_;  // used last first
-  std::size_t bytes_ = 0, most_bytes_ = 0;
+  std::list<Entry> entries_;                                 // used last first
+  std::size_t bytes_ = 0, idle_bytes_ = 0, most_bytes_ = 0;  // of all, of what nobody uses
+  std::size_t refused_bytes_ = SIZE_MAX;  // in use, with what was refused though all else had gone
+  Status refused_;
   bool pins_ = true;      // to register costs something
   bool may_keep_ = true;  // what nobody uses may stay registered
 };

@@ -172,7 +172,7 @@ void Fabric::reclaim(Peer& peer, const wire::Header* of) {
     sched_yield();
     lock.lock();
   }
-  if (!std::ranges::all_of(asked, settled)) take_away(peer, asked);
+  if (!std::ranges::all_of(asked, settled)) take_away(peer, asked, lock);
   for (Grant* each : asked) {
     cache_.done(*std::exchange(each->memory, nullptr));
   }
@@ -180,9 +180,15 @@ void Fabric::reclaim(Peer& peer, const wire::Header* of) {
 }
 
 // The peer does not answer. What it had sent is let in; then the cards forget the memory.
-void Fabric::take_away(Peer& peer, const std::vector<Grant*>& grants) {
+void Fabric::take_away(Peer& peer, const std::vector<Grant*>& grants,
+                       std::unique_lock<std::mutex>& lock) {
   const Deadline drained = Deadline::after(kDrain);
-  while (!drained.passed()) progress();
+  while (!drained.passed()) {
+    progress();
+    lock.unlock();
+    sched_yield();
+    lock.lock();
+  }
   for (Grant* each : grants) {
     cache_.revoke(*each->memory);
   }
@@ -196,6 +202,7 @@ void Fabric::take_away(Peer& peer, const std::vector<Grant*>& grants) {
 void Fabric::noted_revoked(Peer& peer, const Note& note) {
   if (note.slot >= kGrants) return;
   Grant& grant = peer.grants[note.slot];
+  if (grant.state != Grant::State::Withdrawn || grant.answered) return;  // nobody has asked
   grant.answered = true;
   grant.writes = note.value;
   reuse(peer);
@@ -248,11 +255,14 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const wire::Header& head
   if (!peer.direct.open()) return Progress::Again;
   const Advert& advert = claim.advert;
   const std::uint64_t offset = header.address + sent;
-  const std::uint64_t bytes = std::min(advert.piece_bytes, advert.bytes - offset);
+  const std::uint64_t bytes =
+      std::min<std::uint64_t>({advert.piece_bytes, advert.bytes - offset, header.length - sent});
   const unsigned index = peer.direct.sent % std::min<unsigned>(advert.rails, peer.rails);
   Entry* const entry = local_ ? cache_.use(payload + sent, bytes, Access::Read) : nullptr;
   if (local_ && entry == nullptr) {
-    peer.failure = Status(Code::System, peer.name + ": what is being sent cannot be registered");
+    peer.failure = Status(Code::System, text(peer.name, ": ", bytes,
+                                             " bytes that are being sent cannot be registered; the "
+                                             "warning before says why"));
     return Progress::Broken;
   }
   Op* const op = sender(senders_);

@@ -148,7 +148,7 @@ class Fabric {
   void free_grant(Peer& peer, Grant& grant);
   void ask_back(Peer& peer, Grant& grant);
   void reuse(Peer& peer);
-  void take_away(Peer& peer, const std::vector<Grant*>& grants);
+  void take_away(Peer& peer, const std::vector<Grant*>& grants, std::unique_lock<std::mutex>& lock);
   void answer_revoke(Peer& peer, const Note& note);
   void noted_revoked(Peer& peer, const Note& note);
   void settle(Peer& peer);

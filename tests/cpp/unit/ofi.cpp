@@ -363,6 +363,14 @@ TEST_F(Cached, WhatTheProgramRegistersStaysHoweverLittleRoomThereIs) {
   EXPECT_EQ(cache_.registered_bytes(), 0u);
 }
 
+TEST_F(Cached, WhatTheProgramRegistersTakesNoRoomFromWhatWasUsed) {
+  for (const int each : {0, 1}) EXPECT_TRUE(cache_.keep(data_[each], kPages).ok());
+
+  for (const int each : {2, 3}) use_once(data_[each]);
+
+  EXPECT_EQ(cache_.registered_bytes(), 4 * kPages);
+}
+
 TEST_F(Cached, WhatTheProgramRegistersTwiceStaysUntilTheSecondEnd) {
   cache_.set(0);
   Entry* const first = cache_.keep(data_[0], kPages).value();
