@@ -176,9 +176,16 @@ TEST_P(EachTransport, WhatIsWithdrawnIsWrittenNoMore) {
     ASSERT_TRUE(poll_until(*dialed_, unused, [n = 0]() mutable { return ++n > 20; }));
     Outgoing frame{header, payload.data()};
     ASSERT_NE(dialed_->send(frame), Progress::Broken);
+    const auto written = [&] {
+      std::uint64_t wrote = 0;
+      EXPECT_TRUE(dialed_->write(header, payload.data(), payload.size(), wrote).ok());
+      return wrote;
+    };
+    EXPECT_EQ(written() != 0, dialed_->describe() == "shm (single copy)");
 
     taken_->reclaim(header);
     place->assign(place->size(), std::byte{0x55});
+    EXPECT_EQ(written(), 0u);
     const auto all = [&](const auto& each) { return each == std::byte{0x55}; };
     ASSERT_TRUE(poll_until(*dialed_, unused, [n = 0]() mutable { return ++n > 200; }));
     EXPECT_TRUE(std::ranges::all_of(*place, all));
