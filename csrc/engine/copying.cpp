@@ -175,10 +175,13 @@ void Engine::receive_written(Operation& op, std::uint32_t id, int source, const 
 
 // ---- the sender -------------------------------------------------------------------------------
 
-// Sends a large message: writes it if it is expected, or offers it with `ready`, or both.
+// Sends a large message: writes it if it is expected, or offers it with `ready`, or both. A root
+// that sends to many would copy for all of them, one after the other, while they look on.
 void Engine::start_push(const Push& push, const Header& ready) {
-  const Header message = message_of(*push.operation, push.step);
-  if (push.bytes >= kTogether || !push.channel->link()->awaited(message, push.bytes)) {
+  const Operation& op = *push.operation;
+  const Header message = message_of(op, push.step);
+  const bool fans = !tagged(op) && op.recipe->plan.inlets.empty() && !pushes_.empty();
+  if (push.bytes >= kTogether || fans || !push.channel->link()->awaited(message, push.bytes)) {
     push.channel->send(ready, nullptr);
   }
   pushes_.push_back(push);
