@@ -14,6 +14,7 @@ namespace hccomm::engine {
 using plan::Space;
 
 static constexpr std::uint64_t kSmallestSegment = 64 << 10, kLargestSegment = 16 << 20;
+static constexpr double kPieceCost = 30e-6;  // seconds: two looks at events, a message, its reply
 static constexpr std::uint64_t kBlock = 256 << 10;  // what copies of unpinned mirrors go through
 static constexpr std::uint64_t kBlocks = 4;
 static constexpr std::uint64_t kCongruence = 256;  // mirror and device address agree modulo this
@@ -81,7 +82,7 @@ std::uint64_t Staging::segment_of(const Device& device, std::uint64_t bytes, boo
   if (segment_bytes_ != 0) return segment_bytes_;
   double latency = 0, per_byte = 0;
   for (const Lane& lane : device.lanes) {
-    latency = std::max(latency, lane.latency);
+    latency = std::max(latency, lane.latency + kPieceCost);
     per_byte += 1 / lane.rate;
   }
   const double size = static_cast<double>(bytes);
