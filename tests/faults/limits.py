@@ -3,8 +3,9 @@
 
 Promise: a job that cannot have what it needs says so on every rank, in an error that names the
 limit where it was met; nothing hangs or crashes. Where it is enough, all go on. With too little
-memory (RLIMIT_AS) all get an error by their deadlines: the rank raises System, or it ends, where
-glibc or the C++ library can do nothing else (a new thread's thread-local data, an exception).
+memory (RLIMIT_AS) all get an error by their deadlines: the rank raises System, or Timeout where a
+thread of its own got none, or it ends, where glibc or the C++ library can do nothing else (a new
+thread's thread-local data, an exception).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from report import Trial
 TIMEOUT = 3.0
 PATIENCE = 30.0
 ENDED = "its process has ended"
+ENOUGH_MIB = 256
 
 
 def trials(
@@ -64,7 +66,8 @@ def _trial(pool: Pool, number: int, what: dict[str, Any]) -> Trial:
         named = any(sign in text for text in limited for sign in signs) or not any(errors)
         what["ended"] = texts.count(ENDED)
         trial.named += ranks if named else 0
-        if any(errors) != all(errors) or not named:
+        enough = what.get("mib", 0) >= ENOUGH_MIB
+        if any(errors) != all(errors) or not named or (enough and any(errors)):
             trial.faults.append(" | ".join(texts))
     except (Hung, EOFError, RuntimeError) as error:
         trial.hung += isinstance(error, Hung)
