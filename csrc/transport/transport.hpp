@@ -86,7 +86,7 @@ struct Finding {
   std::string what;    // "verbs;ofi_rxm on mlx5_0"
   std::string detail;  // what it can do
   bool used = false;
-  std::string reason;  // why it is not
+  std::string reason;  // why it is, or is not
 };
 
 // A built-in: one line in builtins.inc.

@@ -73,13 +73,22 @@ def stale_plugin(folder: Path) -> Path:
 
 def failing_fabric(folder: Path) -> Path:
     """Compile the libfabric whose provider vanishes once the file FAILING_FABRIC is there."""
+    return _fabric(folder / "libfailing.so", "failing_fabric.c")
+
+
+def cards_fabric(folder: Path) -> Path:
+    """Compile the libfabric that has the cards of FAKE_CARDS."""
+    return _fabric(folder / "libcards.so", "cards_fabric.c")
+
+
+def _fabric(path: Path, source: str) -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise FileNotFoundError("no C compiler for tests/fakes")
     header = f"-I{FAKES.parents[1] / 'third_party' / 'libfabric' / 'include'}"
-    versions = f"-Wl,--version-script={FAKES / 'failing_fabric.map'}"
+    versions = f"-Wl,--version-script={FAKES / 'fabric.map'}"
     options = ["-fvisibility=default", header, versions]
-    return _compiled(folder / "libfailing.so", compiler, options, ["failing_fabric.c"])
+    return _compiled(path, compiler, options, [source])
 
 
 def _compiled(path: Path, compiler: str, defines: list[str], sources: list[str]) -> Path:

@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -342,6 +343,56 @@ def test_large_messages_go_over_both_rails() -> None:
         sent = [int(each) for each in re.findall(r"(\d+) bytes over", out)]
         assert len(sent) == 2, out
         assert min(sent) > 1_000_000, out
+
+
+CARDS = """
+import json, numpy, hccomm
+before = hccomm.info()["fabrics"]
+with hccomm.init(timeout=60.0) as comm:
+    data = numpy.arange(3_000_000) + comm.rank
+    got = comm.all_gather(data).reshape(2, -1)
+    assert (got[1 - comm.rank] == data + 1 - 2 * comm.rank).all()
+    assert (comm.all_reduce(data) == 2 * numpy.arange(3_000_000) + 1).all()
+    for size in range(1, 300, 7):
+        assert (comm.all_reduce(numpy.ones(size)) == 2).all()
+    print(json.dumps({"before": before, "peers": comm.describe()["peers"]}))
+"""
+
+
+@pytest.mark.parametrize("provider", ["verbs;ofi_rxm", "cxi"])
+def test_two_ranks_with_two_cards_take_them_by_themselves(tmp_path: Path, provider: str) -> None:
+    """The cards are fakes over net, as strict as cards are; a third one's link is down."""
+    environment("system", "net")
+    told_by_cards = tmp_path / "cards"
+    with_cards = {
+        "HCCOMM_OFI_LIB": str(fake_arrays.cards_fabric(tmp_path)),
+        "HCCOMM_TRANSPORTS": "ofi",
+        "FAKE_CARDS": "mlx5_0 0000:01:00.0 up, mlx5_1 0000:81:00.0 up, mlx5_2 0000:c1:00.0 down",
+        "FAKE_CARDS_PROVIDER": provider,
+        "FAKE_CARDS_FILE": str(told_by_cards),
+        "HCCOMM_OFI_RAILS": "2",
+    }
+
+    told = finish(start(CARDS, [with_cards] * 2))
+
+    for status, out, err in told:
+        assert status == 0, err
+        found = json.loads(out)
+        assert {peer["transport"] for peer in found["peers"]} == {"ofi"}
+        rows = {each["way"].split(",")[0]: each for each in found["before"]}
+        used = {name for name, each in rows.items() if each["used"]}
+        assert used == {f"{provider} on mlx5_0", f"{provider} on mlx5_1"}
+        down = rows[f"{provider} on mlx5_2"]
+        assert down["reason"] == "its link is down"
+        assert down["capabilities"].startswith("PCI 0000:c1:00.0, 200 Gbit/s, link down")
+        assert any(name.startswith("net on ") for name in rows)
+    seen = told_by_cards.read_bytes()
+    card_bytes, injected = struct.unpack_from("4Q", seen, 32), struct.unpack_from("4Q", seen, 64)
+    (refused,) = struct.unpack_from("Q", seen, 96)
+    assert refused == 0, seen[104:360]
+    assert min(card_bytes[:2]) > 2 * 8_000_000, card_bytes
+    assert card_bytes[2:] == (0, 0)
+    assert (injected[0] > 0) == (provider == "cxi")
 
 
 def test_signal_handlers_of_the_program_stay() -> None:

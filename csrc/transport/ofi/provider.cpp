@@ -3,16 +3,15 @@
 
 #include <rdma/fi_domain.h>
 #include <rdma/fi_endpoint.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <map>
-#include <optional>
 #include <set>
+#include <utility>
 
 #include "base/config.hpp"
+#include "transport/ofi/card.hpp"
 #include "transport/tcp/port.hpp"
 
 namespace hccomm::transport::ofi {
@@ -28,13 +27,6 @@ static constexpr int kEveryMode =
 // "tcp" is "tcp;ofi_rxm", too.
 static bool is_of(const std::string& provider, const std::string& name) {
   return provider == name || provider.starts_with(name + ";");
-}
-
-static std::string provider_of(const fi_info& info) {
-  return info.fabric_attr->prov_name != nullptr ? info.fabric_attr->prov_name : "?";
-}
-static std::string domain_of(const fi_info& info) {
-  return info.domain_attr->name != nullptr ? info.domain_attr->name : "?";
 }
 
 // What we need of a provider. Some refuse bits of the memory registration that they do not know.
@@ -72,47 +64,15 @@ static Info all_infos(const Library& library) {
   return all;
 }
 
-static std::optional<tcp::Ip> ip_of(const fi_info& info) {
-  if (info.addr_format != FI_SOCKADDR_IN && info.addr_format != FI_SOCKADDR_IN6) return {};
-  return info.src_addr != nullptr ? tcp::Ip::of(static_cast<const sockaddr*>(info.src_addr))
-                                  : std::nullopt;
-}
+// Looked at once: a thread may be moved between two looks.
+struct Here {
+  tcp::Ip address;
+  int node = node_here();
+};
 
-static constexpr int kNoBus = -2;
-
-// The memory node of the card, -1 where the system does not say, kNoBus where there is no card.
-static int node_of(const fi_info& info) {
-  const fid_nic* const nic = info.nic;
-  if (nic == nullptr || nic->bus_attr == nullptr || nic->bus_attr->bus_type != FI_BUS_PCI)
-    return kNoBus;
-  const fi_pci_attr& at = nic->bus_attr->attr.pci;
-  char path[96];
-  std::snprintf(path, sizeof path, "/sys/bus/pci/devices/%04x:%02x:%02x.%x/numa_node",
-                unsigned{at.domain_id}, unsigned{at.bus_id}, unsigned{at.device_id},
-                unsigned{at.function_id});
-  int node = -1;
-  std::ifstream(path) >> node;
-  return node;
-}
-
-static int node_here() {
-  unsigned cpu = 0, node = 0;
-  return getcpu(&cpu, &node) == 0 ? static_cast<int>(node) : -1;
-}
-
-static bool link_down(const fi_info& info) {
-  return info.nic != nullptr && info.nic->link_attr != nullptr &&
-         info.nic->link_attr->state == FI_LINK_DOWN;
-}
-
-// Smaller is better: a card whose link is up, near to the processor, of the wanted address.
-static int distance(const fi_info& info, const tcp::Ip& near) {
-  int far = link_down(info) ? 100 : 0;
-  const int node = node_of(info);
-  if (node >= 0 && node != node_here()) far += 10;
-  const auto ip = ip_of(info);
-  if (ip && ip->bytes != near.bytes) far += ip->link_local() ? 3 : ip->loopback() ? 2 : 1;
-  return far;
+static bool nearer(const fi_info& one, const fi_info& other, const Here& here) {
+  return std::pair(distance(one, here.node), detour(one, here.address)) <
+         std::pair(distance(other, here.node), detour(other, here.address));
 }
 
 static std::vector<std::string> wanted_names() {
@@ -134,7 +94,25 @@ static std::string names_in(const fi_info* all) {
   return out.empty() ? "none" : out;
 }
 
+// "mlx5_0, mlx5_1": the cards of the wanted providers that have no link.
+static std::string down_ones(const fi_info* all) {
+  std::set<std::string> domains;
+  const auto names = wanted_names();
+  for (const fi_info* each = all; each != nullptr; each = each->next) {
+    const std::string provider = provider_of(*each);
+    const auto is_one = [&](const std::string& name) { return is_of(provider, name); };
+    if (link_down(*each) && std::ranges::any_of(names, is_one)) domains.insert(domain_of(*each));
+  }
+  std::string out;
+  for (const std::string& each : domains) out += (out.empty() ? "" : ", ") + each;
+  return out;
+}
+
 static Status nothing_fits(const Library& library, const fi_info* all) {
+  if (const std::string down = down_ones(all); !down.empty()) {
+    return {Code::Unavailable, text("ofi: no card has a link: ", down, " of ", library.readable(),
+                                    "; see to the cable, the port or the subnet manager")};
+  }
   const std::string here = library.readable() + " offers " + names_in(all);
   const std::string asked = config::raw("HCCOMM_OFI_PROVIDER");
   if (asked.empty()) {
@@ -150,8 +128,8 @@ static Status nothing_fits(const Library& library, const fi_info* all) {
   return {Code::InvalidArgument, text("ofi: HCCOMM_OFI_PROVIDER=", asked, " is not here; ", here)};
 }
 
-// The infos of the first wanted name that has one, one for each card, nearest first.
-static std::vector<const fi_info*> cards_of(const fi_info* all, const tcp::Ip& near) {
+// The infos of the first wanted name that has one, one for each card with a link, nearest first.
+static std::vector<const fi_info*> cards_of(const fi_info* all, const Here& here) {
   for (const std::string& name : wanted_names()) {
     if (std::ranges::find(kNever, name) != std::end(kNever)) continue;
     // The first form that the library lists is the one it thinks best.
@@ -160,30 +138,32 @@ static std::vector<const fi_info*> cards_of(const fi_info* all, const tcp::Ip& n
     for (const fi_info* each = all; each != nullptr; each = each->next) {
       const std::string provider = provider_of(*each);
       if (!is_of(provider, name) || (!form.empty() && form != provider)) continue;
+      if (link_down(*each)) continue;
       form = provider;
       const fi_info*& best = cards[domain_of(*each)];
-      if (best == nullptr || distance(*each, near) < distance(*best, near)) best = each;
+      if (best == nullptr || nearer(*each, *best, here)) best = each;
     }
     std::vector<const fi_info*> out;
     for (const auto& [domain, info] : cards) out.push_back(info);
-    std::ranges::stable_sort(out, {}, [&](const fi_info* each) { return distance(*each, near); });
+    std::ranges::stable_sort(
+        out, [&](const fi_info* one, const fi_info* other) { return nearer(*one, *other, here); });
     if (!out.empty()) return out;
   }
   return {};
 }
 
-// Those that carry the links. By themselves several are taken only where they are real cards (they
-// say on which bus) and equally near.
-static std::vector<const fi_info*> rails_of(const fi_info* all, const tcp::Ip& near) {
-  std::vector<const fi_info*> cards = cards_of(all, near);
+// Those that carry the links. By themselves several are taken only where they are real cards and
+// equally near; each port of one network has an address of its own, which does not matter then.
+static std::vector<const fi_info*> rails_of(const fi_info* all, const Here& here) {
+  std::vector<const fi_info*> cards = cards_of(all, here);
   const bool all_near = config::raw("HCCOMM_OFI_RAILS") == "auto";
   const std::int64_t wanted = all_near ? 0 : config::integer("HCCOMM_OFI_RAILS");
   std::size_t most = std::min<std::size_t>(cards.size(), kMaxRails);
   if (wanted > 0) most = std::min<std::size_t>(most, static_cast<std::size_t>(wanted));
   std::size_t taken = std::min<std::size_t>(most, 1);
   while (taken < most &&
-         (wanted > 0 || (node_of(*cards[taken]) != kNoBus &&
-                         distance(*cards[taken], near) == distance(*cards[0], near)))) {
+         (wanted > 0 || (is_real(*cards[taken]) &&
+                         distance(*cards[taken], here.node) == distance(*cards[0], here.node)))) {
     ++taken;
   }
   cards.resize(taken);
@@ -195,7 +175,7 @@ Result<std::vector<Choice>> choose(const tcp::Ip& near) {
   if (!found) return found.status();
   const Library& lib = *found.value();
   const Info all = all_infos(lib);
-  const auto rails = rails_of(all.get(), near);
+  const auto rails = rails_of(all.get(), {near});
   if (rails.empty()) return nothing_fits(lib, all.get());
   std::vector<Choice> choices;
   for (const fi_info* each : rails) {
@@ -228,19 +208,31 @@ static std::set<std::string> reach_devices(const Library& library) {
 
 static std::string capabilities(const fi_info& info, bool reaches_devices) {
   const int mr = info.domain_attr->mr_mode;
+  const std::string place = place_of(info);
   return text(
-      "device memory staged (", reaches_devices ? "FI_HMEM offered, not used yet" : "no FI_HMEM",
-      "), ", "inject ", info.tx_attr->inject_size, ", immediate ", info.domain_attr->cq_data_size,
-      " bytes, ", info.domain_attr->data_progress == FI_PROGRESS_AUTO ? "automatic" : "manual",
+      place, place.empty() ? "" : ", ", "device memory staged (",
+      reaches_devices ? "FI_HMEM offered, not used yet" : "no FI_HMEM", "), ", "inject ",
+      info.tx_attr->inject_size, ", immediate ", info.domain_attr->cq_data_size, " bytes, ",
+      info.domain_attr->data_progress == FI_PROGRESS_AUTO ? "automatic" : "manual",
       " progress, registration:", (mr & FI_MR_LOCAL) != 0 ? " local" : "",
       (mr & FI_MR_VIRT_ADDR) != 0 ? " virtual" : "", (mr & FI_MR_PROV_KEY) != 0 ? " own-keys" : "",
       (mr & FI_MR_ENDPOINT) != 0 ? " endpoint" : "",
       (mr & (FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_PROV_KEY | FI_MR_ENDPOINT)) == 0 ? " none" : "");
 }
 
-static std::string why_not(const fi_info& info, bool chosen) {
+// Why a card carries links: "" where there was nothing to choose.
+static std::string why(const fi_info& info, const Here& here) {
+  if (!is_real(info)) return "";
+  const int node = node_of(info);
+  if (node < 0) return "the system does not say which card is near";
+  if (node == here.node) return "on this process's memory node";
+  return text("no nearer one has a link, or HCCOMM_OFI_RAILS: this process is on memory node ",
+              here.node);
+}
+
+static std::string why_not(const fi_info& info, const std::vector<const fi_info*>& rails,
+                           const Here& here) {
   const std::string provider = provider_of(info);
-  if (chosen) return "";
   for (const char* never : kNever) {
     if (is_of(provider, never)) return "never: not reliable or deprecated";
   }
@@ -250,7 +242,13 @@ static std::string why_not(const fi_info& info, bool chosen) {
                                                  : "no real fabric; taken when asked for";
   }
   if (link_down(info)) return "its link is down";
-  return "another one is nearer or listed first";
+  if (rails.empty() || provider_of(*rails.front()) != provider) return "another is listed first";
+  if (distance(info, here.node) > distance(*rails.front(), here.node)) {
+    return text("farther: this process is on memory node ", here.node);
+  }
+  return is_real(info) ? text("HCCOMM_OFI_RAILS: ", rails.size(), " of those as near ",
+                              rails.size() == 1 ? "is" : "are", " taken")
+                       : "another one is nearer or listed first";
 }
 
 Result<std::vector<Finding>> survey() {
@@ -259,7 +257,8 @@ Result<std::vector<Finding>> survey() {
   const Info all = all_infos(*found.value());
   const auto reaching = reach_devices(*found.value());
   auto near = tcp::chosen_interfaces();
-  const auto rails = rails_of(all.get(), near ? near.value().front().ip : tcp::Ip{});
+  const Here here{near ? near.value().front().ip : tcp::Ip{}};
+  const auto rails = rails_of(all.get(), here);
   const auto chosen = [&](const fi_info* each) {
     return std::ranges::find(rails, each) != rails.end();
   };
@@ -273,8 +272,8 @@ Result<std::vector<Finding>> survey() {
       if (chosen(each) != used || !seen.insert(what).second) continue;
       const auto ip = used ? ip_of(*each) : std::nullopt;
       if (ip) what += ", " + ip->text();
-      findings.push_back(
-          {std::move(what), capabilities(*each, reaches), used, why_not(*each, used)});
+      findings.push_back({std::move(what), capabilities(*each, reaches), used,
+                          used ? why(*each, here) : why_not(*each, rails, here)});
     }
   }
   return findings;
