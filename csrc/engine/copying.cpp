@@ -3,8 +3,9 @@
 // Large messages over links that reach into the peer's memory. The receiver pulls what the sender
 // has offered (Ready), piece by piece. A message that the receiver expects the sender writes to its
 // place, which is quicker while the data are in its cache. Who is there alone does it alone; if
-// both are, the sender begins, and from kTogether on the receiver helps: two cores copy twice as
-// fast. The same end should copy the same message from call to call, whose cache lines then stay.
+// both are, the sender begins, and from kTogether on, or where a root has many to serve, the
+// receiver helps: two cores copy twice as fast. Else the same end should copy the same message from
+// call to call: its cache lines stay.
 #include <algorithm>
 #include <utility>
 

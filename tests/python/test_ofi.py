@@ -360,7 +360,9 @@ with hccomm.init(timeout=60.0) as comm:
 
 
 @pytest.mark.parametrize("provider", ["verbs;ofi_rxm", "cxi"])
-def test_two_ranks_with_two_cards_take_them_by_themselves(tmp_path: Path, provider: str) -> None:
+def test_two_ranks_use_both_of_their_cards_and_not_the_one_without_a_link(
+    tmp_path: Path, provider: str
+) -> None:
     """The cards are fakes over net, as strict as cards are; a third one's link is down."""
     environment("system", "net")
     told_by_cards = tmp_path / "cards"
