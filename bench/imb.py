@@ -53,7 +53,7 @@ def main() -> None:
     busy = []
     for turn in range(options.rounds):
         for name, (argv, environ) in commands.items():
-            load = peers._Load()
+            load = peers.Load()
             times = read(run(argv, environ, options.limit))
             busy.append(load.others())
             for key, microseconds in times.items():
@@ -135,12 +135,12 @@ def table(
     lines = [
         f"# {options.ranks} ranks on one host from C, {options.rounds} interleaved rounds",
         "",
-        f"{peers._cpu()}, {os.cpu_count()} cores. `python bench/imb.py {' '.join(sys.argv[1:])}`",
+        f"{peers.cpu()}, {os.cpu_count()} cores. `python bench/imb.py {' '.join(sys.argv[1:])}`",
         "",
         "Medians in microseconds for one call on f32; sizes as IMB counts them (per rank, or per "
         "pair, except for allreduce, bcast and sendrecv). x is the quickest peer / hccomm.",
         "",
-        peers._busy_note(busy),
+        peers.busy_note(busy),
         "",
         f"| collective | bytes | {' | '.join(names)} | x |",
         f"| --- | ---: |{' ---: |' * (len(names) + 1)}",

@@ -202,7 +202,7 @@ def run_once(name: str, options: argparse.Namespace) -> tuple[dict[str, Any] | s
         argv, environ = found
         copies = options.ranks if name in ("hccomm", "oneccl") else 1
         url = unique_url()
-        before = _Load()
+        before = Load()
         jobs = [
             subprocess.Popen(
                 argv,
@@ -245,7 +245,7 @@ def _finish(jobs: list[subprocess.Popen[str]], limit: float) -> str:
     return said
 
 
-class _Load:
+class Load:
     """How many cores' worth of time passed in processes that are not this run's."""
 
     def __init__(self) -> None:
@@ -284,13 +284,13 @@ def table(
     lines = [
         f"# {options.ranks} ranks on one host, {options.rounds} interleaved rounds",
         "",
-        f"{platform.node()}: {_cpu()}, {os.cpu_count()} cores, {platform.platform()}, Python "
+        f"{platform.node()}: {cpu()}, {os.cpu_count()} cores, {platform.platform()}, Python "
         f"{platform.python_version()}. `python bench/peers.py {' '.join(sys.argv[1:])}`",
         "",
         "Median (minimum) of the rounds in microseconds for one call from Python on f32 in host "
         "memory; x is the peer's median / hccomm's, above 1 where hccomm is quicker.",
         "",
-        _busy_note(busy),
+        busy_note(busy),
         "",
         "| collective | bytes | " + " | ".join(names) + " |",
         "| --- | ---: |" + " ---: |" * len(names),
@@ -343,7 +343,7 @@ def _cell(results: dict[str, list[dict[str, Any]]], name: str, key: tuple[str, i
     return text if name == "hccomm" or ratio is None else f"{text} x{ratio:.2f}"
 
 
-def _busy_note(busy: list[float]) -> str:
+def busy_note(busy: list[float]) -> str:
     most, middle = max(busy, default=0.0), statistics.median(busy or [0.0])
     if most < 0.1:
         return "The machine was idle otherwise."
@@ -357,7 +357,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _cpu() -> str:
+def cpu() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -366,7 +366,7 @@ def _cpu() -> str:
 
 def machine() -> str:
     """Return a file name for this machine: processor and cores."""
-    words = "".join(c if c.isalnum() else " " for c in _cpu().lower()).split()
+    words = "".join(c if c.isalnum() else " " for c in cpu().lower()).split()
     return "-".join([*words[:4], f"{os.cpu_count()}cores"])
 
 

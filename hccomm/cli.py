@@ -74,7 +74,7 @@ def doctor(
 def explain(
     collective: str = typer.Argument(help="all_reduce, all_gather, ..."),
     ranks: int = typer.Option(4, help="Ranks of the group."),
-    size: str = typer.Option("64K", "--bytes", help="Bytes of the call's count, like 64K."),
+    size: str = typer.Option("", "--bytes", help="Bytes of the count, like 4M; else 64K."),
     hosts: int = typer.Option(1, help="Equal hosts that the ranks sit on."),
     dtype: str = typer.Option("f32", help="Element type."),
     op: str = typer.Option("sum", help="Reduction."),
@@ -85,8 +85,9 @@ def explain(
 ) -> None:
     """Say which algorithm would serve a call, why, and what the alternatives are."""
     item = benches.SIZES_BY_NAME.get(dtype, 4)
+    nbytes = benches.parse_bytes(size or ("0" if collective == "barrier" else "64K"))
     found = hccomm.explain(
-        collective, count=benches.parse_bytes(size) // item, size=ranks, dtype=dtype, op=op,
+        collective, count=nbytes // item, size=ranks, dtype=dtype, op=op,
         hosts=hosts, rank=rank, plan=plan, islands=islands,
     )  # fmt: skip
     if as_json:

@@ -17,11 +17,6 @@
 
 namespace hccomm::transport {
 
-using test::Collector;
-using test::header_of;
-using test::matches;
-using test::payload_of;
-
 // A transport, and whether HCCOMM_ENCRYPT is set: those that keep secrets must work alike.
 struct Way {
   const Builtin* builtin;
@@ -59,11 +54,13 @@ class EachTransport : public testing::TestWithParam<Way> {
     taken_ = std::move(accepted.link);
   }
   // Sends from one link and polls the other, in turns, until all frames are over.
-  void exchange(Link& from, Link& to, const std::vector<std::size_t>& sizes, Collector& inbox) {
+  void exchange(Link& from, Link& to, const std::vector<std::size_t>& sizes,
+                test::Collector& inbox) {
     const Deadline deadline = soon();
-    Collector unused;
+    test::Collector unused;
     std::vector<std::vector<std::byte>> payloads;
-    for (std::uint32_t i = 0; i < sizes.size(); ++i) payloads.push_back(payload_of(i, sizes[i]));
+    for (std::uint32_t i = 0; i < sizes.size(); ++i)
+      payloads.push_back(test::payload_of(i, sizes[i]));
     std::size_t next = 0;
     Outgoing frame;
     bool offered = false;
@@ -71,7 +68,8 @@ class EachTransport : public testing::TestWithParam<Way> {
            !deadline.passed()) {
       if (next < sizes.size()) {
         if (!offered) {
-          frame = {header_of(static_cast<std::uint32_t>(next), sizes[next]), payloads[next].data()};
+          frame = {test::header_of(static_cast<std::uint32_t>(next), sizes[next]),
+                   payloads[next].data()};
         }
         const Progress progress = from.send(frame);
         from.flush();
@@ -86,7 +84,7 @@ class EachTransport : public testing::TestWithParam<Way> {
     for (std::uint32_t i = 0; i < sizes.size(); ++i) {
       ASSERT_EQ(inbox.messages[i].header.index, i);
       ASSERT_EQ(inbox.messages[i].payload.size(), sizes[i]);
-      EXPECT_TRUE(matches(inbox.messages[i].payload, i)) << "frame of " << sizes[i];
+      EXPECT_TRUE(test::matches(inbox.messages[i].payload, i)) << "frame of " << sizes[i];
     }
   }
 
