@@ -7,16 +7,22 @@
 
 namespace hccomm::transport::shm {
 
-// Kinds of a cell, in the low byte of its control word; the lap, from 1, is above.
+// Kinds of a cell, in the low byte of its control word; the lap, from 1, is in the upper half. The
+// bytes between are those of a short header: its type, flags and length.
 static constexpr std::uint64_t kInline = 1;  // header and payload, whole
 static constexpr std::uint64_t kBlock = 2;   // header; payload or its first part in the area
 static constexpr std::uint64_t kPart = 3;    // a further part of the frame begun by a kBlock
+static constexpr std::uint64_t kShort = 4;   // short header and payload
+static constexpr int kTypeShift = 8, kFlagsShift = 16, kLengthShift = 24, kLapShift = 32;
 
 // The writer hears of free cells while a long poll goes on, not only at its end.
 static constexpr std::uint64_t kTellEvery = kCells / 8;
 
+static constexpr std::size_t kOwnBytes = 4096;  // what a core may well ask for at once
+
 static constexpr std::size_t kHeaderAt = 8;
 static constexpr std::size_t kPayloadAt = kHeaderAt + sizeof(wire::Header);
+static constexpr std::size_t kFingerprintAt = 16, kShortPayloadAt = 24;  // behind the sequence
 
 bool valid_area(std::uint64_t area_bytes) {
   return std::has_single_bit(area_bytes) && area_bytes >= kMinAreaBytes &&
@@ -44,7 +50,10 @@ static std::byte* cell_of(std::byte* memory, std::uint64_t number) {
 
 static std::byte* area_of(std::byte* memory) { return memory + kHeadBytes + kCells * kCellBytes; }
 
-static std::uint64_t lap_of(std::uint64_t number) { return number / kCells + 1; }
+// Two laps that could be taken for each other are 2^32 laps apart.
+static std::uint32_t lap_of(std::uint64_t number) {
+  return static_cast<std::uint32_t>(number / kCells + 1);
+}
 
 static std::atomic_ref<std::uint64_t> control_of(std::byte* cell) {
   return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(cell));
@@ -88,9 +97,12 @@ std::atomic_ref<std::uint32_t> RingWriter::reader_sleep() const noexcept {
 }
 
 Progress RingWriter::send(Outgoing& frame) noexcept {
-  const std::size_t total = sizeof frame.header + frame.header.length;
-  if (frame.header.length <= kInlineBytes) {
-    if (send_inline(frame)) return Progress::Done;
+  const wire::Header& header = frame.header;
+  const std::size_t total = sizeof header + header.length;
+  const bool brief = header.context == context_ && header.length <= kShortBytes &&
+                     (header.address | header.index | header.check | header.source) == 0;
+  if (brief || header.length <= kInlineBytes) {
+    if (brief ? send_short(frame) : send_inline(frame)) return Progress::Done;
   } else {
     while (frame.sent < total && send_block(frame)) {
     }
@@ -99,18 +111,50 @@ Progress RingWriter::send(Outgoing& frame) noexcept {
   return broken_ ? Progress::Broken : Progress::Again;
 }
 
+// Asks for lines that are about to be written. The reader has them in its cache, and stores become
+// visible in order: without this each line waits for the one before.
+static void own(const std::byte* from, std::size_t bytes) {
+  for (std::size_t at = 0; at < std::min(bytes, kOwnBytes); at += kLineBytes) {
+#if defined(__x86_64__)
+    asm volatile("prefetchw %0" ::"m"(from[at]));
+#else
+    __builtin_prefetch(from + at, 1);
+#endif
+  }
+}
+
+static void put_payload(std::byte* at, const Outgoing& frame) {
+  const std::size_t bytes = frame.header.length;
+  if (bytes == 8) {  // the common small message, without a call
+    std::memcpy(at, frame.payload, 8);
+  } else if (bytes != 0) {
+    std::memcpy(at, frame.payload, bytes);
+  }
+}
+
+bool RingWriter::send_short(Outgoing& frame) noexcept {
+  if (!room(area_)) return false;
+  std::byte* cell = cell_of(memory_, cells_);
+  const wire::Header& header = frame.header;
+  if (kShortPayloadAt + header.length > kLineBytes) own(cell, kCellBytes);
+  std::memcpy(cell + kHeaderAt, &header.sequence, sizeof header.sequence);
+  std::memcpy(cell + kFingerprintAt, &header.fingerprint, sizeof header.fingerprint);
+  put_payload(cell + kShortPayloadAt, frame);
+  publish(cell, static_cast<std::uint64_t>(header.type) << kTypeShift |
+                    static_cast<std::uint64_t>(header.flags) << kFlagsShift |
+                    static_cast<std::uint64_t>(header.length) << kLengthShift | kShort);
+  frame.sent = sizeof header + header.length;
+  return true;
+}
+
 bool RingWriter::send_inline(Outgoing& frame) noexcept {
   if (!room(area_)) return false;
   std::byte* cell = cell_of(memory_, cells_);
-  const std::size_t bytes = frame.header.length;
   std::memcpy(cell + kHeaderAt, &frame.header, sizeof frame.header);
-  if (bytes == 8) {  // the common small message, without a call
-    std::memcpy(cell + kPayloadAt, frame.payload, 8);
-  } else if (bytes != 0) {
-    std::memcpy(cell + kPayloadAt, frame.payload, bytes);
-  }
+  put_payload(cell + kPayloadAt, frame);
   publish(cell, kInline);
-  frame.sent = sizeof frame.header + bytes;
+  context_ = frame.header.context;
+  frame.sent = sizeof frame.header + frame.header.length;
   return true;
 }
 
@@ -122,17 +166,24 @@ bool RingWriter::send_block(Outgoing& frame) noexcept {
   const std::uint64_t end = end_of(begin, bytes);
   if (!room(end)) return false;
 
-  std::memcpy(area_of(memory_) + begin % area_bytes_, frame.payload + done, bytes);
   std::byte* cell = cell_of(memory_, cells_);
-  if (first) std::memcpy(cell + kHeaderAt, &frame.header, sizeof frame.header);
+  std::byte* at = area_of(memory_) + begin % area_bytes_;
+  own(cell, kLineBytes);
+  own(at, bytes);
+  std::memcpy(at, frame.payload + done, bytes);
+  if (first) {
+    std::memcpy(cell + kHeaderAt, &frame.header, sizeof frame.header);
+    context_ = frame.header.context;
+  }
   publish(cell, first ? kBlock : kPart);
   area_ = end;
   frame.sent = sizeof frame.header + done + bytes;
   return true;
 }
 
-void RingWriter::publish(std::byte* cell, std::uint64_t kind) noexcept {
-  control_of(cell).store(lap_of(cells_) << 8 | kind, std::memory_order_release);
+void RingWriter::publish(std::byte* cell, std::uint64_t what) noexcept {
+  const std::uint64_t lap = lap_of(cells_);
+  control_of(cell).store(lap << kLapShift | what, std::memory_order_release);
   ++cells_;
 }
 
@@ -172,7 +223,7 @@ std::atomic_ref<std::uint32_t> RingReader::my_sleep() const noexcept {
 bool RingReader::ready() const noexcept {
   const std::uint64_t control =
       control_of(cell_of(memory_, cells_)).load(std::memory_order_acquire);
-  return control >> 8 == lap_of(cells_);
+  return control >> kLapShift == lap_of(cells_);
 }
 
 RingReader::Taken RingReader::poll(Inbox& inbox, std::size_t budget) noexcept {
@@ -193,14 +244,40 @@ void RingReader::tell_cells() noexcept {
   std::atomic_ref(head_of(memory_).cells_read).store(cells_, std::memory_order_release);
 }
 
+// A header that was written whole.
+wire::Header RingReader::header_in(const std::byte* cell) {
+  wire::Header header;
+  std::memcpy(&header, cell + kHeaderAt, sizeof header);
+  context_ = header.context;
+  return header;
+}
+
+static wire::Header short_header_in(const std::byte* cell, std::uint64_t control,
+                                    std::uint64_t context) {
+  wire::Header header;
+  header.type = static_cast<wire::Type>(control >> kTypeShift & 0xff);
+  header.flags = control >> kFlagsShift & 0xff;
+  header.length = control >> kLengthShift & 0xff;
+  header.context = context;
+  std::memcpy(&header.sequence, cell + kHeaderAt, sizeof header.sequence);
+  std::memcpy(&header.fingerprint, cell + kFingerprintAt, sizeof header.fingerprint);
+  return header;
+}
+
 // Takes one cell; gives the bytes it stood for, 0 when it is bad.
 std::size_t RingReader::take(Inbox& inbox) {
   std::byte* cell = cell_of(memory_, cells_);
-  const std::uint64_t kind = control_of(cell).load(std::memory_order_acquire) & 0xff;
+  const std::uint64_t control = control_of(cell).load(std::memory_order_acquire);
+  const std::uint64_t kind = control & 0xff;
   std::size_t bytes = 0;
-  if (kind == kInline && left_ == 0) {
-    wire::Header header;
-    std::memcpy(&header, cell + kHeaderAt, sizeof header);
+  if (kind == kShort && left_ == 0) {
+    const wire::Header header = short_header_in(cell, control, context_);
+    if (header.length > kShortBytes)
+      return bad("a short cell claims payload bytes:", header.length);
+    inbox.deliver(header, cell + kShortPayloadAt);
+    bytes = header.length;
+  } else if (kind == kInline && left_ == 0) {
+    const wire::Header header = header_in(cell);
     if (header.length > kInlineBytes) return bad("a cell claims payload bytes:", header.length);
     inbox.deliver(header, cell + kPayloadAt);
     bytes = header.length;
@@ -217,7 +294,7 @@ std::size_t RingReader::take(Inbox& inbox) {
 std::size_t RingReader::take_block(Inbox& inbox, const std::byte* cell, bool first) {
   wire::Header header;
   if (first) {
-    std::memcpy(&header, cell + kHeaderAt, sizeof header);
+    header = header_in(cell);
     if (header.length <= kInlineBytes) return bad("a block claims payload bytes:", header.length);
     left_ = header.length;
     discarded_ = false;

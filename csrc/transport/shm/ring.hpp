@@ -6,14 +6,16 @@
 //   head page   what the reader says: how far it has read (line 1), whether it sleeps (line 2);
 //               what the writer says beside the queue: offers that it has withdrawn
 //   places      what the writer expects, and where (places.hpp)
-//   cells       512 of 128 bytes: control word, header, 72 bytes of payload
+//   cells       512 of 128 bytes: control word, header, 72 bytes of payload or more
 //   area        payloads that do not fit a cell, in the order of their cells
 //
 // The control word is the readiness flag: it holds the lap of the queue, so a cell needs no
-// clearing, and it shares its cache line with the header and the first 8 bytes of payload, so a
-// small message is one line that moves from core to core. How a payload is cut and where it lies in
-// the area follow from its length and the payloads before it: both sides compute it, so the reader
-// uses no offset and no part size that the peer wrote, and the header only as a copy of its own.
+// clearing, and it shares its cache line with the header and the first bytes of payload, so a
+// small message is one line that moves from core to core. A header that says nothing new but its
+// sequence and fingerprint is written short: then 40 bytes of payload fit that line, else 8. How a
+// payload is cut and where it lies in the area follow from its length and the payloads before it:
+// both sides compute it, so the reader uses no offset and no part size that the peer wrote, and the
+// header only as a copy of its own.
 #pragma once
 
 #include <atomic>
@@ -32,7 +34,8 @@ inline constexpr std::size_t kPlacesAt = 4096;
 inline constexpr std::size_t kCells = 512;
 inline constexpr std::size_t kCellBytes = 128;
 inline constexpr std::size_t kInlineBytes = kCellBytes - 8 - sizeof(wire::Header);
-inline constexpr std::size_t kChunkBytes = 32 * 1024;  // largest payload of one cell
+inline constexpr std::size_t kShortBytes = kCellBytes - 24;  // likewise, after a short header
+inline constexpr std::size_t kChunkBytes = 32 * 1024;        // largest payload of one cell
 inline constexpr std::size_t kMinAreaBytes = 4 * kChunkBytes;
 inline constexpr std::size_t kMaxAreaBytes = std::size_t{1} << 30;
 
@@ -80,14 +83,16 @@ class RingWriter {
   std::atomic_ref<std::uint32_t> reader_sleep() const noexcept;
 
  private:
+  bool send_short(Outgoing& frame) noexcept;
   bool send_inline(Outgoing& frame) noexcept;
   bool send_block(Outgoing& frame) noexcept;
   bool room(std::uint64_t area_end) noexcept;
   bool refresh() noexcept;
-  void publish(std::byte* cell, std::uint64_t kind) noexcept;
+  void publish(std::byte* cell, std::uint64_t what) noexcept;
 
   std::byte* memory_;
   std::size_t area_bytes_;
+  std::uint64_t context_ = 0;     // of the last header written whole
   std::uint64_t cells_ = 0;       // cells written
   std::uint64_t area_ = 0;        // area used, gaps included
   std::uint64_t cells_read_ = 0;  // the reader's, as last seen
@@ -112,9 +117,19 @@ class RingReader {
   // The rest of the frame that is arriving in parts goes nowhere; Inbox::end() still comes.
   void discard() noexcept { discarded_ = left_ != 0; }
   std::atomic_ref<std::uint32_t> my_sleep() const noexcept;
+  // Whether a quarter of the ring has come free since told(). A writer that waits for room while
+  // less than that is free has left us a quarter to read, at the least.
+  bool owes_much() const noexcept {
+    return cells_ - told_cells_ >= kCells / 4 || area_ - told_area_ >= area_bytes_ / 4;
+  }
+  void told() noexcept {
+    told_cells_ = cells_;
+    told_area_ = area_;
+  }
 
  private:
   std::size_t take(Inbox& inbox);
+  wire::Header header_in(const std::byte* cell);
   std::size_t take_block(Inbox& inbox, const std::byte* cell, bool first);
   std::size_t bad(const char* what, std::uint64_t value);
   void tell_cells() noexcept;
@@ -122,9 +137,11 @@ class RingReader {
 
   std::byte* memory_;
   std::size_t area_bytes_;
-  std::uint64_t cells_ = 0;  // cells read
-  std::uint64_t area_ = 0;   // area read, gaps included
-  std::uint64_t left_ = 0;   // payload still to come of the frame in hand
+  std::uint64_t context_ = 0;  // of the last header read whole
+  std::uint64_t cells_ = 0;    // cells read
+  std::uint64_t area_ = 0;     // area read, gaps included
+  std::uint64_t told_cells_ = 0, told_area_ = 0;
+  std::uint64_t left_ = 0;  // payload still to come of the frame in hand
   std::byte* direct_ = nullptr;
   bool discarded_ = false;
   std::string fault_;

@@ -106,8 +106,9 @@ bool ShmLink::peer_waits_for_room() const noexcept {
   return writer_.reader_sleep().load(std::memory_order_relaxed) == kForFramesAndRoom;
 }
 
+// To look costs a fence on the way back to the caller.
 void ShmLink::flush() noexcept {
-  if (owes_frames_ || owes_room_) ring_if_asleep();
+  if (owes_frames_ || (owes_room_ && reader_.owes_much())) ring_if_asleep();
 }
 
 // The peer stores its sleep, then looks at the ring; we wrote the ring, now look at its sleep. With
@@ -118,6 +119,7 @@ void ShmLink::ring_if_asleep() noexcept {
   const std::uint32_t found = sleep.load(std::memory_order_relaxed);
   const bool wanted = found != kAwake && (owes_frames_ || found != kForFrames);
   owes_frames_ = owes_room_ = false;
+  reader_.told();
   if (wanted && sleep.exchange(kAwake, std::memory_order_acq_rel) != kAwake) parts_.bell.ring();
 }
 
@@ -128,7 +130,7 @@ bool ShmLink::sleeping(bool asleep) noexcept {
 }
 
 bool ShmLink::fall_asleep() noexcept {
-  flush();
+  if (owes_frames_ || owes_room_) ring_if_asleep();
   asleep_ = true;
   reader_.my_sleep().store(blocked_ ? kForFramesAndRoom : kForFrames, std::memory_order_relaxed);
   full_fence();

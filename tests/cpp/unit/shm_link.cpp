@@ -276,7 +276,7 @@ TEST(ShmLink, ADamagedRingBreaksTheLinkWithIntegrity) {
   std::thread other([&] { at_b = exchange(sockets.b.get(), getpid(), {}, soon()).take(); });
   at_a = exchange(sockets.a.get(), getpid(), {}, soon()).take();
   other.join();
-  const std::uint64_t control = std::uint64_t{1} << 8 | 77;
+  const std::uint64_t control = std::uint64_t{1} << 32 | 77;
   std::memcpy(at_a.mine.data() + kHeadBytes, &control, sizeof control);
   const auto link = make_link(std::move(sockets.b), getpid(), std::move(at_b)).take();
 

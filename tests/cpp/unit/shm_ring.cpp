@@ -36,6 +36,20 @@ struct Ring {
   RingReader reader{memory(), area};
 };
 
+// Keeps the last frame's header, whole.
+struct Last final : Inbox {
+  void deliver(const wire::Header& header, const std::byte* bytes) override {
+    last = header;
+    payload.assign(bytes, bytes + header.length);
+  }
+  Placement begin(const wire::Header&) override { return {}; }
+  void consume(const std::byte*, std::size_t) override {}
+  void end() override {}
+
+  wire::Header last;
+  std::vector<std::byte> payload;
+};
+
 // Sends the frame, reading whenever the ring is full.
 void carry(Ring& ring, const Frame& frame, Recorder& inbox) {
   Outgoing out = frame.outgoing();
@@ -67,6 +81,39 @@ TEST(ShmRing, CarriesEveryOddSizeUnchangedIntoBothPlacements) {
       ASSERT_EQ(inbox.frames.size(), 1U) << sizes[i];
       ASSERT_EQ(inbox.frames.back(), frame) << sizes[i];
       inbox.frames.clear();
+    }
+  }
+}
+
+// Which headers are written short follows from what differs: each field, alone and in turn with
+// frames of another context, must come out as it went in.
+TEST(ShmRing, EveryFieldOfAHeaderArrivesWhetherItIsWrittenShortOrWhole) {
+  wire::Header plain;
+  plain.type = wire::Type::Tagged;
+  plain.context = 7;
+  plain.sequence = ~std::uint64_t{0};
+  plain.fingerprint = ~std::uint64_t{1};
+  std::vector<wire::Header> headers(8, plain);
+  headers[1].flags = 0xff;
+  headers[2].index = 1;
+  headers[3].source = 1;
+  headers[4].check = 1;
+  headers[5].address = std::uint64_t{1} << 63;
+  headers[6].context = 8;
+  headers[7].type = wire::Type::Data;
+  for (const std::size_t bytes : {0, 8, 40, 41, 72, 73, 104, 105, 4000}) {
+    Ring ring;
+    Last inbox;
+    const Frame content = pattern(bytes, 1);
+    for (int round = 0; round < 200; ++round) {
+      wire::Header header = headers[round * 5 % headers.size()];
+      header.length = bytes;
+      Outgoing out{header, content.payload.data(), 0};
+      ASSERT_EQ(ring.writer.send(out), Progress::Done);
+      ASSERT_EQ(out.sent, sizeof header + bytes);
+      ASSERT_EQ(ring.reader.poll(inbox, 1), RingReader::Taken::Some);
+      ASSERT_EQ(std::memcmp(&inbox.last, &header, sizeof header), 0) << bytes << " " << round;
+      ASSERT_EQ(inbox.payload, content.payload) << bytes << " " << round;
     }
   }
 }
@@ -108,6 +155,23 @@ TEST(ShmRing, HoldsTheWriterUpWhileTheReaderIsSlowAndKeepsTheOrder) {
 
   ASSERT_EQ(inbox.frames.size(), sent + 1);
   for (std::size_t i = 0; i <= sent; ++i) ASSERT_EQ(inbox.frames[i], pattern(40, i));
+}
+
+TEST(ShmRing, OwesMuchOnceAQuarterOfTheCellsOrOfTheAreaHasComeFree) {
+  for (const std::size_t bytes : {std::size_t{8}, kChunkBytes}) {
+    Ring ring;
+    Recorder inbox(false);
+    const std::size_t quarter = bytes == 8 ? kCells / 4 : kMinAreaBytes / kChunkBytes / 4;
+    for (int round = 0; round < 2; ++round) {
+      for (std::size_t i = 0; i < quarter; ++i) {
+        EXPECT_FALSE(ring.reader.owes_much()) << bytes << " " << i;
+        carry(ring, pattern(bytes, i), inbox);
+        ASSERT_EQ(ring.reader.poll(inbox, 1), RingReader::Taken::Some);
+      }
+      EXPECT_TRUE(ring.reader.owes_much()) << bytes;
+      ring.reader.told();
+    }
+  }
 }
 
 TEST(ShmRing, PollStopsNearItsBudget) {
@@ -179,11 +243,22 @@ class ShmRingDamaged : public testing::Test {
 };
 
 TEST_F(ShmRingDamaged, InlineLengthBeyondTheCell) {
-  carry(ring, pattern(8, 0), inbox);
+  Frame frame = pattern(8, 0);
+  Outgoing out = frame.outgoing();
+  out.header.context = 1;  // so that it is written whole
+  ASSERT_EQ(ring.writer.send(out), Progress::Done);
   put(kLengthAt, kInlineBytes + 1);
 
   EXPECT_EQ(poll(), RingReader::Taken::Bad);
   EXPECT_NE(ring.reader.fault().find("73"), std::string::npos);
+}
+
+TEST_F(ShmRingDamaged, ShortLengthBeyondTheCell) {
+  carry(ring, pattern(8, 0), inbox);
+  ring.cell(0)[3] = std::byte{kShortBytes + 1};
+
+  EXPECT_EQ(poll(), RingReader::Taken::Bad);
+  EXPECT_NE(ring.reader.fault().find("105"), std::string::npos);
 }
 
 TEST_F(ShmRingDamaged, BlockTooShortForOne) {
@@ -202,9 +277,9 @@ TEST_F(ShmRingDamaged, HugeLengthIsOnlyACountOfParts) {
 }
 
 TEST_F(ShmRingDamaged, UnknownKindOrAPartWithoutAFrame) {
-  for (const std::uint64_t kind : {0, 3, 4, 255}) {
+  for (const std::uint64_t kind : {0, 3, 5, 255}) {
     Ring fresh;
-    const std::uint64_t control = std::uint64_t{1} << 8 | kind;
+    const std::uint64_t control = std::uint64_t{1} << 32 | kind;
     std::memcpy(fresh.cell(0), &control, sizeof control);
 
     EXPECT_EQ(fresh.reader.poll(inbox, 1), RingReader::Taken::Bad) << kind;
@@ -213,7 +288,7 @@ TEST_F(ShmRingDamaged, UnknownKindOrAPartWithoutAFrame) {
 
 TEST_F(ShmRingDamaged, AFrameInsideAFrame) {
   carry(ring, pattern(kChunkBytes + 1, 0), inbox);
-  const std::uint64_t control = std::uint64_t{1} << 8 | 1;
+  const std::uint64_t control = std::uint64_t{1} << 32 | 1;
   std::memcpy(ring.cell(1), &control, sizeof control);
 
   EXPECT_EQ(poll(), RingReader::Taken::Bad);
