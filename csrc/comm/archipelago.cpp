@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <numeric>
-#include <thread>
 
+#include "base/log.hpp"
 #include "collective/collective.hpp"
 #include "plan/shape.hpp"
 
@@ -42,21 +42,19 @@ Status Archipelago::open() {
   return {};
 }
 
-// Waits for what is enqueued, a while: nothing may be in use any more.
-void Archipelago::drain() {
-  if (done_.native == nullptr) return;
-  if (!where_.runtime->event_record(done_, stream_).ok()) return;
-  const Deadline deadline = Deadline::after(Seconds(2));
-  while (!deadline.passed()) {
-    auto come = where_.runtime->event_query(done_);
-    if (!come.ok() || come.value()) return;
-    std::this_thread::sleep_for(std::chrono::microseconds(50));
-  }
+bool Archipelago::drain() {
+  return done_.native == nullptr || Ferry::drain(*where_.runtime, done_, stream_);
 }
 
 Archipelago::~Archipelago() {
   if (where_.runtime == nullptr) return;
-  drain();
+  const bool quiet = drain();
+  if (!quiet) {  // the library, or a copy, goes on using all of it
+    HCCOMM_LOG(Warn, "islands: work on ", where_.name, ":", where_.index,
+               " does not end; its memory stays where it is");
+    abort();
+    return;
+  }
   group_.reset();
   device::Runtime& runtime = *where_.runtime;
   for (Slot& slot : slots_) {
@@ -272,13 +270,14 @@ Status Archipelago::run(const Request& request, const Gate (&gates)[2], Watch& w
     status = where_.runtime->event_record(done_, stream_);
     if (status.ok()) status = watch.await(*where_.runtime, done_, group_.get());
   }
+  bool quiet = true;
   if (!status.ok() && !guests.empty()) {  // the library may be at work on them
     abort();
-    drain();
+    quiet = drain();
   }
   for (Guest& guest : guests) {
     if (status.ok() && guest.back) status = pass(guest, false, watch);
-    if (guest.memory.empty() && guest.place.handle != nullptr) {
+    if (quiet && guest.memory.empty() && guest.place.handle != nullptr) {
       where_.runtime->release(where_.index, guest.place);
     }
   }

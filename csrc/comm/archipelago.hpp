@@ -58,7 +58,8 @@ class Archipelago {
   // Requires: !refuses(), and the request has been checked.
   Status run(const Request& request, const Gate (&gates)[2], Watch& watch);
   void abort();
-  void drain();
+  // Waits for what is enqueued, a while: false where it does not end.
+  bool drain();
   bool direct() const { return chart_.islands.size() == 1; }
   // Shares the rails by how fast they were; every rank brings its own, in rank order.
   double rate() const { return busy_ > 0 ? static_cast<double>(crossed_) / busy_ : 0; }

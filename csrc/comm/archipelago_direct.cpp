@@ -56,6 +56,7 @@ Status Archipelago::messages(Work& work) {
     return address(place) + offset * work.element;
   };
   Status status = group_->begin();
+  if (!status.ok()) return status;
   const auto send = [&](std::byte* from, std::uint64_t count, int peer) {
     if (status.ok() && count > 0) {
       status = group_->send(from, count * work.element, peer, stream_.native);

@@ -2,14 +2,34 @@
 #include "comm/ferry.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
+
+#include "base/log.hpp"
 
 namespace hccomm::comm {
 
+// A wait that ended early has left a copy behind.
 Ferry::~Ferry() {
+  if (event_.native != nullptr && !drain(runtime_, event_, stream_)) {
+    HCCOMM_LOG(Warn, "islands: a copy does not end; its memory stays pinned");
+    return;
+  }
   if (event_.native != nullptr) runtime_.event_destroy(event_);
   if (block_ != nullptr) runtime_.host_free(index_, block_);
   if (stream_.native != nullptr) runtime_.stream_destroy(stream_);
+}
+
+bool Ferry::drain(device::Runtime& runtime, device::Event event, device::Stream stream) {
+  if (!runtime.event_record(event, stream).ok()) return true;
+  const Deadline deadline = Deadline::after(Seconds(2));
+  while (!deadline.passed()) {
+    auto come = runtime.event_query(event);
+    if (!come.ok() || come.value()) return true;
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  return false;
 }
 
 Status Ferry::open() {
@@ -26,7 +46,9 @@ Status Ferry::open() {
 
 Status Ferry::wait(Watch& watch) {
   Status status = runtime_.event_record(event_, stream_);
-  return status.ok() ? watch.await(runtime_, event_, nullptr) : status;
+  if (status.ok()) status = watch.await(runtime_, event_, nullptr);
+  if (!status.ok()) (void)drain(runtime_, event_, stream_);  // the arrays are the caller's then
+  return status;
 }
 
 Status Ferry::out(std::byte* host, device::Place from, std::uint64_t bytes, Watch& watch) {

@@ -21,6 +21,10 @@ class Ferry {
   Status out(std::byte* host, device::Place from, std::uint64_t bytes, Watch& watch);
   Status in(device::Place to, const std::byte* host, std::uint64_t bytes, Watch& watch);
 
+  // Waits for what is in the stream, a while: false where that does not end, and goes on using its
+  // memory. True where the device is lost. The event is the caller's.
+  static bool drain(device::Runtime& runtime, device::Event event, device::Stream stream);
+
  private:
   static constexpr std::uint64_t kBlock = 1 << 20;
   Status open();

@@ -77,6 +77,8 @@ Islands::~Islands() {
     if (busy_ && archipelago_ != nullptr) archipelago_->abort();
   }
   if (worker_.joinable()) worker_.join();
+  // A library may want all ranks to leave together, and some may be gone.
+  if (archipelago_ != nullptr && !parent_.trouble().ok()) archipelago_->abort();
 }
 
 Islands::Way Islands::judge(const plan::Call& call) {
@@ -126,7 +128,8 @@ void Islands::drop_gates(Job& job) {
   }
 }
 
-Islands::Job Islands::make_job(const Request& request) {
+// `seen`: what seen_ was before. A call that is refused counts nowhere, and may come again, right.
+Islands::Job Islands::make_job(const Request& request, std::uint64_t seen) {
   Job job;
   job.request = request;
   job.request.timeout = parent_.timeout_of(request.timeout);
@@ -135,6 +138,7 @@ Islands::Job Islands::make_job(const Request& request) {
     gate(job);
   } catch (...) {
     drop_gates(job);
+    seen_ = seen;
     throw;
   }
   return job;
@@ -155,13 +159,14 @@ engine::Operation* Islands::start(const Request& request) {
   std::list<Job>::iterator job;  // serve() does not take it before it has a handle
   {
     const std::lock_guard lock(mutex_);
+    const std::uint64_t seen = seen_;
     note_place(request);
     std::optional<Way> way;
     if (idle()) way = judge(request.call);
     if (way == Way::Own) return nullptr;
     // First: without a thread nothing may be in the queue.
     if (!worker_.joinable()) worker_ = std::thread([this] { serve(); });
-    job = jobs_.insert(jobs_.end(), make_job(request));
+    job = jobs_.insert(jobs_.end(), make_job(request, seen));
     job->way = way;
     job->tag = next_tag_++;
   }
@@ -188,10 +193,11 @@ std::optional<Status> Islands::run(const Request& request) {
   Job job;
   std::unique_lock lock(mutex_);
   if (idle()) {
+    const std::uint64_t seen = seen_;
     note_place(request);
     const Way way = judge(request.call);
     if (way == Way::Own) return std::nullopt;
-    job = make_job(request);
+    job = make_job(request, seen);
     job.way = way;
     busy_ = true;
     lock.unlock();
@@ -258,7 +264,7 @@ void Islands::finish(Job& job, const Status& status) {
     parent_.fail(status);  // first: aborting the library makes its other ranks fail as well
     if (archipelago_ != nullptr) {
       archipelago_->abort();
-      archipelago_->drain();  // the caller may free its arrays then
+      (void)archipelago_->drain();  // the caller may free its arrays then
     }
   }
   drop_gates(job);
@@ -279,7 +285,9 @@ void Islands::use(const DeviceBuffer& mine) {
   Job job;
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return idle(); });
+    if (!changed_.wait_for(lock, parent_.timeout_of(Seconds(0)), [&] { return idle(); })) {
+      throw Error(Code::Timeout, "use_islands: earlier calls have not ended; wait for them first");
+    }
     if (state_ == State::On) {
       throw Error(Code::InvalidArgument, "use_islands: this communicator has islands already");
     }

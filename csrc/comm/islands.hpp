@@ -68,7 +68,7 @@ class Islands {
   // islands.cpp
   Way judge(const plan::Call& call);
   bool idle() const { return !busy_ && jobs_.empty(); }
-  Job make_job(const Request& request);
+  Job make_job(const Request& request, std::uint64_t seen);
   void note_place(const Request& request);
   void gate(Job& job);
   static void drop_gates(Job& job);
@@ -87,8 +87,10 @@ class Islands {
   // islands_agree.cpp
   Status agree(Job* job, Watch& watch);
   Status share(const Status& mine, Watch& watch);
-  Status join(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch);
-  Status meet(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch);
+  Status join(const Chart& chart, const engine::Where& where, std::unique_ptr<native::Group>& group,
+              Watch& watch);
+  Status meet(const Chart& chart, const engine::Where& where, std::unique_ptr<native::Group>& group,
+              Watch& watch);
   Communicator& everyone(std::unique_ptr<Communicator>& which, const char* name);
   Communicator& talk() { return everyone(talk_, "islands.talk"); }
   Communicator& alarm() { return everyone(alarm_, "islands.alarm"); }

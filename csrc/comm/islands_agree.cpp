@@ -110,11 +110,12 @@ static Chart chart_of(const std::vector<Told>& all, std::vector<std::vector<int>
 }
 
 // Joins the vendor's group. Where a rank cannot, the others of its island need not wait for it.
-Status Islands::join(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch) {
+Status Islands::join(const Chart& chart, const engine::Where& where,
+                     std::unique_ptr<native::Group>& group, Watch& watch) {
   if (chart.islands[static_cast<std::size_t>(chart.island)].size() < 2) return {};
   const auto& ranks = chart.islands[static_cast<std::size_t>(chart.island)];
   members_ = parent_.group(ranks, "islands.members", Seconds(0), false);
-  const Status status = meet(chart, group, watch);
+  const Status status = meet(chart, where, group, watch);
   if (!status.ok()) members_->fail(Status(Code::Aborted, "islands: another rank cannot join"));
   return status;
 }
@@ -159,9 +160,10 @@ static Result<std::string> share_id(Communicator& members, native::Library& libr
 }
 
 // All ranks of the island join with the id.
-Status Islands::meet(const Chart& chart, std::unique_ptr<native::Group>& group, Watch& watch) try {
-  engine::Where where = locate("islands", place_).take();
-  native::Library* library = native::library(static_cast<device::Kind>(place_.kind)).take();
+Status Islands::meet(const Chart& chart, const engine::Where& where,
+                     std::unique_ptr<native::Group>& group, Watch& watch) try {
+  const device::Kind kind = device::Registry::global().kind(std::string(where.name)).take();
+  native::Library* library = native::library(kind).take();
   auto id = share_id(*members_, *library, watch);
   if (!id.ok()) return id.status();
   // The library blocks until all have come, which nobody can end: on a thread of its own, that is
@@ -204,15 +206,20 @@ Status Islands::agree(Job* job, Watch& watch) {
   engine::Where where;
   Status status;
   const std::string hint = hint_of(parent_.card_of(parent_.rank())).value_or(";");
+  DeviceBuffer place;  // later calls, which are being queued meanwhile, may lie elsewhere
+  {
+    const std::lock_guard lock(mutex_);
+    place = place_;
+  }
   told.settled = hint.starts_with(";") || job == nullptr ? 1 : 0;
-  if (place_.kind != 0) {
-    Result<engine::Where> found = locate("islands", place_);
+  if (place.kind != 0) {
+    Result<engine::Where> found = locate("islands", place);
     if (found.ok()) {
       where = found.value();
       told.settled = 1;
       put(told.kind, std::string(where.name));
       put(told.device, device_name(where));
-      auto library = native::library(static_cast<device::Kind>(place_.kind));
+      auto library = native::library(static_cast<device::Kind>(place.kind));
       if (library.ok()) tell_library(*library.value(), told);
     } else if (job == nullptr) {
       status = found.status();
@@ -248,11 +255,12 @@ Status Islands::agree(Job* job, Watch& watch) {
   }
   Chart chart = chart_of(all, std::move(islands), parent_.rank());
   std::unique_ptr<native::Group> group;
-  status = join(chart, group, watch);
+  status = join(chart, where, group, watch);
   auto made = std::make_unique<Archipelago>(parent_, std::move(chart), where, std::move(group));
   if (status.ok()) status = made->open();
   const Status shared = share(status, watch);
   if (!shared.ok()) {
+    made->abort();  // a library may want all its ranks to leave together, and some are not there
     if (!parent_.trouble().ok()) return parent_.trouble();
     if (fails_ || job == nullptr) return shared;
     turn_off(shared.text());

@@ -56,7 +56,8 @@ class Group {
   // where Library::lacks_messages() is "".
   virtual Status send(const void* in, std::uint64_t bytes, int peer, void* stream);
   virtual Status recv(void* out, std::uint64_t bytes, int peer, void* stream);
-  // Calls between them start together, where the library can.
+  // Calls between them start together, where the library can. Requires: end() after each begin()
+  // that was Ok, and after no other, by the same thread.
   virtual Status begin() { return {}; }
   virtual Status end() { return {}; }
   virtual Status health() = 0;  // an error that came behind the caller's back
@@ -67,7 +68,8 @@ class Group {
 template <typename Calls>
 Status together(Group& group, Calls&& calls) {
   Status status = group.begin();
-  if (status.ok()) status = calls();
+  if (!status.ok()) return status;
+  status = calls();
   const Status ended = group.end();
   return status.ok() ? ended : status;
 }

@@ -16,21 +16,27 @@ namespace hccomm::native {
 
 // Owns:   nothing: who take()s the communicator ends it.
 // Thread: any.
-// Fails:  use() with Code::Aborted once it has been taken.
+// Fails:  use() with Code::Aborted once it has been taken, enter() with nullptr.
 class Handle {
  public:
   explicit Handle(void* comm) : comm_(comm) {}
 
   template <typename Body>
   Status use(const std::string& library, Body&& body) {
-    inside_.fetch_add(1);  // before the look: take() sees one of the two
-    void* const own = comm_.load();
+    void* const own = enter();
     Status status = own != nullptr
                         ? std::forward<Body>(body)(own)
                         : Status(Code::Aborted, text(library, ": the group was aborted"));
-    inside_.fetch_sub(1);
+    leave();
     return status;
   }
+
+  // A call that lasts until leave(): nullptr where it has been taken.
+  void* enter() {
+    inside_.fetch_add(1);  // before the look: take() sees one of the two
+    return comm_.load();
+  }
+  void leave() { inside_.fetch_sub(1); }
 
   // nullptr: taken already. Calls that are in it return first, but for one that blocks: that is
   // what the vendor's abort is for.

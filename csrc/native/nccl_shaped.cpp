@@ -110,6 +110,7 @@ class NcclGroup final : public Group {
   Status call(const char* what, Call&& body);
   template <typename Call>
   Status reduction(const char* what, const Reduction& how, Call&& body);
+  Status enclose(const char* what, int (*function)());
 
   const NcclShaped& library_;
   Handle comm_;
@@ -300,13 +301,26 @@ Status NcclGroup::recv(void* out, std::uint64_t bytes, int peer, void* stream) {
     return library_.calls.recv(out, bytes, kBytes, peer, own, stream);
   });
 }
+// What is begun is the thread's, whatever communicators it calls: it has to be ended, and abort()
+// waits until it is, or this thread's later calls on others would never start.
 Status NcclGroup::begin() {
-  if (library_.calls.begin == nullptr) return {};
-  return call("GroupStart", [&](void*) { return library_.calls.begin(); });
+  if (library_.calls.begin == nullptr || library_.calls.end == nullptr) return {};
+  Status status(Code::Aborted, text(library_.name(), ": the group was aborted"));
+  if (comm_.enter() != nullptr) status = enclose("GroupStart", library_.calls.begin);
+  if (!status.ok()) comm_.leave();
+  return status;
 }
 Status NcclGroup::end() {
-  if (library_.calls.end == nullptr) return {};
-  return call("GroupEnd", [&](void*) { return library_.calls.end(); });
+  if (library_.calls.begin == nullptr || library_.calls.end == nullptr) return {};
+  const Status status = enclose("GroupEnd", library_.calls.end);
+  comm_.leave();
+  return status;
+}
+Status NcclGroup::enclose(const char* what, int (*function)()) {
+  return runtime_.on_device(device_, [&] {
+    const int code = function();
+    return code == 0 ? Status() : library_.failed(code, what);
+  });
 }
 
 Status NcclGroup::health() {

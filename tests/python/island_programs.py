@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import numpy as np
+from device_programs import PretendedArray
 from fake_arrays import CudaArray, FakeArray
 
 import hccomm
@@ -146,6 +147,21 @@ def elsewhere(comm: hccomm.Communicator) -> str:
         group.reduce_scatter(parts, out=parts[group.rank])
         assert np.all(parts[group.rank] == group.size)
         return str(group.describe()["islands"]["state"])
+
+
+def refused_first(comm: hccomm.Communicator) -> list[str]:
+    """Rank 2 twice names a device that is not there; then all make the call."""
+    said = []
+    with comm.group(range(comm.size)) as group:
+        for _ in range(2 if comm.rank == 2 else 0):
+            try:
+                group.all_reduce(PretendedArray("cuda", 7))
+            except hccomm.InvalidArgument as error:
+                said.append(str(error))
+        data = place(group, np.ones(20_001, np.float32))
+        group.all_reduce(data, timeout=20.0)
+        assert np.all(back(data) == comm.size)
+    return said
 
 
 def leaves(comm: hccomm.Communicator) -> str:

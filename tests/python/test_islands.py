@@ -88,6 +88,13 @@ def test_arrays_that_lie_elsewhere_are_taken_too(six: Any) -> None:
     assert six.run(programs.elsewhere) == ["on"] * 6
 
 
+def test_a_call_that_is_refused_counts_nowhere(six: Any) -> None:
+    """Ranks count calls to agree upon islands: one that was refused may be made again, right."""
+    told = six.run(programs.refused_first)
+    assert [len(each) for each in told] == [0, 0, 2, 0, 0, 0]
+    assert all("cuda:7 is outside 0..2" in each for each in told[2])
+
+
 def test_a_rank_that_aborts_ends_the_call_on_all(six: Any) -> None:
     said = six.run(programs.leaves)
     assert said.pop(2) == "left"

@@ -206,6 +206,24 @@ TEST_P(Native, AveragesAndScalesWhereTheLibraryCan) {
   });
 }
 
+TEST_P(Native, AnAbortAmidCallsThatStartTogetherLeavesTheThreadAsItWas) {
+  as_ranks([&](Rank& own, Group& group, int) {
+    ASSERT_TRUE(group.begin().ok());
+    std::thread aborting([&] { group.abort(); });
+    const Deadline deadline = Deadline::after(Seconds(5));
+    while (group.health().ok() && !deadline.passed()) std::this_thread::yield();
+    (void)group.end();
+    aborting.join();
+
+    auto alone = ccl->join(ccl->make_id().take(), 0, 1, *runtime, own.index);
+    ASSERT_TRUE(alone.ok()) << alone.status().text();
+    own.fill({1, 2, 3, 4, 0, 0, 0, 0});
+    Group& other = *alone.value();
+    ASSERT_TRUE(other.all_reduce(own.at(0), own.at(4), 4, kSum, own.stream.native).ok());
+    EXPECT_EQ(own.read(8), (std::vector<float>{1, 2, 3, 4, 1, 2, 3, 4}));
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Fakes, Native, testing::Values(Kind::Cuda, Kind::Musa, Kind::Ascend));
 
 TEST(NativeHandle, IsTakenOnce) {
