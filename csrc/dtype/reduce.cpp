@@ -3,6 +3,8 @@
 // Picks the best variant of the kernels for this processor, once.
 #include "dtype/reduce.hpp"
 
+#include <array>
+
 #include "base/error.hpp"
 #include "dtype/kernels.hpp"
 
@@ -19,23 +21,36 @@ static bool has_f16c() {  // not among the names every compiler's __builtin_cpu_
 }
 #endif
 
-std::vector<const Kernels*> variants() {
-  std::vector<const Kernels*> found;
+using Found = std::array<const Kernels*, 3>;
+
+// What this processor can run, best first; how many that are.
+static std::size_t find_variants(Found& found) noexcept {
+  std::size_t count = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && has_f16c();
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    found.push_back(&avx512::kernels);
+    found[count++] = &avx512::kernels;
   }
-  if (has_avx2) found.push_back(&avx2::kernels);
+  if (has_avx2) found[count++] = &avx2::kernels;
 #endif
-  found.push_back(&baseline::kernels);
-  return found;
+  found[count++] = &baseline::kernels;
+  return count;
 }
 
-static const Kernels& best() {
-  static const Kernels& chosen = *variants().front();
+std::vector<const Kernels*> variants() {
+  Found found{};
+  const std::size_t count = find_variants(found);
+  return {found.begin(), found.begin() + count};
+}
+
+static const Kernels& best() noexcept {
+  static const Kernels& chosen = [&]() -> const Kernels& {
+    Found found{};
+    find_variants(found);
+    return *found[0];
+  }();
   return chosen;
 }
 

@@ -191,7 +191,7 @@ class FileStore final : public Store {
   void finish(Deadline deadline) noexcept override {
     if (!folder_) return;
     if (rank_ == 0 && !mine_.empty()) {
-      sweep(deadline);
+      while (!swept(deadline)) std::this_thread::sleep_for(kLastPause);
     } else if (!mine_.empty()) {
       unlinkat(folder_.get(), mine_.c_str(), 0);
     }
@@ -199,6 +199,16 @@ class FileStore final : public Store {
   }
 
  private:
+  // False where memory was refused: it is worth another try. At the deadline the mark alone goes.
+  bool swept(Deadline deadline) noexcept try {
+    sweep(deadline);
+    return true;
+  } catch (const std::exception&) {
+    if (!deadline.passed()) return false;
+    unlinkat(folder_.get(), mine_.c_str(), 0);
+    return true;
+  }
+
   Status in_store(const Status& status) const {
     return {status.code(), text("store ", path_, ": ", status.text()), status.rank()};
   }

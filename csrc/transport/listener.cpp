@@ -90,7 +90,8 @@ void Listener::accept_loop() noexcept {
   }
 }
 
-void Listener::accept_one() noexcept {
+// Without the memory to take a connection, or to say so, it is dropped: who dials tries again.
+void Listener::accept_one() noexcept try {
   sockaddr_storage peer{};
   socklen_t bytes = sizeof peer;
   UniqueFd fd(accept4(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &bytes,
@@ -118,6 +119,7 @@ void Listener::accept_one() noexcept {
     log::write_once(log::Level::Warn, "listener/" + terms_.transport + "/threads",
                     terms_.transport + ": a connection is dropped: " + problem.what());
   }
+} catch (const std::exception&) {
 }
 
 // With all places taken, the guest who has been silent for longest leaves, or else the oldest: who
@@ -190,11 +192,12 @@ void Listener::reap(bool all) noexcept {
   for (Visit& visit : over) visit.thread.join();
 }
 
-void Listener::report(const std::string& source, const std::string& reason) noexcept {
+void Listener::report(const std::string& source, const std::string& reason) noexcept try {
   const std::lock_guard lock(mutex_);
   if (stopping_ || sources_.size() >= kMaxSources || !sources_.insert(source).second) return;
   HCCOMM_LOG(Warn, terms_.transport, ": a connection from ", source, " was dropped: ", reason,
              sources_.size() == kMaxSources ? " (further sources are not reported)" : "");
+} catch (const std::exception&) {  // no memory to say so
 }
 
 }  // namespace hccomm::transport
