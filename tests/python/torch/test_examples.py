@@ -89,3 +89,15 @@ def test_deepspeed_shards_over_hccomm() -> None:
     learned(output)
     assert "ZeRO-1" in output
     assert "ZeRO-2" in output
+
+
+@pytest.mark.slow
+def test_torchft_loses_a_worker_and_gets_another() -> None:
+    needs("torchft")
+
+    output = run(str(EXAMPLES / "torchft_loop.py"))
+
+    ends = re.findall(r"worker ended at step (\d+) with (\[.*\])", output)
+    assert len(ends) == 2
+    assert ends[0] == ends[1]
+    assert ends[0][0] == "30"
