@@ -81,7 +81,7 @@ static constexpr Setting kSettings[] = {
      "Segment size of pipelined algorithms; auto lets select/ choose."},
     {"HCCOMM_SHM_BYTES", "bytes", "512K", "Ring size per direction between two local ranks."},
     {"HCCOMM_SILENCE", "seconds", "3",
-     "A peer whose process says nothing for so long is lost while an operation waits for it."},
+     "In so long a peer whose process is silent is lost, if an operation waits for it."},
     {"HCCOMM_SOCKET_IFNAME", "text", "",
      "Interfaces for TCP: names or prefixes, comma separated; a leading ^ excludes."},
     {"HCCOMM_SPIN_US", "integer", "auto",

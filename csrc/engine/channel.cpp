@@ -233,7 +233,11 @@ void Channel::keep_for_later(const Header& header, const std::byte* payload) {
 }
 
 void Channel::deliver(const Header& header, const std::byte* payload) {
-  if (header.type == Type::Beat) return;
+  if (header.type == Type::Beat) {
+    constexpr std::uint64_t kMost = 3'600'000;  // what is longer is no truer
+    silence.told(std::chrono::milliseconds(std::min(header.address, kMost)));
+    return;
+  }
   const Binding* binding = binding_of(header.context);
   if (binding == nullptr) {
     keep_for_later(header, payload);

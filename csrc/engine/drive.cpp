@@ -23,8 +23,7 @@ static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep o
 static constexpr long kGraceNs = 5'000'000;  // a handle may go unwaited before the service drives
 static constexpr unsigned kBusyRounds = 64;  // that move something, until we look at the clock
 static constexpr int kEagerPolls = 64;  // before pausing (45 ns, half a cache miss) and yielding
-static constexpr auto kLook = std::chrono::milliseconds(2);     // between looks at all deadlines
-static constexpr auto kGlance = std::chrono::milliseconds(50);  // between looks of an idle process
+static constexpr auto kLook = std::chrono::milliseconds(2);  // between looks at all deadlines
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
 static void relax() {
@@ -256,6 +255,8 @@ void Engine::tick(Clock::time_point now) {
     if (!channel.idle()) continue;
     wire::Header beat;
     beat.type = wire::Type::Beat;
+    const auto unheard = std::chrono::floor<std::chrono::milliseconds>(channel.silence.lasted());
+    beat.address = static_cast<std::uint64_t>(unheard.count());
     channel.send(beat, nullptr);
     channel.flush();
   }
@@ -266,18 +267,15 @@ void Engine::tick(Clock::time_point now) {
 // speaks for the peer first.
 void Engine::look_for_the_silent(Clock::time_point now) {
   const bool beat = now >= next_beat_;
+  const Seconds limit = Silence::limit(settings_.silence);
   for (const auto& [uuid, channel] : channels_) {
     Silence& silence = channel->silence;
     if (channel->up()) {
       silence.look(now);
-    } else if (beat) {
+    } else if (beat || channel->state() == Channel::State::Dialing) {
       if (!awaited(*channel)) silence.heard();
       silence.look(now, kBeat);
     }
-    // Two looks early: what was last heard came up to a look before it was counted, and the peers
-    // must be told. A connection takes longer to make than a beat to arrive.
-    const Seconds limit =
-        channel->up() ? settings_.silence - Seconds(2 * kGlance) : 2 * settings_.silence;
     if (silence.lasted() < limit || !awaited(*channel)) continue;
     if (channel->up() && channel->link()->pending()) {
       silence.heard();

@@ -18,10 +18,8 @@ namespace hccomm::engine {
 using wire::Header;
 
 class Channel;
+struct Context;
 struct Operation;
-
-// How often every process tells its peers that it is alive.
-inline constexpr auto kBeat = std::chrono::milliseconds(250);
 
 // What is called, outside the lock, once an operation is done.
 struct Callback {
@@ -34,7 +32,7 @@ struct Settings {
   std::size_t eager_limit = 0;            // bytes; 0: each link's own
   int spin_us = 60;                       // polling before a waiter sleeps
   bool patient = true;                    // or longer, where sleeping has turned out too costly
-  Seconds silence{3.0};                   // a peer that says nothing for so long is lost; 0: never
+  Seconds silence{3.0};                   // in which a peer that is silent is lost; 0: never
   bool oversubscribed = false;            // more local ranks than cores: yield at once
   std::size_t staging_bytes = 256 << 20;  // pinned host memory per device, at most
   std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured

@@ -11,6 +11,10 @@
 
 namespace hccomm::engine {
 
+// How often every process tells its peers that it is alive, and looks whether they are.
+inline constexpr auto kBeat = std::chrono::milliseconds(250);
+inline constexpr auto kGlance = std::chrono::milliseconds(50);
+
 // Owns:   nothing.
 // Thread: guarded by the engine's lock.
 // Fails:  never.
@@ -21,6 +25,11 @@ class Silence {
 
   // Something has come.
   void heard() { heard_ = true; }
+  // It was a beat, which says for how long the peer has heard nothing of us. Where the line is cut
+  // in one direction the side that still hears learns so of it, before the other falls silent.
+  void told(Clock::duration unheard) {
+    told_ = unheard > kUsual ? unheard + kBeat : Clock::duration{};  // it may be a beat old
+  }
   // Starts anew: nothing is expected of the peer before this.
   void restart() {
     heard_ = true;
@@ -30,16 +39,28 @@ class Silence {
   void look(Clock::time_point now, Clock::duration longest = kLongestLook) {
     const Clock::duration since =
         looked_ == Clock::time_point{} ? Clock::duration{} : now - looked_;
-    lasted_ = heard_ ? Clock::duration{} : lasted_ + std::min(since, longest);
+    if (since > longest) away_ = now;  // then it is we who were silent
+    if (now - away_ < kForgiven) told_ = {};
+    lasted_ = heard_ ? told_ : lasted_ + std::min(since, longest);
     heard_ = false;
+    told_ = {};
     looked_ = now;
   }
   Clock::duration lasted() const { return lasted_; }
 
+  // A cut in one direction lets a beat through that says nothing yet; then it may take a look to
+  // count it, another to see the end, and a third to tell all ranks. Goes off the silence that may
+  // last, half of it at most: every rank raises within that.
+  static constexpr Clock::duration kNotice = kBeat + 3 * kGlance;
+  static Seconds limit(Seconds most) { return std::max(most - Seconds(kNotice), most / 2); }
+
  private:
+  static constexpr Clock::duration kUsual = kBeat + 2 * kGlance;  // between two beats
+  static constexpr Clock::duration kForgiven = std::chrono::seconds(1);
+
   bool heard_ = true;
-  Clock::time_point looked_{};
-  Clock::duration lasted_{};
+  Clock::time_point looked_{}, away_{};
+  Clock::duration lasted_{}, told_{};
 };
 
 }  // namespace hccomm::engine

@@ -50,7 +50,9 @@ struct Header {
   std::uint32_t length = 0;    // payload bytes that follow in this frame
   std::uint32_t check = 0;     // sealed: of the payload and of the frame's number on the link
   std::uint64_t fingerprint = 0;  // what the sender called (collectives), or total bytes (Tagged*)
-  std::uint64_t address = 0;      // Ready: sender's address; Data: byte offset of this part
+  // Ready: sender's address; Data: byte offset of this part; Beat: for how many milliseconds the
+  // sender has heard nothing
+  std::uint64_t address = 0;
 };
 static_assert(sizeof(Header) == 48 && std::is_trivially_copyable_v<Header>);
 

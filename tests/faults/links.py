@@ -43,7 +43,7 @@ def trials(
     kinds: Sequence[str] = KINDS,
     silence: float = 3.0,
     seconds: float = 10.0,
-    late: float = 0.5,
+    late: float = 0.0,
     pause: float = PAUSE,
     control: str = "",
 ) -> Iterator[Trial]:

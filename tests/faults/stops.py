@@ -2,7 +2,7 @@
 """The stop storm: a rank that is silent for a while is not dead; one that stays silent is.
 
 Promise: SIGSTOP of less than a second, or a rank that computes for longer than HCCOMM_SILENCE
-between two calls, disturbs nobody; a stop that lasts is PeerLost, naming the rank, in about
+between two calls, disturbs nobody; a stop that lasts is PeerLost, naming the rank, within
 HCCOMM_SILENCE (3 s); and the stopped rank itself gets an error when it wakes up.
 """
 
@@ -30,7 +30,7 @@ def trials(
     transports: Sequence[str] = ("shm", "tcp"),
     ranks: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
     pulses: int = 6,
-    late: float = SILENCE + 0.5,
+    late: float = SILENCE,
     kinds: Sequence[str] = KINDS,
 ) -> Iterator[Trial]:
     """Run ``count`` jobs: with pulses, a lasting stop, a slow rank, or one that comes back."""

@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, default=10.0, help="on a line that is merely bad")
     one.add_argument("--pause", type=float, default=links.PAUSE, help="between two short breaks")
     one.add_argument("--control", default="", help="TCP's congestion control: cubic, bbr")
-    one.add_argument("--late", type=float, default=0.5, help="seconds after it: a fault")
+    one.add_argument("--late", type=float, default=0.0, help="seconds after it: a fault")
     one = add("address", _address, 1, "machines with odd interfaces, names and address families")
     one.add_argument("--kinds", help=f"of {', '.join(addresses.KINDS)}")
     one = add("step", _step, 40, "a rank is killed at the Nth system call of its init")

@@ -69,7 +69,54 @@ TEST(Silence, DoesNotAddOurStopToTheirs) {
   looker.away_for(milliseconds(950));
   looker.look_for(milliseconds(250));
 
-  EXPECT_LT(looker.silence.lasted(), milliseconds(2900));
+  EXPECT_LT(looker.silence.lasted(), Silence::limit(Seconds(3)));
+}
+
+// The line is cut from us to them: their beats still come, and say so.
+TEST(Silence, LastsForThePeerThatHearsUsNoMore) {
+  Looker looker;
+  looker.look_for(milliseconds(1000));
+
+  for (int beats = 1; beats <= 4; ++beats) {
+    looker.look_for(milliseconds(200));
+    looker.silence.heard();
+    looker.silence.told(milliseconds(250) * beats);
+    looker.look_for(milliseconds(50));
+  }
+  EXPECT_EQ(looker.silence.lasted(), milliseconds(1000) + kBeat);
+
+  looker.look_for(milliseconds(500));
+  EXPECT_EQ(looker.silence.lasted(), milliseconds(1500) + kBeat);
+
+  looker.silence.heard();
+  looker.silence.told(milliseconds(300));  // as between any two beats
+  looker.look_for(milliseconds(50));
+  EXPECT_EQ(looker.silence.lasted(), milliseconds(0));
+}
+
+// We were stopped: of course they have heard nothing.
+TEST(Silence, DoesNotBelieveThePeerWhereWeWereAway) {
+  Looker looker;
+  looker.look_for(milliseconds(1000));
+
+  looker.silence.heard();
+  looker.silence.told(milliseconds(900));
+  looker.away_for(milliseconds(950));
+  EXPECT_EQ(looker.silence.lasted(), milliseconds(0));
+
+  looker.silence.heard();
+  looker.silence.told(milliseconds(1100));  // sent before our next beat came
+  looker.look_for(milliseconds(50));
+  EXPECT_EQ(looker.silence.lasted(), milliseconds(0));
+}
+
+// The look that counts what came last, the one that sees the end; telling.
+TEST(Silence, IsOverSoonEnoughForAllToKnowInTime) {
+  const auto late = 2 * kGlance;
+
+  EXPECT_LT(Silence::limit(Seconds(3)) + late, Seconds(3));
+  EXPECT_LT(Silence::limit(Seconds(1)) + late, Seconds(1));
+  EXPECT_EQ(Silence::limit(Seconds(0.5)), Seconds(0.25));
 }
 
 TEST(Silence, RestartsWithANewConnection) {
