@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // text("send to rank ", peer, ": ", reason): builds a message from its parts. For messages to
-// people only; never on a hot path.
+// people only; never on a hot path, and so never inlined into one.
 #pragma once
 
 #include <sstream>
@@ -10,7 +10,7 @@
 namespace hccomm {
 
 template <typename... Parts>
-std::string text(const Parts&... parts) {
+[[gnu::cold, gnu::noinline]] std::string text(const Parts&... parts) {
   std::ostringstream out;
   (out << ... << parts);
   return std::move(out).str();

@@ -40,6 +40,7 @@ constexpr Default kDefaults[] = {
     {AllReduce, Shared, kAny, kAll, kAll, "ring", kNeighbours},
     {AllReduce, Crowded, 4, 2 * K, kAll, "direct", kOneHop},
     {AllReduce, Crowded, 32, 1 * K, kAll, "direct", kOneHop},
+    {AllReduce, Crowded, 4, 16 * K, kAll, "recursive_doubling", kFewHops},
     {AllReduce, Crowded, 4, 64 * K, kAll, "scatter_gather", kTwoHops},
     {AllReduce, Crowded, 3, kAll, kAll, "scatter_gather", kTwoHops},
     {AllReduce, Crowded, kAny, 4 * K, kAll, "recursive_doubling", kFewHops},
