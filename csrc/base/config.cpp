@@ -63,6 +63,9 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_MUSA_LIB", "text", "", "Path of Moore Threads' libmusart; empty searches for it."},
     {"HCCOMM_OFI_CACHE", "bytes", "1G",
      "How much memory of the program may stay registered with RDMA cards while it is not in use."},
+    {"HCCOMM_OFI_DEVICE", "bytes", "1M",
+     "Buffers on a device from this size on are read and written in place by cards that can "
+     "(docs/rdma.md); 0: none are."},
     {"HCCOMM_OFI_LIB", "text", "",
      "Path of the libfabric to load; empty: one that is loaded already, else the system's."},
     {"HCCOMM_OFI_PROVIDER", "list", "",

@@ -47,6 +47,7 @@ static engine::Settings engine_settings() {
   engine::Settings settings;
   if (config::raw("HCCOMM_EAGER") != "auto") settings.eager_limit = config::bytes("HCCOMM_EAGER");
   settings.staging_bytes = config::bytes("HCCOMM_STAGING");
+  settings.in_place_bytes = config::bytes("HCCOMM_OFI_DEVICE");
   if (settings.staging_bytes < 1 << 20) {
     throw Error(Code::InvalidArgument, text("HCCOMM_STAGING=", config::raw("HCCOMM_STAGING"),
                                             " is below 1M, which a device needs at least"));
@@ -156,8 +157,9 @@ Status Endpoint::dial(const transport::Card& peer) {
     each->thread.join();
     each = dials_.erase(each);
   }
-  Dial& dial = dials_.emplace_back();
+  std::list<Dial> one;
   try {
+    Dial& dial = one.emplace_back();
     dial.thread = std::thread([this, &dial, peer] {
       Result<std::unique_ptr<transport::Link>> link = Status(Code::System, "no memory");
       try {
@@ -170,9 +172,11 @@ Status Endpoint::dial(const transport::Card& peer) {
       dial.over.store(true, std::memory_order_release);
     });
   } catch (const std::system_error& refused) {
-    dials_.pop_back();
     return no_thread(refused);
+  } catch (const std::bad_alloc&) {
+    return {Code::System, "no memory to connect"};
   }
+  dials_.splice(dials_.end(), one);
   return {};
 }
 
@@ -235,6 +239,22 @@ Status Endpoint::enroll(std::byte* data, std::size_t bytes) {
 
 void Endpoint::expel(std::byte* data, std::size_t bytes) noexcept {
   for (const auto& transport : transports_) transport->expel(data, bytes);
+}
+
+// One transport that can is enough; what one with cards says is worth more than that others have
+// none.
+Status Endpoint::enroll(const transport::DeviceMemory& memory) {
+  Status status = engine::Dialer::enroll(memory);
+  for (const auto& transport : transports_) {
+    Status said = transport->enroll(memory);
+    if (said.ok()) return said;
+    if (said.code() != Code::Unavailable) status = std::move(said);
+  }
+  return status;
+}
+
+void Endpoint::expel(const transport::DeviceMemory& memory) noexcept {
+  for (const auto& transport : transports_) transport->expel(memory);
 }
 
 std::vector<std::string> Endpoint::candidates(const transport::Card& peer) const {

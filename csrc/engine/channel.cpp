@@ -73,24 +73,24 @@ void Channel::completed(Operation* operation, std::uint32_t step) {
 void Channel::send(const Header& header, const std::byte* payload, Operation* operation,
                    std::uint32_t step) {
   if (state_ == State::Broken) return;
-  Pending pending;
-  pending.frame.header = header;
-  pending.frame.payload = payload;
-  pending.operation = operation;
-  pending.step = step;
+  transport::Outgoing frame{header, payload, 0};
   if (up() && !current_ && urgent_.empty()) {
     dirty_ = true;
-    switch (link_->send(pending.frame)) {
-      case transport::Progress::Done: completed(operation, step); return;
-      case transport::Progress::Broken: return;  // the next poll says so, too
-      case transport::Progress::Again:
-        if (pending.frame.sent > 0) {
-          current_ = std::move(pending);
-          return;
-        }
-    }
+    const transport::Progress outcome = link_->send(frame);
+    if (outcome == transport::Progress::Done) return completed(operation, step);
+    if (outcome == transport::Progress::Broken) return;  // the next poll says so, too
   }
-  urgent_.push_back(std::move(pending));
+  keep(frame, operation, step);
+}
+
+// What the link did not take, or not whole.
+void Channel::keep(const transport::Outgoing& frame, Operation* operation, std::uint32_t step) {
+  Pending pending{frame, operation, step, nullptr};
+  if (frame.sent > 0) {
+    current_ = std::move(pending);
+  } else {
+    urgent_.push_back(std::move(pending));
+  }
 }
 
 void Channel::send_text(Header header, const std::string& payload) {
@@ -129,6 +129,7 @@ bool Channel::next_bulk_part() {
   current_->frame.header.length = part;
   current_->frame.header.address = bulk.offset;
   current_->frame.payload = bulk.data + bulk.offset;
+  current_->frame.on_device = bulk.on_device;
   bulk.offset += part;
   if (bulk.offset == bulk.bytes) {
     current_->operation = bulk.operation;
@@ -197,6 +198,17 @@ std::optional<Header> Channel::expected(const Operation& op) const {
   return of;
 }
 
+// Whether the frame carries data of the operation; only the last part of a message names it.
+static bool belongs(const Pending& pending, const Operation& operation) {
+  const Header& header = pending.frame.header;
+  if (pending.operation != nullptr) return pending.operation == &operation;
+  if (header.context != operation.context->id) return false;
+  return operation.kind == OperationKind::Collective
+             ? header.type == Type::Data && header.sequence == operation.sequence
+             : header.type == Type::TaggedData && operation.kind == OperationKind::Send &&
+                   header.index == operation.index;
+}
+
 void Channel::release(const Operation& operation) {
   const auto of = up() ? expected(operation) : std::nullopt;
   if (of) link_->release(*of);
@@ -209,7 +221,14 @@ void Channel::cancel(const Operation* operation) {
   std::erase_if(parked_, [&](const Parked& each) { return each.operation == operation; });
   urgent_.erase_if([&](const Pending& each) { return each.operation == operation; });
   bulk_.erase_if([&](const Bulk& each) { return each.operation == operation; });
-  if (current_ && current_->owned == nullptr && current_->frame.header.length != 0 && up()) {
+  const bool on_device = current_ && current_->frame.on_device;
+  if (on_device && up() && belongs(*current_, *operation)) {
+    // Cards alone can read the rest. The receiver counts each piece by itself, and its call fails,
+    // too: it does without.
+    link_->recall();
+    current_.reset();
+  } else if (current_ && !on_device && current_->owned == nullptr &&
+             current_->frame.header.length != 0 && up()) {
     // The frame has begun and must end; its bytes come from a copy from now on. (It may belong to
     // another operation: then the copy does no harm.)
     Pending& frame = *current_;
@@ -257,7 +276,7 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
       break;
     case Type::Probe:
       engine_.receive(context, source, header, payload);
-      if (context.poison.ok()) engine_.answer_probe(context, source, header);
+      if (context.poison.ok()) answer_probe(context, source, header);
       break;
     case Type::Absent: engine_.receive_absent(context, header, payload); break;
     case Type::Bye: engine_.peer_gone(context, source); break;
@@ -304,6 +323,12 @@ Placement Channel::begin(const Header& header) {
   incoming_.mode = Incoming::Mode::Keep;
   incoming_.buffer = std::make_unique_for_overwrite<std::byte[]>(header.length);
   return {incoming_.buffer.get()};
+}
+
+void Channel::landed(const Header& header) {
+  const Binding* const binding = binding_of(header.context);
+  if (binding != nullptr) engine_.landed(*binding->context, binding->rank, header);
+  engine_.drain();
 }
 
 void Channel::consume(const std::byte* piece, std::size_t bytes) {

@@ -36,6 +36,7 @@ struct Bulk {
   Operation* operation = nullptr;
   std::uint32_t step = 0;
   const std::uint64_t* available = nullptr;  // bytes of it that are there; nullptr: all
+  bool on_device = false;                    // as Outgoing::on_device
 };
 
 // A step that cannot be issued before the link is up.
@@ -106,6 +107,9 @@ class Channel final : public transport::Inbox {
   void expect(const wire::Header& which, std::byte* data, std::size_t bytes) {
     if (up() && bytes > eager_bytes_) link_->expect(which, data, bytes);
   }
+  void expect_on_device(const wire::Header& which, std::byte* data, std::size_t bytes) {
+    if (up()) link_->expect_on_device(which, data, bytes);
+  }
   // Asks the peer to write no more of what the operation expects; cancel() waits until it has.
   void release(const Operation& operation);
   // Forgets everything that belongs to an operation that has failed.
@@ -115,8 +119,10 @@ class Channel final : public transport::Inbox {
   transport::Placement begin(const wire::Header& header) override;
   void consume(const std::byte* piece, std::size_t bytes) override;
   void end() override;
+  void landed(const wire::Header& header) override;
 
  private:
+  void keep(const transport::Outgoing& frame, Operation* operation, std::uint32_t step);
   bool next_bulk_part();
   std::optional<wire::Header> expected(const Operation& op) const;
   void completed(Operation* operation, std::uint32_t step);

@@ -3,6 +3,7 @@
 // Running plans: steps are issued as soon as what they depend on is complete, depth first, so that
 // a segment is forwarded while it is in cache.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -59,7 +60,12 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   op.base[static_cast<int>(plan::Space::Input)] = job.input;
   op.base[static_cast<int>(plan::Space::Output)] = job.output;
   if (job.device != nullptr && !begin_staged(op, staged)) return op;
-  for (std::size_t i = 0; i < recipe.plan.inlets.size() && op.running(); ++i) issue_open(op, i);
+  if (op.staged == nullptr || op.staged->plan->placed.empty()) {
+    issue_opens(op);
+  } else if (op.staged->open) {  // else opened() does it: where messages shall lie is told first
+    drain();
+    issue_opens(op);
+  }
   if (!op.running()) return op;
   const auto& roots = op.staged == nullptr ? recipe.roots : op.staged->plan->roots;
   for (const std::uint32_t step : roots) ready_.emplace_back(&op, step);
@@ -67,6 +73,10 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   drain();
   if (!context.early.empty()) receive_early(op);
   return op;
+}
+
+void Engine::issue_opens(Operation& op) {
+  for (std::size_t i = 0; i < op.recipe->plan.inlets.size() && op.running(); ++i) issue_open(op, i);
 }
 
 // Tells a peer whose messages are large, and whose link pushes, that we are ready for them; also
@@ -86,7 +96,9 @@ void Engine::issue_open(Operation& op, std::size_t inlet) {
   const bool small = op.recipe->inlet_largest[inlet] <= channel.eager_bytes();
   const plan::Inlet& from = op.recipe->plan.inlets[inlet];
   for (std::uint32_t k = 0; !small && k < from.count; ++k) {
-    expect(op, op.recipe->plan.recv_steps[from.first + k]);
+    const std::uint32_t step = op.recipe->plan.recv_steps[from.first + k];
+    const bool in_place = op.staged != nullptr && op.staged->plan->runs_in_place(step);
+    if (!in_place) expect(op, step);
   }
   if (!op.confirms && (small || channel.pulls())) return;
   Header header;
@@ -127,6 +139,8 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
     header.type = Type::Ready;
     header.address = reinterpret_cast<std::uintptr_t>(data);
     start_push({&channel, &op, id, data, bytes, 0}, header);
+  } else if (opened && op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+    send_placed(op, id, channel, header);
   } else if (opened) {
     channel.send_bulk({header, data, bytes, 0, &op, id});
   } else {
@@ -148,6 +162,13 @@ void Engine::unpark(Channel& channel) {
   drain();
 }
 
+// Bytes of a slice have their final value, or one on the way to it.
+static void wrote(Staging& staging, Operation& op, const plan::Slice& dst, std::uint64_t offset,
+                  std::uint64_t bytes) {
+  if (dst.space != plan::Space::Output || bytes == 0) return;
+  staging.written(*op.staged, dst.offset * op.recipe->element_bytes + offset, bytes);
+}
+
 void Engine::complete(Operation& op, std::uint32_t id) {
   if (op.kind != OperationKind::Collective) {
     finish(op, {});
@@ -161,7 +182,7 @@ void Engine::complete(Operation& op, std::uint32_t id) {
     if (--op.steps[next].waiting == 0) ready_.emplace_back(&op, next);
   }
   if (op.staged != nullptr && step.kind > Kind::RecvReduce)
-    wrote(op, step.dst, 0, op.bytes_of(step));
+    wrote(staging_, op, step.dst, 0, op.bytes_of(step));
   if (--op.left == 0) end(op);
 }
 
@@ -373,15 +394,14 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
                    std::uint64_t bytes) {
   const Recipe& recipe = *op.recipe;
   const Step& step = recipe.plan.steps[id];
-  StepState& state = op.steps[id];
   std::byte* dst = op.at(step.dst) + offset;
   if (payload != nullptr && bytes != 0) {
     if (step.kind == Kind::Recv) {
       std::memcpy(dst, payload, bytes);
     } else {
       const std::byte* mine = op.at(step.src) + offset;
-      const std::size_t count = bytes / recipe.element_bytes;
-      if (reinterpret_cast<std::uintptr_t>(payload) % recipe.element_bytes != 0) {
+      const std::size_t count = bytes >> std::countr_zero(recipe.element_bytes);
+      if ((reinterpret_cast<std::uintptr_t>(payload) & (recipe.element_bytes - 1)) != 0) {
         bounce_.resize(std::max<std::size_t>(bounce_.size(), bytes));
         std::memcpy(bounce_.data(), payload, bytes);
         payload = bounce_.data();
@@ -393,9 +413,23 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
       }
     }
   }
-  if (op.staged != nullptr) wrote(op, step.dst, offset, bytes);
-  state.value += bytes;
-  if (state.value == op.bytes_of(step)) complete(op, id);
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+    const StagePlan& plan = *op.staged->plan;
+    const std::uint64_t at = plan.base[static_cast<int>(step.dst.space)] +
+                             step.dst.offset * recipe.element_bytes + offset;
+    staging_.carry(
+        *op.staged, false,
+        {.offset = at, .bytes = bytes, .memory = plan.memory_of(step.dst.space), .first = id});
+    return;
+  }
+  if (op.staged != nullptr) wrote(staging_, op, step.dst, offset, bytes);
+  came(op, id, bytes);
+}
+
+// Bytes of a message are where its step wants them.
+void Engine::came(Operation& op, std::uint32_t id, std::uint64_t bytes) {
+  op.steps[id].value += bytes;
+  if (op.steps[id].value == op.bytes_of(op.recipe->plan.steps[id])) complete(op, id);
 }
 
 }  // namespace hccomm::engine

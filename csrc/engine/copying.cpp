@@ -65,6 +65,19 @@ void expect(Operation& op, std::uint32_t id) {
     place = op.at(step.dst);
   }
   Channel& channel = *op.context->channels[peer];
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+    std::uint64_t at = 0;
+    std::uint32_t memory = 0;
+    if (!tagged(op)) {
+      const plan::Slice& dst = op.recipe->plan.steps[id].dst;
+      const StagePlan& plan = *op.staged->plan;
+      memory = plan.memory_of(dst.space);
+      at = plan.base[static_cast<int>(dst.space)] + dst.offset * op.recipe->element_bytes;
+    }
+    channel.expect_on_device(message_of(op, id), op.staged->on_device(memory, at),
+                             bytes_of(op, id));
+    return;
+  }
   if (op.staged != nullptr && channel.pulls()) return;  // pieces go on to the device, in order
   channel.expect(message_of(op, id), place, bytes_of(op, id));
 }

@@ -37,7 +37,7 @@ Engine::Engine(Dialer& dialer, std::string uuid, Settings settings)
       bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       service_bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       service_timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
-      staging_(*this, settings.staging_bytes, settings.staging_segment) {
+      staging_(*this, dialer, settings) {
   if (!poller_ || !bell_ || !service_bell_ || !service_timer_) {
     throw Error(Status::from_errno(errno, "engine: cannot make its wake-up descriptors"));
   }
@@ -90,7 +90,7 @@ Channel& Engine::sound_channel_of(const transport::Card& card) {
 }
 
 // Takes what has arrived, the end of the connection included.
-void Engine::look_at(Channel& channel) {
+void look_at(Channel& channel) {
   channel.link()->sleeping(true);  // and awake: makes it look whether the peer still lives
   channel.link()->sleeping(false);
   for (int look = 0; look < kLooks && channel.up() && channel.link()->pending(); ++look) {
@@ -185,6 +185,7 @@ void Engine::need(Channel& channel) {
 
 void Engine::attach(Channel& channel, std::unique_ptr<transport::Link> link) {
   if (link->fd() >= 0) watch(poller_.get(), link->fd(), EPOLLIN);
+  if (link->reaches_devices()) reaches_devices_ = true;
   channel.attach(std::move(link), settings_.eager_limit);
   up_.push_back(&channel);
   ring_service();  // from now on it tells the peer that we live
@@ -293,7 +294,7 @@ Operation& Engine::allocate(Context& context, OperationKind kind, Seconds timeou
 }
 
 // No frame finds the operation any more.
-void Engine::detach(Operation& op) {
+void detach(Operation& op) {
   if (op.kind != OperationKind::Collective) {
     forget_tagged(op);
     return;
@@ -326,10 +327,12 @@ void Engine::drop_reference(Operation& op) {
   if (--op.references > 0) return;
   if (!op.status.ok()) op.status = {};
   if (!op.doubt.ok()) op.doubt = {};
-  op.opened.clear();
-  op.blocked.clear();
-  op.stash.clear();
-  op.absent.clear();
+  if (op.kind == OperationKind::Collective) {
+    op.opened.clear();
+    op.blocked.clear();
+    op.stash.clear();
+    op.absent.clear();
+  }
   op.state.store(Operation::Free, std::memory_order_relaxed);
   free_.push_back(&op);
 }
@@ -356,9 +359,16 @@ Operation* Engine::handle(Operation& op, Follow follow) {
   return &op;
 }
 
+// Of the larger buffer.
+static std::uint64_t bytes_of(const Job& job) {
+  return std::max(job.recipe->extent[0], job.recipe->extent[1]);
+}
+
 Operation* Engine::start(Context& context, Job job, Follow follow) {
   Result<Staged*> staged = nullptr;
-  if (job.device != nullptr) staged = staging_.prepare(*job.recipe, *job.device);
+  if (job.device != nullptr) {  // outside the lock: a device is opened at its first use
+    staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
+  }
   Guard guard(*this);
   Operation* op = nullptr;
   if (!context.poison.ok()) {
@@ -374,7 +384,9 @@ Operation* Engine::start(Context& context, Job job, Follow follow) {
 
 Status Engine::run(Context& context, Job job) {
   Result<Staged*> staged = nullptr;
-  if (job.device != nullptr) staged = staging_.prepare(*job.recipe, *job.device);
+  if (job.device != nullptr) {  // outside the lock: a device is opened at its first use
+    staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
+  }
   Guard guard(*this);
   if (!context.poison.ok()) {
     staging_.discard(staged);

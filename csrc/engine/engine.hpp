@@ -69,12 +69,10 @@ class Engine final : private StagingClient {
   // engine.cpp
   Channel& channel_of(const transport::Card& card);
   Channel& sound_channel_of(const transport::Card& card);
-  void look_at(Channel& channel);
   void need(Channel& channel);
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
   Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
   void finish(Operation& op, Status status);
-  void detach(Operation& op);
   void drop_reference(Operation& op);
   Operation* handle(Operation& op, Follow follow);
   // collective.cpp
@@ -82,6 +80,7 @@ class Engine final : private StagingClient {
   void run_step(Operation& op, std::uint32_t step);
   void issue_send(Operation& op, std::uint32_t step);
   void issue_open(Operation& op, std::size_t inlet);
+  void issue_opens(Operation& op);
   void unpark(Channel& channel);
   void complete(Operation& op, std::uint32_t step);
   void drain();
@@ -92,6 +91,7 @@ class Engine final : private StagingClient {
   void receive_control(Context& context, Operation& op, int source, const Header& header);
   bool fits(Operation& op, std::uint32_t step, const Header& header, int source);
   void apply(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
+  void came(Operation& op, std::uint32_t step, std::uint64_t bytes);
   // copying.cpp
   void start_pull(Channel& channel, Operation& op, std::uint32_t step, std::uint64_t address);
   bool advance(Pull& pull, bool& moved);
@@ -107,20 +107,22 @@ class Engine final : private StagingClient {
   void receive_tagged(Context& context, int source, const Header& header, const std::byte* payload);
   void match(Context&, Operation& op, int source, const Header&, const std::byte* payload);
   void receive_tagged_control(Context&, int source, const Header&, const std::byte* payload);
-  void forget_tagged(Operation& op);
   Operation& begin_message(Context&, OperationKind kind, const Parcel&, Result<Staged*>& staged);
-  bool held_back(Operation& op);
   void dispatch(Operation& op);
   bool send_held(Operation& op);
   void arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes);
-  // staged.cpp: buffers on devices
+  // staged.cpp, placed.cpp: buffers on devices
   bool begin_staged(Operation& op, Result<Staged*>& staged);
-  void wrote(Operation& op, const plan::Slice& dst, std::uint64_t at, std::uint64_t bytes);
   void end(Operation& op);
   bool leave_device(Operation& op, const Status& status);
   void linger(Operation& op, const Status& status);
   void device_failed(Operation& op, const Status& why);
   void give_up(Operation& op);
+  Reach reach(Context& context, std::uint64_t bytes);
+  void send_placed(Operation& op, std::uint32_t step, Channel& channel, const Header& header);
+  void landed(Context& context, int source, const Header& header);
+  void opened(Staged& staged) override;
+  void carried(Staged& staged, bool in, const Cell& cell) override;
   void copied_in(Staged& staged, const Cell& cell) override;
   void copied_out(Staged& staged) override;
   void copy_failed(Staged& staged, const Status& why) override;
@@ -128,7 +130,6 @@ class Engine final : private StagingClient {
   // failure.cpp
   void poison_locked(Context& context, Status why, bool tell);
   void go_on_without(Context& context, const Status& why);
-  void tell(Context& context, int rank);
   void fail(Operation& op, const Status& why);
   void channel_broken(Channel& channel, const Status& why);
   void cannot_dial(Channel& channel, const Status& why);
@@ -142,7 +143,6 @@ class Engine final : private StagingClient {
   void check_deadlines(Clock::time_point now);
   void look_around(Guard& guard, Clock::time_point now);
   void probe(Operation& op);
-  void answer_probe(Context& context, int source, const Header& header);
   void receive_absent(Context& context, const Header& header, const std::byte* payload);
   std::string dump_locked(Context& context);
   void write_dump(Context& context);
@@ -166,14 +166,13 @@ class Engine final : private StagingClient {
   const std::string uuid_;
   Settings settings_;
 
-  std::mutex mutex_;                       // guards everything below, except the atomics
-  std::atomic<int> contenders_{0};         // threads that want the mutex: the driver lets them in
-  std::condition_variable done_;           // an operation is done, or the driver has left
-  int waiters_ = 0;                        // threads in done_
+  std::mutex mutex_;                                // guards everything below, except the atomics
+  std::atomic<int> abort_word_{0}, contenders_{0};  // 1: aborted; threads that want the mutex
+  std::condition_variable done_;                    // an operation is done, or the driver has left
+  int waiters_ = 0;                                 // threads in done_
   bool driving_ = false, asleep_ = false;  // a waiter drives; links were told that we sleep
   Patience patience_;                      // of a driver that finds nothing
-  std::atomic<int> abort_word_{0};
-  Blocks blocks_;  // outlives all that keeps frames
+  Blocks blocks_;                          // outlives all that keeps frames
   std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid; none is broken
   std::vector<std::unique_ptr<Channel>> retired_;    // broken, of contexts that are not closed yet
   std::vector<std::unique_ptr<Channel>> graveyard_;  // dropped, maybe still on the call stack
@@ -189,7 +188,8 @@ class Engine final : private StagingClient {
   bool draining_ = false, stopping_ = false;
   Line<Pull> pulls_;
   Line<Push> pushes_;
-  std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
+  std::atomic<bool> reaches_devices_{false};  // a link has been seen that does
+  std::vector<std::byte> bounce_;             // pulled data on its way into a reduction
   std::vector<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Staging staging_;

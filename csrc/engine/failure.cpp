@@ -56,7 +56,7 @@ void Engine::fail(Operation& op, const Status& why) {
 }
 
 // Sends one rank the reason, once. Where there is no link yet it leaves as soon as there is one.
-void Engine::tell(Context& context, int rank) {
+void tell(Context& context, int rank) {
   Channel* channel = context.channels[rank];
   if (channel == nullptr || std::exchange(context.told[rank], 1) != 0) return;
   Header header;
@@ -312,7 +312,7 @@ static Clock::time_point deadline_from(Clock::time_point now, Seconds timeout) {
 }
 
 // Says who has not called the operation: we ourselves, or those of whom we have heard so.
-void Engine::answer_probe(Context& context, int source, const Header& probe) {
+void answer_probe(Context& context, int source, const Header& probe) {
   const Operation* op = context.find(probe.sequence);
   std::vector<std::uint32_t> absent;
   if (op != nullptr) absent.assign(op->absent.begin(), op->absent.end());

@@ -4,6 +4,7 @@
 // operations to the mirrors and back. Plain records; staging.cpp works on them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -54,7 +55,9 @@ struct Device {
   Lease reserve;                   // what blocks are cut from
   std::vector<std::byte*> blocks;  // free ones
   std::uint64_t block_bytes = 0;
-  std::uint64_t bounced = 0;  // buffers that found the pool full
+  // Buffers that found the pool full, and those that cards have reached.
+  std::atomic<std::uint64_t> bounced{0}, in_place{0};
+  std::string why_staged;  // the last one that cards were told of
 };
 
 }  // namespace hccomm::engine

@@ -38,7 +38,7 @@ struct StepState {
 // in its plan cache, shared by the operations that use it.
 struct Recipe {
   plan::Plan plan;
-  std::size_t element_bytes = 1;
+  std::size_t element_bytes = 1;  // a power of two
   dtype::Reduce reduce = nullptr;
   dtype::ReduceMany reduce_many = nullptr;
   dtype::Scale multiply = nullptr, divide = nullptr;

@@ -4,10 +4,12 @@
 // the links. comm/ fills them in.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/clock.hpp"
 #include "device/device.hpp"
@@ -36,6 +38,7 @@ struct Settings {
   bool oversubscribed = false;            // more local ranks than cores: yield at once
   std::size_t staging_bytes = 256 << 20;  // pinned host memory per device, at most
   std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured
+  std::size_t in_place_bytes = 0;         // of device buffers that cards shall reach; 0: none
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
   std::string dump_folder;  // where the flight recorder is written on errors; "": nowhere
 };
@@ -85,6 +88,11 @@ struct Buffers {
 class Dialer {
  public:
   virtual Status dial(const transport::Card& peer) = 0;
+  // Transport::enroll() and expel() of device memory, of whichever transport has cards for it.
+  virtual Status enroll(const transport::DeviceMemory&) {
+    return {Code::Unavailable, "no transport reaches the memory of devices"};
+  }
+  virtual void expel(const transport::DeviceMemory&) noexcept {}
 
  protected:
   ~Dialer() = default;
@@ -109,6 +117,17 @@ inline std::uint64_t offer(std::uint64_t context, std::uint64_t number, bool tag
   return (context ^ (2 * number + (tagged ? 1 : 0)) * 0x9E3779B97F4A7C15ull) *
          0xD6E8FEB86659FD93ull;
 }
+
+// Which ranks cards reach from the memory of devices, and from which message size on.
+struct Reach {
+  std::vector<int> ranks;   // sorted
+  std::uint64_t above = 0;  // bytes; smaller ones are sent unasked
+
+  bool has(int rank, std::uint64_t bytes) const {
+    return bytes > above && std::ranges::binary_search(ranks, rank);
+  }
+  friend bool operator==(const Reach&, const Reach&) = default;
+};
 
 // A message that is being copied out of the sender's memory, a piece at a time.
 struct Pull {
@@ -137,6 +156,16 @@ void expect(Operation& op, std::uint32_t step);
 std::int64_t recv_step(const Operation& op, int source, std::uint32_t index);
 // Whether the operation waits for that rank, and how far it has come, for messages and dumps.
 bool waits_for(const Operation& op, int rank);
+// Asks for the message that has been announced to a receive.
+void answer(Operation& op);
+void answer_probe(Context& context, int source, const wire::Header& probe);
+// Sends one rank the reason why the context is poisoned, once.
+void tell(Context& context, int rank);
+// Takes all that has arrived, the end of the connection included.
+void look_at(Channel& channel);
+// No frame finds the operation any more.
+void detach(Operation& op);
+void forget_tagged(Operation& op);
 std::string progress_text(const Operation& op);
 void note_waits(const Operation& op);
 

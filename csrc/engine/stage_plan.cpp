@@ -50,6 +50,11 @@ static std::vector<Cell> cut(std::vector<Use> uses, std::uint64_t segment) {
   return cells;
 }
 
+// Whether the plan does more than move data.
+static bool reduces(const Step& step) {
+  return step.kind != Kind::Send && step.kind != Kind::Recv && step.kind != Kind::Copy;
+}
+
 // Calls visit(cell index, bytes) for the cells that [begin, end) of a memory touches.
 template <typename Visit>
 static void over(const std::vector<Cell>& cells, const Use& use, Visit&& visit) {
@@ -87,6 +92,44 @@ static void link(StagePlan& stage, std::vector<Cell> cells, const std::vector<Us
   }
 }
 
+// Which steps run in place: sends of what is on the device, because it was there from the beginning
+// or has come there in place, and receives of what nothing reads but such sends. A step that runs
+// over the mirrors makes those stay there that share bytes with it, until nothing changes.
+static std::vector<std::uint8_t> steps_in_place(const Recipe& recipe, const StageKey& key,
+                                                const std::vector<Use>& sources,
+                                                const std::vector<Use>& targets) {
+  static constexpr std::size_t kMostSteps = 1024;  // it looks at all pairs of them
+  const std::vector<Step>& steps = recipe.plan.steps;
+  std::vector<std::uint8_t> in_place(steps.size(), 0);
+  if (key.reach.ranks.empty() || steps.size() > kMostSteps) return {};
+  for (std::uint32_t id = 0; id < steps.size(); ++id) {
+    const Use& use = steps[id].kind == Kind::Send ? sources[id] : targets[id];
+    const bool moves = steps[id].kind == Kind::Send || steps[id].kind == Kind::Recv;
+    in_place[id] =
+        moves && use.end > use.begin && key.reach.has(steps[id].peer, use.end - use.begin);
+  }
+  const auto meet = [](const Use& one, const Use& other) {
+    return one.memory == other.memory && one.begin < other.end && other.begin < one.end;
+  };
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (std::uint32_t id = 0; id < steps.size(); ++id) {
+      if (in_place[id] == 0) continue;
+      const bool sends = steps[id].kind == Kind::Send;
+      const Use& mine = sends ? sources[id] : targets[id];
+      for (std::uint32_t other = 0; other < steps.size() && in_place[id] != 0; ++other) {
+        if (in_place[other] != 0) continue;
+        const bool writes_mine = meet(mine, targets[other]) && (!sends || other < id);
+        const bool reads_mine = !sends && other > id && meet(mine, sources[other]);
+        if (!writes_mine && !reads_mine) continue;
+        in_place[id] = 0;
+        changed = true;
+      }
+    }
+  }
+  return std::ranges::count(in_place, 1) > 0 ? in_place : std::vector<std::uint8_t>();
+}
+
 static void size_memories(StagePlan& stage, const Recipe& recipe) {
   const auto output = static_cast<std::size_t>(Space::Output);
   const auto input = static_cast<std::size_t>(Space::Input);
@@ -121,6 +164,15 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
   std::vector<Use> reads, writes;
   plan::Hazards written[2];  // by memory: what earlier steps have written
   std::vector<std::uint32_t> ignored;
+  std::vector<Use> sources(recipe.plan.steps.size()), targets(recipe.plan.steps.size());
+  for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
+    const Step& step = recipe.plan.steps[id];
+    if (staged(step.src)) sources[id] = use_of(step.src, id);
+    if (staged(step.dst)) targets[id] = use_of(step.dst, id);
+  }
+  if (std::ranges::none_of(recipe.plan.steps, reduces)) {
+    stage->in_place = steps_in_place(recipe, key, sources, targets);
+  }
   const auto read = [&](const Slice& slice, std::uint32_t id) {
     if (!staged(slice)) return;
     const Use use = use_of(slice, id);
@@ -130,13 +182,18 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
   };
   for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
     const Step& step = recipe.plan.steps[id];
-    read(step.src, id);
+    const bool placed = stage->runs_in_place(id);
+    if (placed) {
+      stage->placed.push_back(id);
+      ++stage->initial[id].waiting;
+    }
+    if (!placed) read(step.src, id);
     for (std::uint32_t k = 0; k < step.terms; ++k) read(recipe.plan.terms[step.first_term + k], id);
     if (!staged(step.dst)) continue;
     const Use use = use_of(step.dst, id);
     written[use.memory].write(use.begin, use.end, id, ignored);
     ignored.clear();
-    if (step.dst.space == Space::Output) writes.push_back(use);
+    if (step.dst.space == Space::Output && !placed) writes.push_back(use);
   }
 
   link(*stage, cut(reads, key.segment), reads);
@@ -159,6 +216,7 @@ void plan_message(StagePlan& plan, std::uint64_t bytes, bool sent, std::uint64_t
   plan.bytes[0] = bytes;
   plan.in.clear();
   plan.out.clear();
+  plan.in_place.clear();
   std::vector<Cell>& cells = sent ? plan.in : plan.out;
   for (std::uint64_t at = 0; at < bytes; at += segment) {
     const std::uint64_t length = std::min(segment, bytes - at);

@@ -3,7 +3,8 @@
 // How a plan runs over buffers that lie on a device: which bytes are copied to the mirrors and
 // which steps wait for them, and which bytes go back once they are final. Pure data derived from a
 // plan; staging.hpp moves the bytes. Only what the plan reads before it writes is copied in, and
-// only what it writes is copied back, so a mirror needs no defined content.
+// only what it writes is copied back, so a mirror needs no defined content. Where cards reach the
+// device, steps that only move data run in place: their bytes have no mirror at all.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "engine/operation.hpp"
+#include "engine/parts.hpp"
 #include "plan/plan.hpp"
 
 namespace hccomm::engine {
@@ -22,6 +24,7 @@ struct StageKey {
   bool one = false;
   std::int64_t shift = 0;
   std::uint64_t segment = 0;  // bytes of one copy, at most
+  Reach reach;                // of cards; no ranks: everything is staged
 
   friend bool operator==(const StageKey&, const StageKey&) = default;
 };
@@ -45,7 +48,11 @@ struct StagePlan {
   std::vector<Cell> out;             // to the device, by offset; all of memory 0
   std::vector<StepState> initial;    // Recipe::initial and roots, with the copies as dependencies
   std::vector<std::uint32_t> roots;
+  // By step: it runs in place. Such a step waits for the caller's stream, too. Empty: none does.
+  std::vector<std::uint8_t> in_place;
+  std::vector<std::uint32_t> placed;  // those steps
 
+  bool runs_in_place(std::uint32_t step) const { return !in_place.empty() && in_place[step] != 0; }
   std::uint32_t memory_of(plan::Space space) const {
     return space == plan::Space::Input && !key.one ? 1 : 0;
   }
@@ -53,6 +60,7 @@ struct StagePlan {
 
 std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const StageKey& key);
 // A message of `bytes` in memory 0: copied to the mirror where it is sent, else to the device.
+// Where it moves in place (step 0), there is nothing to copy.
 void plan_message(StagePlan& plan, std::uint64_t bytes, bool sent, std::uint64_t segment);
 
 }  // namespace hccomm::engine

@@ -31,6 +31,7 @@ bool Engine::begin_staged(Operation& op, Result<Staged*>& staged) {
       op.data = mine.memory[0].mirror;
     }
     status = staging_.begin(mine, op);
+    mine.begun = true;
   }
   if (!status.ok()) device_failed(op, status);
   return op.running();
@@ -42,13 +43,6 @@ void Engine::device_failed(Operation& op, const Status& why) {
   poison_locked(context,
                 Status(why.code(), text(context.who[context.rank], ": ", why.text()), context.rank),
                 true);
-}
-
-// Bytes of a slice have their final value, or one on the way to it.
-void Engine::wrote(Operation& op, const plan::Slice& dst, std::uint64_t offset,
-                   std::uint64_t bytes) {
-  if (dst.space != Space::Output || bytes == 0) return;
-  staging_.written(*op.staged, dst.offset * op.recipe->element_bytes + offset, bytes);
 }
 
 // Every step, or the whole message, is done: so is the operation, unless copies are left.

@@ -16,6 +16,7 @@ using plan::Space;
 
 static constexpr std::uint64_t kSmallCopy = 64 << 10,
                                kLargeStretch = 1 << 20;  // worth learning from
+static constexpr double kFade = 1.02;  // of the best that was seen, with each further stretch
 static constexpr auto kPartingPatience = std::chrono::seconds(2);
 
 Staging::~Staging() {
@@ -60,7 +61,6 @@ Status Staging::begin(Staged& staged, Operation& operation) {
   for (const Cell& cell : staged.plan->out) staged.left.push_back(cell.writes);
   for (const Staged::Memory& memory : staged.memory) {
     if (memory.device == nullptr) continue;
-    if (memory.pageable != nullptr) ++memory.device->bounced;
     const Status status = gate(staged, *memory.device, memory.stream);
     if (!status.ok()) return status;
   }
@@ -103,6 +103,7 @@ bool Staging::open_gates() {
       moved = true;
       wait_in(staged);
       wait_out(staged);
+      client_.opened(staged);
     } else if (k < gated_.size() && gated_[k] == &staged) {
       ++k;
     }
@@ -118,8 +119,8 @@ void Staging::activate(Device& device) {
 
 // Lines up for the next copy to a mirror, on the device where that begins.
 void Staging::wait_in(Staged& staged) {
-  if (staged.next_in == staged.plan->in.size()) return;
-  Device& device = *staged.memory[staged.plan->in[staged.next_in].memory].device;
+  if (staged.next_in == staged.plan->in.size() + staged.late_in.size()) return;
+  Device& device = *staged.memory[staged.cell(true, staged.next_in).memory].device;
   device.lanes[0].waiting.push_back(&staged);
   activate(device);
 }
@@ -148,6 +149,31 @@ void Staging::written(Staged& staged, std::uint64_t offset, std::uint64_t bytes)
   wait_out(staged);
 }
 
+// In pieces that fit what they go through.
+void Staging::carry(Staged& staged, bool in, Cell cell) {
+  const Device& device = *staged.memory[cell.memory].device;
+  const bool pinned = staged.memory[cell.memory].pageable == nullptr;
+  const std::uint64_t most = segment_of(device, cell.bytes, pinned);
+  const bool rests = staged.next_in == staged.plan->in.size() + staged.late_in.size();
+  for (std::uint64_t left = cell.bytes; left > 0; left -= cell.bytes, cell.offset += cell.bytes) {
+    cell.bytes = std::min(left, most);
+    (in ? staged.late_in : staged.late_out).push_back(cell);
+    if (in) continue;
+    staged.due.push_back(
+        static_cast<std::uint32_t>(staged.plan->out.size() + staged.late_out.size() - 1));
+  }
+  if (in && rests && staged.open) wait_in(staged);
+  if (!in) wait_out(staged);
+}
+
+void Staging::stage_after_all(Staged& staged, std::uint64_t bytes) {
+  const Staged::Memory& memory = staged.memory[0];
+  plan_message(staged.message, bytes, true,
+               segment_of(*memory.device, bytes, memory.pageable == nullptr));
+  staged.available = 0;
+  if (staged.open) wait_in(staged);
+}
+
 bool Staging::cancel(Staged& staged) {
   staged.over = true;
   std::erase(gated_, &staged);
@@ -161,7 +187,7 @@ bool Staging::cancel(Staged& staged) {
 }
 
 Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_t index) {
-  const Cell& cell = lane.in ? staged.plan->in[index] : staged.plan->out[index];
+  const Cell cell = staged.cell(lane.in, index);
   const Staged::Memory& memory = staged.memory[cell.memory];
   auto event = take_event(device);
   if (!event.ok()) return event.status();
@@ -207,7 +233,7 @@ bool Staging::pump(Device& device, Lane& lane) {
   while (!lane.waiting.empty() && has_room(lane)) {
     Staged& staged = *lane.waiting.front();
     const std::uint32_t index = lane.in ? staged.next_in : staged.due[staged.next_due];
-    const Cell& cell = lane.in ? staged.plan->in[index] : staged.plan->out[index];
+    const Cell cell = staged.cell(lane.in, index);
     if (staged.memory[cell.memory].pageable != nullptr && device.blocks.empty()) break;
     lane.waiting.pop_front();
     moved = true;
@@ -227,24 +253,26 @@ bool Staging::pump(Device& device, Lane& lane) {
 }
 
 // What a stretch of copies without a gap tells of latency and rate. The driver looks late rather
-// than early, so the best stretch is the truest; old ones fade.
+// than early, so the best stretch is the truest; old ones fade, slowly, for a driver that is busy
+// with the wire looks late at many in a row.
 void Staging::learn(Lane& lane) {
   const double seconds = Seconds(Clock::now() - lane.busy_since).count();
   if (seconds <= 0) return;
   if (lane.busy_copies == 1 && lane.busy_bytes <= kSmallCopy) {
-    lane.latency = std::min(seconds, lane.measured_latency ? lane.latency * 1.1 : seconds);
+    lane.latency = std::min(seconds, lane.measured_latency ? lane.latency * kFade : seconds);
     lane.measured_latency = true;
   }
   if (lane.busy_bytes >= kLargeStretch) {
     const double rate = static_cast<double>(lane.busy_bytes) / seconds;
-    lane.rate = std::max(rate, lane.measured_rate ? lane.rate * 0.9 : rate);
+    lane.rate = std::max(rate, lane.measured_rate ? lane.rate / kFade : rate);
     lane.measured_rate = true;
   }
 }
 
 void Staging::land(Device& device, Lane& lane, Copy copy, const Status& status) {
   Staged& staged = *copy.staged;
-  const Cell& cell = lane.in ? staged.plan->in[copy.cell] : staged.plan->out[copy.cell];
+  const Cell cell = staged.cell(lane.in, copy.cell);
+  const bool planned = copy.cell < (lane.in ? staged.plan->in : staged.plan->out).size();
   lane.flying_bytes -= cell.bytes;
   if (lane.flying.empty() && status.ok()) learn(lane);
   device.events.push_back(copy.event);
@@ -263,6 +291,8 @@ void Staging::land(Device& device, Lane& lane, Copy copy, const Status& status) 
     }
   } else if (!status.ok()) {
     client_.copy_failed(staged, status);
+  } else if (!planned) {
+    client_.carried(staged, lane.in, cell);
   } else if (lane.in) {
     ++staged.landed_in;
     staged.available = cell.offset + cell.bytes;

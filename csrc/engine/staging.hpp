@@ -34,10 +34,12 @@ struct Staged {
   struct Memory {
     Device* device = nullptr;  // nullptr: host memory
     device::Place place;
+    bool opaque = false;    // its handle is no address
     device::Stream stream;  // the caller's
     std::byte* mirror = nullptr;
     Lease lease;                            // where the mirror is pinned
-    std::unique_ptr<std::byte[]> pageable;  // where the pool was full
+    std::unique_ptr<std::byte[]> pageable;  // where the pool was full, or no mirror is wanted
+    transport::DeviceMemory enrolled;       // what cards were told of; no bytes: nothing
   };
   Operation* operation = nullptr;  // nullptr: it has failed, and copies would not end
   Memory memory[2];
@@ -48,18 +50,36 @@ struct Staged {
   std::vector<std::uint64_t> left;                       // by out cell: bytes to be written
   std::vector<std::uint32_t> due;                        // out cells that may leave, from next_due
   std::uint32_t next_in = 0, landed_in = 0, next_due = 0, landed_out = 0;
+  // Copies that the plan has not: of messages that were to move in place, and did not. Their number
+  // follows those of the plan's; `first` is their step.
+  std::vector<Cell> late_in, late_out;
   std::uint32_t flying = 0;
   std::uint64_t available = 0;  // a message to be sent: bytes from its beginning that are here
   bool open = false;            // the caller's streams have reached the call
   bool over = false;            // failed: nothing is enqueued any more
   bool leaving = false;         // in the lane to the device
+  bool begun = false;           // the engine has seen `open` if it was so at once
+  bool unanswered = false;      // a message that its sender waits to be asked for
+
+  Cell cell(bool in, std::uint32_t index) const {
+    const std::vector<Cell>& planned = in ? plan->in : plan->out;
+    return index < planned.size() ? planned[index]
+                                  : (in ? late_in : late_out)[index - planned.size()];
+  }
+  // Where the device has what lies there in the mirror.
+  std::byte* on_device(std::uint32_t memory_index, std::uint64_t offset) const {
+    const device::Place& place = memory[memory_index].place;
+    return static_cast<std::byte*>(place.handle) + place.offset + offset;
+  }
 };
 
 // What staging tells the engine; called inside begin() and progress().
 class StagingClient {
  public:
+  virtual void opened(Staged& staged) = 0;  // the caller's streams have reached the call
   virtual void copied_in(Staged& staged, const Cell& cell) = 0;
-  virtual void copied_out(Staged& staged) = 0;  // the last one
+  virtual void carried(Staged& staged, bool in, const Cell& cell) = 0;  // a late copy
+  virtual void copied_out(Staged& staged) = 0;                          // the last one
   virtual void copy_failed(Staged& staged, const Status& why) = 0;
   virtual void copies_over(Staged& staged) = 0;  // the last one in flight of one that is `over`
 
@@ -72,14 +92,18 @@ class StagingClient {
 // Fails:  prepare() gives a Status that names device and call; later failures go to copy_failed().
 class Staging {
  public:
-  Staging(StagingClient& client, std::uint64_t pool_bytes, std::uint64_t segment_bytes)
-      : client_(client), pool_bytes_(pool_bytes), segment_bytes_(segment_bytes) {}
+  Staging(StagingClient& client, Dialer& cards, const Settings& settings)
+      : client_(client),
+        cards_(cards),
+        pool_bytes_(settings.staging_bytes),
+        segment_bytes_(settings.staging_segment),
+        in_place_bytes_(settings.in_place_bytes) {}
   ~Staging();  // Requires: no operation is staged.
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
-  Result<Staged*> prepare(const Recipe& recipe, const Buffers& buffers);
-  Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent);
+  Result<Staged*> prepare(const Recipe& recipe, const Buffers& buffers, const Reach& reach);
+  Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent, const Reach& reach);
   // One that never began, or whose copies are over.
   void recycle(Staged& staged);
   // What was prepared, if anything, for an operation that cannot begin.
@@ -90,6 +114,10 @@ class Staging {
   Status begin(Staged& staged, Operation& operation);
   // Bytes of memory 0 have been written, at an offset from the plan's Output.
   void written(Staged& staged, std::uint64_t offset, std::uint64_t bytes);
+  // Bytes that were to move in place are copied all the same, to the mirror or back.
+  void carry(Staged& staged, bool in, Cell cell);
+  // Likewise a whole message to be sent: from now on its plan has copies.
+  void stage_after_all(Staged& staged, std::uint64_t bytes);
   bool copied_back(const Staged& staged) const {
     return staged.landed_out == staged.plan->out.size();
   }
@@ -116,7 +144,15 @@ class Staging {
   Result<std::unique_ptr<Device>> open(const Where& where) const;
   static void close(Device& device);
   Staged& allocate();
-  Status mirror(Staged& staged, int memory, const Where& where, std::uint64_t bytes);
+  Status locate(Staged& staged, int memory, const Where& where);
+  void mirror(Staged& staged, int memory, std::uint64_t bytes, bool pinned);
+  bool worth_placing(const Reach& reach, std::uint64_t bytes) const {
+    return in_place_bytes_ != 0 && bytes >= in_place_bytes_ && !reach.ranks.empty();
+  }
+  bool enroll(Staged& staged, int memory, std::uint64_t bytes);
+  void expel(Staged& staged);
+  std::shared_ptr<const StagePlan> place(Staged& staged, const Recipe& recipe, const StageKey& key,
+                                         const std::uint64_t* bytes);
   std::uint64_t segment_of(const Device& device, std::uint64_t bytes, bool pinned) const;
   std::shared_ptr<const StagePlan> stage_plan_of(const Recipe& recipe, const StageKey& key);
   // staging.cpp
@@ -132,7 +168,8 @@ class Staging {
   static void learn(Lane& lane);
 
   StagingClient& client_;
-  const std::uint64_t pool_bytes_, segment_bytes_;
+  Dialer& cards_;
+  const std::uint64_t pool_bytes_, segment_bytes_, in_place_bytes_;
   std::vector<Staged*> gated_;   // wait for the caller's streams
   std::vector<Device*> active_;  // have copies waiting or in flight
   int nap_us_ = kShortestNap;

@@ -14,7 +14,7 @@ namespace hccomm::engine {
 using plan::Space;
 
 static constexpr std::uint64_t kSmallestSegment = 64 << 10, kLargestSegment = 16 << 20;
-static constexpr double kPieceCost = 30e-6;  // seconds: two looks at events, a message, its reply
+static constexpr double kPieceCost = 60e-6;  // seconds: two looks at events, a message, its reply
 static constexpr std::uint64_t kBlock = 256 << 10;  // what copies of unpinned mirrors go through
 static constexpr std::uint64_t kBlocks = 4;
 static constexpr std::uint64_t kCongruence = 256;  // mirror and device address agree modulo this
@@ -104,7 +104,9 @@ std::vector<Staging::Report> Staging::report() {
         {each->name, each->runtime->library(),
          text("to the host ", figures(each->lanes[0]), "; to the device ", figures(each->lanes[1]),
               "; ", each->pool->pinned_bytes() >> 10, " KiB pinned of ", pool_bytes_ >> 10, "; ",
-              each->bounced, " buffers found the pool full")});
+              each->bounced, " buffers found the pool full; ", each->in_place,
+              " reached in place by cards",
+              each->why_staged.empty() ? "" : " (not now: " + each->why_staged + ")")});
   }
   return all;
 }
@@ -123,27 +125,98 @@ static std::uintptr_t address_of(const device::Place& place) {
   return reinterpret_cast<std::uintptr_t>(place.handle) + place.offset;
 }
 
-Status Staging::mirror(Staged& staged, int memory, const Where& where, std::uint64_t bytes) {
+Status Staging::locate(Staged& staged, int memory, const Where& where) {
   auto found = device_of(where);
   if (!found.ok()) return found.status();
-  Device& device = *found.value();
   Staged::Memory& target = staged.memory[memory];
-  target.device = &device;
+  target.device = found.value();
   target.place = where.place;
+  target.opaque = where.opaque;
   target.stream = {where.index, 0, where.stream};
-  const std::uint64_t congruence = std::max(kCongruence, where.runtime->alignment());
-  const std::uint64_t skew = address_of(where.place) % congruence;
-  auto lease = device.pool->lease(skew + bytes);
-  if (lease.ok()) {
-    target.lease = lease.value();
-    target.mirror = target.lease.data + skew;
-    return {};
-  }
-  // The pool is full, and whoever holds it may wait for us: so without it, through the blocks.
-  target.pageable = std::make_unique_for_overwrite<std::byte[]>(bytes);
-  target.mirror = target.pageable.get();
   return {};
 }
+
+// Where nothing is copied, as far as is known, ordinary memory that nobody touches costs nothing.
+void Staging::mirror(Staged& staged, int memory, std::uint64_t bytes, bool pinned) {
+  Staged::Memory& target = staged.memory[memory];
+  Device& device = *target.device;
+  const std::uint64_t congruence = std::max(kCongruence, device.runtime->alignment());
+  const std::uint64_t skew = address_of(target.place) % congruence;
+  if (pinned) {
+    auto lease = device.pool->lease(skew + bytes);
+    if (lease.ok()) {
+      target.lease = lease.value();
+      target.mirror = target.lease.data + skew;
+      return;
+    }
+    // The pool is full, and whoever holds it may wait for us: so without it, through the blocks.
+    ++device.bounced;
+  }
+  target.pageable = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  target.mirror = target.pageable.get();
+}
+
+// ---- in place -----------------------------------------------------------------------------------
+
+// Tells the cards of a buffer. False: they do not reach it.
+bool Staging::enroll(Staged& staged, int memory, std::uint64_t bytes) {
+  Staged::Memory& target = staged.memory[memory];
+  device::Runtime* const runtime = target.device->runtime;
+  const std::string_view name = target.device->name;
+  transport::DeviceMemory told;
+  told.kind = name.substr(0, name.find(':'));
+  told.index = target.device->index;
+  told.data = staged.on_device(static_cast<std::uint32_t>(memory), 0);
+  told.bytes = bytes;
+  if (runtime->lacks(device::Feature::Dmabuf).empty()) {
+    told.dmabuf = [runtime, index = told.index](std::byte* pages, std::uint64_t length) {
+      return runtime->dmabuf(index, {pages, 0}, length);
+    };
+  }
+  const Status status =
+      target.opaque ? Status(Code::Unavailable, "handles are no addresses") : cards_.enroll(told);
+  const std::lock_guard lock(mutex_);
+  if (status.ok()) {
+    target.enrolled = std::move(told);
+    ++target.device->in_place;
+    target.device->why_staged.clear();
+  } else {
+    target.device->why_staged = status.text();
+  }
+  return status.ok();
+}
+
+void Staging::expel(Staged& staged) {
+  for (Staged::Memory& memory : staged.memory) {
+    if (memory.enrolled.bytes != 0) cards_.expel(memory.enrolled);
+    memory.enrolled = {};
+  }
+}
+
+// The plan where some of its steps run in place; nullptr where none can.
+std::shared_ptr<const StagePlan> Staging::place(Staged& staged, const Recipe& recipe,
+                                                const StageKey& key, const std::uint64_t* bytes) {
+  if (!worth_placing(key.reach, std::max(bytes[0], bytes[1]))) return nullptr;
+  auto plan = stage_plan_of(recipe, key);
+  bool reached = !plan->placed.empty();
+  for (const std::uint32_t id : plan->placed) {
+    const plan::Step& step = recipe.plan.steps[id];
+    const auto at =
+        plan->memory_of(step.kind == plan::Kind::Send ? step.src.space : step.dst.space);
+    if (!reached || staged.memory[at].enrolled.bytes != 0) continue;
+    reached = enroll(staged, static_cast<int>(at), bytes[at]);
+  }
+  if (reached) return plan;
+  expel(staged);
+  return nullptr;
+}
+
+static bool copies(const StagePlan& plan, std::uint32_t memory) {
+  const auto is_of = [&](const Cell& cell) { return cell.memory == memory; };
+  return std::ranges::any_of(plan.in, is_of) || std::ranges::any_of(plan.out, is_of);
+}
+
+// ---- one operation's share, made ----------------------------------------------------------------
 
 // Whether Input and Output are parts of one memory; `shift` says how they lie.
 static bool one_memory(const Recipe& recipe, const Buffers& buffers, std::int64_t& shift) {
@@ -157,9 +230,10 @@ static bool one_memory(const Recipe& recipe, const Buffers& buffers, std::int64_
   return shift < output_bytes && -shift < input_bytes;
 }
 
-Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers) {
+Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers, const Reach& reach) {
   Staged& staged = allocate();
   StageKey key;
+  key.reach = reach;
   const auto has = [&](int space) {
     return buffers.where[space].runtime != nullptr && recipe.extent[space] != 0;
   };
@@ -179,11 +253,17 @@ Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers) {
   for (const int memory : {0, 1}) {
     if (!key.staged[memory]) continue;
     const Where& where = buffers.where[memory == 0 && input_first ? 1 : memory];
-    const Status status = mirror(staged, memory, where, bytes[memory]);
-    if (!status.ok()) {
-      recycle(staged);
-      return status;
-    }
+    const Status status = locate(staged, memory, where);
+    if (status.ok()) continue;
+    recycle(staged);
+    return status;
+  }
+  const auto placed = place(staged, recipe, key, bytes);
+  if (placed == nullptr) key.reach = {};
+  for (const std::uint32_t memory : {0u, 1u}) {
+    if (!key.staged[memory]) continue;
+    mirror(staged, static_cast<int>(memory), bytes[memory],
+           placed == nullptr || copies(*placed, memory));
     const Staged::Memory& made = staged.memory[memory];
     key.segment =
         std::min(key.segment, segment_of(*made.device, bytes[memory], made.pageable == nullptr));
@@ -211,22 +291,28 @@ std::shared_ptr<const StagePlan> Staging::stage_plan_of(const Recipe& recipe, co
   return made;
 }
 
-Result<Staged*> Staging::prepare(const Where& where, std::uint64_t bytes, bool sent) {
+Result<Staged*> Staging::prepare(const Where& where, std::uint64_t bytes, bool sent,
+                                 const Reach& reach) {
   Staged& staged = allocate();
-  const Status status = mirror(staged, 0, where, bytes);
+  const Status status = locate(staged, 0, where);
   if (!status.ok()) {
     recycle(staged);
     return status;
   }
+  const bool placed = worth_placing(reach, bytes) && enroll(staged, 0, bytes);
+  mirror(staged, 0, bytes, !placed);
   const Staged::Memory& made = staged.memory[0];
-  plan_message(staged.message, bytes, sent,
+  plan_message(staged.message, placed ? 0 : bytes, sent,
                segment_of(*made.device, bytes, made.pageable == nullptr));
+  if (placed) staged.message.in_place = {1};
+  staged.message.bytes[0] = bytes;
   // No owner: the message's plan lives as long as its Staged.
   staged.plan = std::shared_ptr<const StagePlan>(std::shared_ptr<void>(), &staged.message);
   return &staged;
 }
 
 void Staging::recycle(Staged& staged) {
+  expel(staged);
   for (Staged::Memory& memory : staged.memory) {
     if (memory.device != nullptr) memory.device->pool->give_back(memory.lease);
     memory.pageable.reset();
@@ -237,9 +323,11 @@ void Staging::recycle(Staged& staged) {
   staged.plan.reset();
   staged.other_stream = {};
   staged.due.clear();
+  staged.late_in.clear();
+  staged.late_out.clear();
   staged.next_in = staged.landed_in = staged.next_due = staged.landed_out = 0;
   staged.available = 0;
-  staged.open = staged.over = staged.leaving = false;
+  staged.open = staged.over = staged.leaving = staged.begun = staged.unanswered = false;
   const std::lock_guard lock(mutex_);
   free_.push_back(&staged);
 }

@@ -16,10 +16,14 @@ using wire::Type;
 
 static constexpr std::size_t kIdleTags = 256;  // lines that are kept though they are empty
 
+static bool on_device(const Parcel& parcel) { return parcel.where != nullptr && parcel.bytes != 0; }
+
 // Outside the lock: a device is opened at its first use.
-static Result<Staged*> stage(Staging& staging, OperationKind kind, const Parcel& parcel) {
-  if (parcel.where == nullptr || parcel.bytes == 0) return nullptr;
-  return staging.prepare(*parcel.where, parcel.bytes, kind == OperationKind::Send);
+static Result<Staged*> stage(Staging& staging, OperationKind kind, const Parcel& parcel,
+                             const Reach& reach) {
+  const bool reached = parcel.peer >= 0 && reach.has(parcel.peer, parcel.bytes);
+  return staging.prepare(*parcel.where, parcel.bytes, kind == OperationKind::Send,
+                         reached ? reach : Reach());
 }
 
 Operation& Engine::begin_message(Context& context, OperationKind kind, const Parcel& parcel,
@@ -38,8 +42,7 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
     finish(op, context.poison);
     return op;
   }
-  const bool on_device = parcel.where != nullptr && parcel.bytes != 0;
-  if (on_device && !begin_staged(op, staged)) return op;
+  if (on_device(parcel) && !begin_staged(op, staged)) return op;
   if (kind == OperationKind::Send) {
     issue_tagged(op);
   } else {
@@ -49,7 +52,8 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
 }
 
 Operation* Engine::start(Context& context, OperationKind kind, const Parcel& parcel) {
-  Result<Staged*> staged = stage(staging_, kind, parcel);
+  Result<Staged*> staged = nullptr;
+  if (on_device(parcel)) staged = stage(staging_, kind, parcel, reach(context, parcel.bytes));
   Guard guard(*this);
   Operation& op = begin_message(context, kind, parcel, staged);
   drain();
@@ -59,11 +63,26 @@ Operation* Engine::start(Context& context, OperationKind kind, const Parcel& par
 }
 
 Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, int& source) {
-  Result<Staged*> staged_in = stage(staging_, OperationKind::Recv, in);
-  Result<Staged*> staged_out = stage(staging_, OperationKind::Send, out);
+  Result<Staged*> staged_in = nullptr, staged_out = nullptr;
+  if (on_device(in)) {
+    staged_in = stage(staging_, OperationKind::Recv, in, reach(context, in.bytes));
+  }
+  if (on_device(out)) {
+    staged_out = stage(staging_, OperationKind::Send, out, reach(context, out.bytes));
+  }
   Guard guard(*this);
-  Operation* const both[] = {&begin_message(context, OperationKind::Recv, in, staged_in),
-                             &begin_message(context, OperationKind::Send, out, staged_out)};
+  Operation* both[2] = {};  // what is received, what is sent
+  const auto receive = [&] {
+    both[0] = &begin_message(context, OperationKind::Recv, in, staged_in);
+  };
+  const auto send = [&] {
+    both[1] = &begin_message(context, OperationKind::Send, out, staged_out);
+  };
+  // What is sent should leave first; but a message to ourselves must find who takes it.
+  const bool self = out.peer == context.rank;
+  if (self) receive();
+  send();
+  if (!self) receive();
   drain();
   Status status;
   for (Operation* op : both) {
@@ -75,6 +94,22 @@ Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, i
   for (Operation* op : both) drop_reference(*op);
   call_back(guard);
   return status;
+}
+
+// Whether the message can be sent, or at least announced: its data are here, or it is large.
+static bool may_leave(const Operation& op) {
+  if (op.staged == nullptr || op.staged->available == op.bytes) return true;
+  return op.peer != op.context->rank && op.bytes > op.context->channels[op.peer]->eager_bytes();
+}
+
+// Messages of one tag to one rank keep their order: one whose data are not here yet holds up those
+// behind it.
+static bool held_back(Operation& op) {
+  auto& held = op.context->matching.held;
+  const TagKey key{op.peer, op.tag};
+  if (!held.contains(key) && may_leave(op)) return false;
+  held[key].push_back(&op);
+  return true;
 }
 
 void Engine::issue_tagged(Operation& op) {
@@ -93,22 +128,6 @@ void Engine::issue_tagged(Operation& op) {
   }
   if (op.kind == OperationKind::Recv) return;
   if ((op.staged == nullptr && context.matching.held.empty()) || !held_back(op)) dispatch(op);
-}
-
-// Whether the message can be sent, or at least announced: its data are here, or it is large.
-static bool may_leave(const Operation& op) {
-  if (op.staged == nullptr || op.staged->available == op.bytes) return true;
-  return op.peer != op.context->rank && op.bytes > op.context->channels[op.peer]->eager_bytes();
-}
-
-// Messages of one tag to one rank keep their order: one whose data are not here yet holds up those
-// behind it.
-bool Engine::held_back(Operation& op) {
-  auto& held = op.context->matching.held;
-  const TagKey key{op.peer, op.tag};
-  if (!held.contains(key) && may_leave(op)) return false;
-  held[key].push_back(&op);
-  return true;
 }
 
 // More of the message's data are here. False when it is not one that is held back.
@@ -194,6 +213,10 @@ void Engine::want(Operation& op) {
 
 // Bytes of a message are in their place.
 void Engine::arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes) {
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(0)) {
+    staging_.carry(*op.staged, false, {.offset = offset, .bytes = bytes});
+    return;
+  }
   op.moved += bytes;
   if (op.staged != nullptr) staging_.written(*op.staged, offset, bytes);
   if (op.moved == op.bytes) end(op);
@@ -226,10 +249,6 @@ void Engine::receive_tagged(Context& context, int source, const Header& header,
 void Engine::match(Context& context, Operation& op, int source, const Header& header,
                    const std::byte* payload) {
   op.peer = source;
-  Header answer;
-  answer.context = context.id;
-  answer.sequence = header.sequence;
-  answer.index = header.index;
   const bool alike = header.flags == op.element_kind || header.flags == 0 || op.element_kind == 0;
   if (header.fingerprint != op.bytes || !alike) {
     const auto kind = [&](unsigned code) {
@@ -252,16 +271,31 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
     arrived(op, 0, op.bytes);
     return;
   }
-  Channel& channel = *context.channels[source];
+  const Channel& channel = *context.channels[source];
   op.index = header.index;
   context.matching.receiving[{source, header.index}] = &op;
   if (channel.pulls() && header.address != 0) {
-    start_pull(channel, op, 0, header.address);
+    start_pull(*context.channels[source], op, 0, header.address);
     return;
   }
+  answer(op);
+}
+
+// Asks for the message that has been announced; what comes in place not before the caller's stream
+// has left the place.
+void answer(Operation& op) {
+  if (op.staged != nullptr) {
+    op.staged->unanswered = op.staged->plan->runs_in_place(0) && !op.staged->open;
+    if (op.staged->unanswered) return;
+  }
+  Channel& channel = *op.context->channels[op.peer];
   if (!channel.pulls()) expect(op, 0);  // who could be pulled from but must be asked sends frames
-  answer.type = Type::TaggedOpen;
-  channel.send(answer, nullptr);
+  Header wanted;
+  wanted.type = Type::TaggedOpen;
+  wanted.context = op.context->id;
+  wanted.sequence = op.tag;
+  wanted.index = op.index;
+  channel.send(wanted, nullptr);
 }
 
 void Engine::receive_tagged_control(Context& context, int source, const Header& header,
@@ -296,11 +330,14 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
   data.context = context.id;
   data.sequence = op.tag;
   data.index = header.index;
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(0)) {
+    return send_placed(op, 0, *context.channels[source], data);
+  }
   const std::uint64_t* available = op.staged != nullptr ? &op.staged->available : nullptr;
   context.channels[source]->send_bulk({data, op.data, op.bytes, 0, &op, 0, available});
 }
 
-void Engine::forget_tagged(Operation& op) {
+void forget_tagged(Operation& op) {
   Matching& matching = op.context->matching;
   auto& large = op.kind == OperationKind::Send ? matching.sending : matching.receiving;
   if (const auto found = large.find({op.peer, op.index});

@@ -18,6 +18,8 @@ struct Outgoing {
   wire::Header header;
   const std::byte* payload = nullptr;
   std::size_t sent = 0;  // bytes of header + payload taken so far
+  // The payload lies on a device, where only the cards read it (Link::reaches_devices).
+  bool on_device = false;
 };
 
 enum class Progress : std::uint8_t { Done, Again, Broken };
@@ -46,6 +48,8 @@ class Inbox {
   virtual Placement begin(const wire::Header& header) = 0;
   virtual void consume(const std::byte* piece, std::size_t bytes) = 0;
   virtual void end() = 0;
+  // A part of a message has come to where expect_on_device() wanted it, and the device sees it.
+  virtual void landed(const wire::Header& /*header*/) {}
 
  protected:
   ~Inbox() = default;
@@ -80,6 +84,13 @@ class Link {
   // same, unless it has been taken back.
   virtual void expect(const wire::Header& /*which*/, std::byte* /*data*/,
                       std::size_t /*bytes*/) noexcept {}
+  // Whether cards read and write the memory of devices that Transport::enroll() has told of. Such a
+  // message is sent (Outgoing::on_device) only while it is awaited(), and what the receiver takes
+  // back then is left out. expect_on_device(): as expect(), and landed() tells what has come so;
+  // other parts come as they would without it.
+  virtual bool reaches_devices() const noexcept { return false; }
+  virtual void expect_on_device(const wire::Header& /*which*/, std::byte* /*data*/,
+                                std::size_t /*bytes*/) noexcept {}
   // Takes back what was expected: of the message, or for Data of all messages of the operation.
   // release() asks the peer to stop, so that several can be asked at once; reclaim() asks where
   // that has not been done, and waits until it has.

@@ -6,8 +6,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.hpp"
@@ -59,6 +61,16 @@ class Acceptor {
   ~Acceptor() = default;
 };
 
+// Memory of a device, as cards are told of it.
+struct DeviceMemory {
+  std::string_view kind;      // "cuda"
+  int index = 0;              // of the device
+  std::byte* data = nullptr;  // where the device sees it; the host must not look there
+  std::uint64_t bytes = 0;
+  // A dmabuf descriptor of whole pages of it, the caller's to close. Empty: the runtime has none.
+  std::function<Result<int>(std::byte* pages, std::uint64_t bytes)> dmabuf;
+};
+
 // One transport in one process: listens and connects.
 //
 // Owns:   its listening socket and the threads of handshakes in progress.
@@ -77,6 +89,10 @@ class Transport {
   // and receive into it: a transport whose cards must know memory tells them now. Thread: any.
   virtual Status enroll(std::byte* /*data*/, std::size_t /*bytes*/) { return {}; }
   virtual void expel(std::byte* /*data*/, std::size_t /*bytes*/) noexcept {}
+  // Likewise device memory, for links that reach devices. Fails: Unavailable where no card can, or
+  // one has refused.
+  virtual Status enroll(const DeviceMemory& memory);
+  virtual void expel(const DeviceMemory& /*memory*/) noexcept {}
   // Stops accepting and joins its threads.
   virtual void stop() noexcept = 0;
 };

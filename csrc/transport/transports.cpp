@@ -14,6 +14,11 @@ Result<Progress> Link::write(const wire::Header&, const std::byte*, std::uint64_
   return Progress::Again;
 }
 
+Status Transport::enroll(const DeviceMemory& memory) {
+  return {Code::Unavailable,
+          text(name(), " does not reach the memory of ", memory.kind, ":", memory.index)};
+}
+
 std::span<const Builtin> transports() {
 #define HCCOMM_TRANSPORT(name) name##_transport(),
   static const Builtin kAll[] = {

@@ -8,11 +8,17 @@
 
 #include <stdint.h>
 
-enum { kCards = 4, kKeys = 4096 };
+enum { kCards = 4, kKeys = 4096, kWritten = 512 };
 
 struct card_key {
   uint64_t key, base, bytes, access; /* key: 0 where none is registered */
   uint64_t card, pid, uses;          /* uses: how often this place has been taken */
+  /* Of a device's memory: where its process sees it, and what cards write to instead; else 0. */
+  uint64_t view, shadow;
+  uint64_t count; /* of `written`: what cards have been told to write, by offset; bytes last */
+  struct {
+    uint64_t offset, bytes;
+  } written[kWritten];
 };
 
 struct cards {
@@ -20,6 +26,10 @@ struct cards {
   uint64_t injected[kCards];              /* writes of them that were injected */
   uint64_t refused;                       /* what no card would have done ... */
   char first[256];                        /* ... and the first of it in words */
+  uint64_t device_keys;                   /* registrations of device memory, so far ... */
+  uint64_t device_refusals;               /* ... and those that were refused as the test asked */
+  uint64_t device_bytes[2];               /* that went from devices, and to devices */
+  uint64_t reads;                         /* of what had been written to a device */
   struct card_key keys[kKeys];
 };
 

@@ -6,11 +6,14 @@
  * mr_modes of verbs, what is sent must lie in memory registered for it with its descriptor, what is
  * written in memory that the other process has registered for that, under the card's own key and by
  * virtual address; what is injected is 64 bytes at most. The rest is refused, and noted (cards.h).
+ * A card with +hmem reaches the memory of the fake runtimes (fake.h), where it is asked to with
+ * FI_HMEM, and fi_mr_regattr names the runtime; with +refuses it registers none. What it writes
+ * there the device does not see before the card has read some of that memory back.
  * Below, the system's net provider carries the bytes, all cards over one interface. Processes that
  * talk to each other need the same FAKE_CARDS_FILE.
  */
 #define _GNU_SOURCE
-#include "cards.h"
+#include "cards_fabric.h"
 
 #include <arpa/inet.h>
 #include <dlfcn.h>
@@ -25,25 +28,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
-
-#define MODES (FI_MR_LOCAL | FI_MR_ALLOCATED | FI_MR_VIRT_ADDR | FI_MR_PROV_KEY)
-enum { kInjectBytes = 64, kImmediateBytes = 4, kGigabit = 1000 * 1000 * 1000 };
-
-static void* real(const char* name, const char* version) {
-  void* library = dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
-  void* found = library == NULL   ? NULL
-                : version == NULL ? dlsym(library, name)
-                                  : dlvsym(library, name, version);
-  return found;
-}
-
-static struct fi_info* copy_of(const struct fi_info* info) {
-  struct fi_info* (*copy)(const struct fi_info*) = real("fi_dupinfo", "FABRIC_1.3");
-  struct fi_info* made = copy(info);
-  if (made == NULL) abort();
-  return made;
-}
 
 /* ---- what the test is told --------------------------------------------------------------------*/
 
@@ -53,7 +39,11 @@ static struct cards* told(void) {
   if (mapped != NULL) return mapped;
   const char* path = getenv("FAKE_CARDS_FILE");
   int file = path == NULL ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (path != NULL && (file < 0 || ftruncate(file, sizeof *mapped) != 0)) abort();
+  struct stat is = {0};
+  if (path != NULL && (file < 0 || fstat(file, &is) != 0)) abort();
+  if (path != NULL && is.st_size != sizeof *mapped && /* of another build: its words mean nothing */
+      (ftruncate(file, 0) != 0 || ftruncate(file, sizeof *mapped) != 0))
+    abort();
   mapped = mmap(NULL, sizeof *mapped, PROT_READ | PROT_WRITE,
                 MAP_SHARED | (file < 0 ? MAP_ANONYMOUS : 0), file, 0);
   if (mapped == MAP_FAILED) abort();
@@ -72,159 +62,13 @@ static ssize_t refuse(int code, int card, const char* what) {
     snprintf(told()->first, sizeof told()->first, "card %d: %s", card, what);
   return -code;
 }
-
-/* ---- cards ------------------------------------------------------------------------------------*/
-
-struct card {
-  char name[32];
-  unsigned domain, bus, device, function;
-  int down, hmem;
-  struct fi_bus_attr at;
-  struct fi_link_attr link;
-  struct fi_device_attr made;
-  struct fid_nic nic;
-};
-
-/* What an info of net says, without which it opens nothing. */
-static struct {
-  char* fabric;
-  char* domain;
-  struct sockaddr_in address;
-} net;
-
-static const char* provider(void) {
-  const char* set = getenv("FAKE_CARDS_PROVIDER");
-  return set != NULL ? set : "verbs;ofi_rxm";
-}
-
-static int keep_nic(struct fid* fid) {
-  (void)fid;
-  return 0;
-}
-
-static int same_nic(struct fid* fid, int command, void* into) {
-  if (command != FI_DUP) return -FI_ENOSYS;
-  *(struct fid**)into = fid; /* a nic lives as long as the process */
-  return 0;
-}
-
-static struct fi_ops nic_ops = {
-    .size = sizeof(struct fi_ops), .close = keep_nic, .control = same_nic};
-
-/* Never freed: infos point to it. NULL at the end of the list. */
-static struct card* next_card(const char** list) {
-  static struct card* kept = NULL; /* so that a leak checker finds them */
-  struct card_list {
-    struct card card;
-    struct card* before;
-  };
-  char state[64] = "";
-  struct card_list* made = calloc(1, sizeof *made);
-  if (made == NULL) abort();
-  struct card* card = &made->card;
-  if (sscanf(*list, "%31s %x:%x:%x.%x %63[^,]", card->name, &card->domain, &card->bus,
-             &card->device, &card->function, state) != 6) {
-    free(made);
-    return NULL;
-  }
-  made->before = __atomic_exchange_n(&kept, card, __ATOMIC_ACQ_REL);
-  const char* end = strchr(*list, ',');
-  *list = end != NULL ? end + 1 : "";
-  card->down = strstr(state, "down") != NULL;
-  card->hmem = strstr(state, "hmem") != NULL;
-  card->at.bus_type = FI_BUS_PCI;
-  card->at.attr.pci = (struct fi_pci_attr){(uint16_t)card->domain, (uint8_t)card->bus,
-                                           (uint8_t)card->device, (uint8_t)card->function};
-  card->link.speed = 200ul * kGigabit;
-  card->link.state = card->down ? FI_LINK_DOWN : FI_LINK_UP;
-  card->made.name = card->name;
-  card->nic = (struct fid_nic){.fid = {FI_CLASS_NIC, NULL, &nic_ops},
-                               .device_attr = &card->made,
-                               .bus_attr = &card->at,
-                               .link_attr = &card->link};
-  return card;
-}
-
-/* The number of a card is its place in the list. */
-static int number_of(const char* name) {
-  const char* list = getenv("FAKE_CARDS");
-  for (int number = 0; list != NULL && number < kCards; ++number) {
-    while (*list == ' ') ++list;
-    size_t bytes = strlen(name);
-    if (strncmp(list, name, bytes) == 0 && list[bytes] == ' ') return number;
-    list = strchr(list, ',');
-    if (list != NULL) ++list;
-  }
-  return -1;
-}
-
-static void rename_to(char** name, const char* wanted) {
-  free(*name);
-  *name = strdup(wanted);
-}
-
-/* Ports of RoCE have an address each. */
-static struct fi_info* info_of(struct card* card, const struct fi_info* below, int number,
-                               int hmem) {
-  struct fi_info* info = copy_of(below);
-  rename_to(&info->fabric_attr->prov_name, provider());
-  rename_to(&info->fabric_attr->name, "fake");
-  rename_to(&info->domain_attr->name, card->name);
-  ((struct sockaddr_in*)info->src_addr)->sin_addr.s_addr = htonl(0xc6120001u + 256 * number);
-  info->domain_attr->mr_mode = MODES | (hmem ? FI_MR_HMEM : 0);
-  info->domain_attr->mr_key_size = 4;
-  info->domain_attr->cq_data_size = kImmediateBytes;
-  info->tx_attr->inject_size = kInjectBytes;
-  if (hmem) info->caps |= FI_HMEM;
-  info->nic = &card->nic;
-  return info;
-}
-
-/* The info of net on which all cards lie: of the first interface with an IPv4 address. */
-static struct fi_info* find_net(uint32_t version, const struct fi_info* hints) {
-  int (*get)(uint32_t, const char*, const char*, uint64_t, const struct fi_info*,
-             struct fi_info**) = real("fi_getinfo", "FABRIC_1.3");
-  struct fi_info* asked = copy_of(hints);
-  struct fi_info* found = NULL;
-  rename_to(&asked->fabric_attr->prov_name, "net");
-  asked->caps &= ~FI_HMEM;
-  asked->domain_attr->mr_mode = MODES;
-  int code = get(version, NULL, NULL, 0, asked, &found);
-  fi_freeinfo(asked);
-  if (code != 0) return NULL;
-  const struct fi_info* each = found;
-  while (each != NULL && each->addr_format != FI_SOCKADDR_IN) each = each->next;
-  struct fi_info* below = each == NULL ? NULL : copy_of(each);
-  fi_freeinfo(found);
-  if (below == NULL || net.domain != NULL) return below;
-  net.fabric = strdup(below->fabric_attr->name);
-  net.domain = strdup(below->domain_attr->name);
-  memcpy(&net.address, below->src_addr, sizeof net.address);
-  return below;
-}
-
-static struct fi_info* cards_for(uint32_t version, const struct fi_info* hints) {
-  const char* list = getenv("FAKE_CARDS");
-  const int mode = hints->domain_attr->mr_mode, hmem = (hints->caps & FI_HMEM) != 0;
-  if (list == NULL || (mode & MODES) != MODES) return NULL;
-  struct fi_info *first = NULL, **last = &first, *below = find_net(version, hints);
-  struct card* card;
-  for (int number = 0; below != NULL && number < kCards && (card = next_card(&list)) != NULL;
-       ++number) {
-    if (hmem && !card->hmem) continue;
-    *last = info_of(card, below, number, hmem);
-    last = &(*last)->next;
-  }
-  if (below != NULL) fi_freeinfo(below);
-  return first;
-}
-
 /* ---- memory -----------------------------------------------------------------------------------*/
 
 struct memory {
   struct fid_mr mr; /* what the caller has; its descriptor is the key, too */
   struct fid_mr* real;
   struct card_key* key;
+  char* shadow; /* of a device's: what cards write, until they are read from */
 };
 
 static struct card_key* take_key(void) {
@@ -248,6 +92,7 @@ static int memory_close(struct fid* fid) {
   struct memory* memory = (struct memory*)fid;
   __atomic_store_n(&memory->key->key, 0, __ATOMIC_RELEASE);
   int code = fi_close(&memory->real->fid);
+  free(memory->shadow);
   __atomic_store_n(&memory->key->pid, 0, __ATOMIC_RELEASE);
   free(memory);
   return code;
@@ -273,7 +118,7 @@ struct fabric {
 struct domain {
   struct fi_ops_domain ops, *real;
   struct fi_ops_mr mr_ops, *real_mr;
-  int card;
+  int card, hmem, refuses;
 };
 struct endpoint {
   struct fi_ops_rma ops, *real;
@@ -289,27 +134,57 @@ static void* stays(size_t bytes) {
   return made + 1;
 }
 
-static int reg(struct fid* fid, const void* data, size_t bytes, uint64_t access, uint64_t offset,
-               uint64_t key, uint64_t flags, struct fid_mr** out, void* context) {
+/* The host's view of memory of a fake runtime; NULL where it is not that runtime's. */
+static char* view_of(const char* setting, const void* data, size_t bytes) {
+  const char* path = getenv(setting);
+  void* runtime = path == NULL ? NULL : dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+  if (runtime == NULL) return NULL;
+  void* (*view)(const void*, size_t) = dlsym(runtime, "fake_host_view");
+  dlclose(runtime); /* who uses it keeps it */
+  return view != NULL ? view(data, bytes) : NULL;
+}
+
+static const char* const kRuntimes[] = {[FI_HMEM_CUDA] = "HCCOMM_CUDA_LIB",
+                                        [FI_HMEM_ROCR] = "HCCOMM_HIP_LIB"};
+enum { kIfaces = sizeof kRuntimes / sizeof *kRuntimes };
+
+static int of_a_device(const void* data, size_t bytes) {
+  for (int iface = 0; iface < kIfaces; ++iface)
+    if (kRuntimes[iface] != NULL && view_of(kRuntimes[iface], data, bytes) != NULL) return 1;
+  return 0;
+}
+
+/* `view`: where the host sees what lies on a device; NULL: it is the host's own. */
+static int enroll(struct fid* fid, const void* data, char* view, size_t bytes, uint64_t access,
+                  struct fid_mr** out, void* context) {
   struct fid_domain* domain = (struct fid_domain*)fid;
   struct domain* own = (struct domain*)domain->ops;
-  if (!mapped(data, bytes))
-    return (int)refuse(FI_EFAULT, own->card, "registers what is not mapped");
-  if (key != 0) return (int)refuse(FI_EKEYREJECTED, own->card, "is told which key to use");
+  if ((access & READS) != 0 && !own->hmem)
+    return (int)refuse(FI_EINVAL, own->card, "registers for reads that it did not ask for");
   struct memory* made = calloc(1, sizeof *made);
   if (made == NULL) return -FI_ENOMEM;
+  if (view != NULL) {
+    made->shadow = calloc(1, bytes);
+    if (made->shadow == NULL) abort();
+  }
   made->key = take_key();
   const uint64_t place = (uint64_t)(made->key - told()->keys);
   const uint64_t name = ((++made->key->uses & 0xfffff) * kKeys + place) & 0xffffffff;
   made->mr.fid = (struct fid){FI_CLASS_MR, context, &memory_ops};
   made->mr.key = name;
   made->mr.mem_desc = (void*)(uintptr_t)name;
-  int code = own->real_mr->reg(fid, data, bytes, access, offset, name, flags, &made->real, context);
+  const void* memory = view != NULL ? made->shadow : data;
+  int code = own->real_mr->reg(fid, memory, bytes, access, 0, name, 0, &made->real, context);
   if (code != 0) {
     __atomic_store_n(&made->key->pid, 0, __ATOMIC_RELEASE);
+    free(made->shadow);
     free(made);
     return code;
   }
+  made->key->view = (uintptr_t)view;
+  made->key->shadow = (uintptr_t)made->shadow;
+  memset(made->key->written, 0, made->key->count * sizeof *made->key->written);
+  made->key->count = 0;
   made->key->base = (uintptr_t)data;
   made->key->bytes = bytes;
   made->key->access = access;
@@ -317,6 +192,37 @@ static int reg(struct fid* fid, const void* data, size_t bytes, uint64_t access,
   __atomic_store_n(&made->key->key, name, __ATOMIC_RELEASE);
   *out = &made->mr;
   return 0;
+}
+
+static int reg(struct fid* fid, const void* data, size_t bytes, uint64_t access, uint64_t offset,
+               uint64_t key, uint64_t flags, struct fid_mr** out, void* context) {
+  struct domain* own = (struct domain*)((struct fid_domain*)fid)->ops;
+  if (offset != 0 || flags != 0) return (int)refuse(FI_EINVAL, own->card, "unknown flags");
+  if (key != 0) return (int)refuse(FI_EKEYREJECTED, own->card, "is told which key to use");
+  if (!mapped(data, bytes))
+    return (int)refuse(FI_EFAULT, own->card, "registers what is not mapped");
+  if (of_a_device(data, bytes))
+    return (int)refuse(FI_EFAULT, own->card, "registers a device's memory as the host's");
+  return enroll(fid, data, NULL, bytes, access, out, context);
+}
+
+static int regattr(struct fid* fid, const struct fi_mr_attr* attr, uint64_t flags,
+                   struct fid_mr** out) {
+  struct domain* own = (struct domain*)((struct fid_domain*)fid)->ops;
+  if (!own->hmem) return (int)refuse(FI_EINVAL, own->card, "was opened without FI_HMEM");
+  if (attr->iov_count != 1 || flags != 0 || attr->requested_key != 0)
+    return (int)refuse(FI_EINVAL, own->card, "cannot register that");
+  if ((int)attr->iface >= kIfaces || kRuntimes[attr->iface] == NULL)
+    return (int)refuse(FI_EINVAL, own->card, "knows no such runtime");
+  if (own->refuses) {
+    add(&told()->device_refusals, 1);
+    return -FI_ENOMEM;
+  }
+  char* view = view_of(kRuntimes[attr->iface], attr->mr_iov->iov_base, attr->mr_iov->iov_len);
+  if (view == NULL) return (int)refuse(FI_EFAULT, own->card, "is no memory of that runtime");
+  add(&told()->device_keys, 1);
+  return enroll(fid, attr->mr_iov->iov_base, view, attr->mr_iov->iov_len, attr->access, out,
+                attr->context);
 }
 
 static int holds(const struct card_key* key, uint64_t at, size_t bytes) {
@@ -329,6 +235,8 @@ static ssize_t check(int card, const struct iovec* parts, void* const* descripto
   size_t bytes = 0;
   for (size_t i = 0; i < count; ++i) {
     bytes += parts[i].iov_len;
+    if (descriptors == NULL && of_a_device(parts[i].iov_base, parts[i].iov_len))
+      return refuse(FI_EFAULT, card, "injects what lies on a device");
     if (descriptors == NULL) continue; /* injected: read before the call ends */
     const struct card_key* own = key_named((uintptr_t)descriptors[i]);
     if (own == NULL || own->pid != (uint64_t)getpid())
@@ -354,6 +262,67 @@ static ssize_t counted(ssize_t code, int card, size_t bytes, int injects) {
   return code;
 }
 
+/* Where net finds what a card is given by the device's address. Requires: it has been checked. */
+static void* local(const void* data, void* descriptor, size_t bytes) {
+  const struct card_key* key = key_named((uintptr_t)descriptor);
+  if (key->view == 0) return (void*)data;
+  add(&told()->device_bytes[0], bytes);
+  return (char*)(uintptr_t)key->view + ((uintptr_t)data - key->base);
+}
+
+static uint64_t remote(uint64_t at, uint64_t name, size_t bytes, int writes) {
+  const struct card_key* key = key_named(name);
+  if (key->view == 0) return at;
+  if (writes) add(&told()->device_bytes[1], bytes);
+  return key->shadow + (at - key->base);
+}
+
+/* Notes what a card is about to write to a device's memory. NULL: it is the host's. */
+static uint64_t* note(uint64_t at, uint64_t name, size_t bytes) {
+  struct card_key* key = key_named(name);
+  if (key->view == 0) return NULL;
+  const uint64_t place = __atomic_fetch_add(&key->count, 1, __ATOMIC_RELAXED);
+  if (place >= kWritten) abort();
+  key->written[place].offset = at - key->base;
+  __atomic_store_n(&key->written[place].bytes, bytes, __ATOMIC_RELEASE);
+  return &key->written[place].bytes;
+}
+
+/* What net did not take is not going to be written. */
+static ssize_t noted(uint64_t* bytes, ssize_t code) {
+  if (bytes != NULL && code != 0) __atomic_store_n(bytes, 0, __ATOMIC_RELEASE);
+  return code;
+}
+
+/* The device sees what has been written: all of it, as often as somebody asks. What is still on its
+ * way is nobody's yet, and is seen by the reading that follows it. */
+static void settle(const struct card_key* key) {
+  const uint64_t count = __atomic_load_n(&key->count, __ATOMIC_ACQUIRE);
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t bytes = __atomic_load_n(&key->written[i].bytes, __ATOMIC_ACQUIRE);
+    const uint64_t offset = key->written[i].offset;
+    if (bytes != 0)
+      memcpy((char*)(uintptr_t)key->view + offset, (char*)(uintptr_t)key->shadow + offset, bytes);
+  }
+}
+
+static ssize_t read_from(struct fid_ep* ep, void* data, size_t bytes, void* desc, fi_addr_t from,
+                         uint64_t at, uint64_t name, void* context) {
+  struct endpoint* own = (struct endpoint*)ep->rma;
+  const struct card_key *to = key_named((uintptr_t)desc), *key = key_named(name);
+  if (to == NULL || to->pid != (uint64_t)getpid() || to->card != (uint64_t)own->card ||
+      (to->access & FI_READ) == 0 || !holds(to, (uintptr_t)data, bytes) || to->view != 0)
+    return refuse(FI_EINVAL, own->card, "reads to where it may not");
+  if (key == NULL || key->card != (uint64_t)own->card || (key->access & FI_REMOTE_READ) == 0 ||
+      !holds(key, at, bytes))
+    return refuse(FI_EKEYREJECTED, own->card, "reads what it may not");
+  if (key->view != 0 && key->pid == (uint64_t)getpid()) {
+    settle(key);
+    add(&told()->reads, 1);
+  }
+  return own->real->read(ep, data, bytes, desc, from, remote(at, name, bytes, 0), name, context);
+}
+
 static ssize_t writemsg(struct fid_ep* ep, const struct fi_msg_rma* message, uint64_t flags) {
   struct endpoint* own = (struct endpoint*)ep->rma;
   const struct fi_rma_iov* to = message->rma_iov;
@@ -362,8 +331,19 @@ static ssize_t writemsg(struct fid_ep* ep, const struct fi_msg_rma* message, uin
                                                message->iov_count, to->addr, to->key);
   if (code == 0 && message->data >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
+  if (code == 0 && message->iov_count > 4) code = refuse(FI_EINVAL, own->card, "too many parts");
   if (code != 0) return code;
-  return counted(own->real->writemsg(ep, message, flags), own->card, to->len, 0);
+  struct iovec parts[4];
+  struct fi_rma_iov there = {remote(to->addr, to->key, to->len, 1), to->len, to->key};
+  struct fi_msg_rma as_net = *message;
+  for (size_t i = 0; i < message->iov_count; ++i) {
+    parts[i] = message->msg_iov[i];
+    parts[i].iov_base = local(parts[i].iov_base, message->desc[i], parts[i].iov_len);
+  }
+  as_net.msg_iov = parts;
+  as_net.rma_iov = &there;
+  uint64_t* const place = note(to->addr, to->key, to->len);
+  return counted(noted(place, own->real->writemsg(ep, &as_net, flags)), own->card, to->len, 0);
 }
 
 static ssize_t writedata(struct fid_ep* ep, const void* data, size_t bytes, void* desc,
@@ -374,8 +354,10 @@ static ssize_t writedata(struct fid_ep* ep, const void* data, size_t bytes, void
   if (code == 0 && bits >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
   if (code != 0) return code;
-  return counted(own->real->writedata(ep, data, bytes, desc, bits, to, at, key, context), own->card,
-                 bytes, 0);
+  uint64_t* const place = note(at, key, bytes);
+  code = own->real->writedata(ep, local(data, desc, bytes), bytes, desc, bits, to,
+                              remote(at, key, bytes, 1), key, context);
+  return counted(noted(place, code), own->card, bytes, 0);
 }
 
 static ssize_t injectdata(struct fid_ep* ep, const void* data, size_t bytes, uint64_t bits,
@@ -387,19 +369,9 @@ static ssize_t injectdata(struct fid_ep* ep, const void* data, size_t bytes, uin
   if (code == 0 && bits >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
   if (code != 0) return code;
-  return counted(own->real->injectdata(ep, data, bytes, bits, to, at, key), own->card, bytes, 1);
-}
-
-/* An info of a card as net knows it. */
-static struct fi_info* below(const struct fi_info* info) {
-  struct fi_info* made = copy_of(info);
-  made->nic = NULL;
-  rename_to(&made->fabric_attr->prov_name, "net");
-  rename_to(&made->fabric_attr->name, net.fabric);
-  rename_to(&made->domain_attr->name, net.domain);
-  memcpy(made->src_addr, &net.address, sizeof net.address);
-  made->domain_attr->mr_mode = FI_MR_VIRT_ADDR; /* keys are ours */
-  return made;
+  uint64_t* const place = note(at, key, bytes);
+  code = own->real->injectdata(ep, data, bytes, bits, to, remote(at, key, bytes, 1), key);
+  return counted(noted(place, code), own->card, bytes, 1);
 }
 
 static int endpoint(struct fid_domain* domain, struct fi_info* info, struct fid_ep** out,
@@ -417,6 +389,7 @@ static int endpoint(struct fid_domain* domain, struct fi_info* info, struct fid_
   own->ops.writemsg = writemsg;
   own->ops.writedata = writedata;
   own->ops.injectdata = injectdata;
+  own->ops.read = read_from;
   (*out)->rma = &own->ops;
   return 0;
 }
@@ -434,7 +407,9 @@ static int domain(struct fid_fabric* fabric, struct fi_info* info, struct fid_do
   own->ops.endpoint = endpoint;
   (*out)->ops = &own->ops;
   own->real_mr = (*out)->mr;
-  own->mr_ops = (struct fi_ops_mr){.size = sizeof own->mr_ops, .reg = reg};
+  own->mr_ops = (struct fi_ops_mr){.size = sizeof own->mr_ops, .reg = reg, .regattr = regattr};
+  own->hmem = (info->caps & FI_HMEM) != 0;
+  own->refuses = own->hmem && refuses(info->domain_attr->name);
   (*out)->mr = &own->mr_ops;
   return own->card < 0 ? -FI_ENODEV : 0;
 }
@@ -447,7 +422,7 @@ int fi_fabric(struct fi_fabric_attr* attr, struct fid_fabric** out, void* contex
   struct fi_fabric_attr as_net = *attr;
   char name[] = "net";
   as_net.prov_name = name;
-  as_net.name = net.fabric;
+  as_net.name = fabric_below();
   int code = open(&as_net, out, context);
   if (code != 0) return code;
   struct fabric* own = stays(sizeof *own);

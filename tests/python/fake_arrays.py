@@ -32,15 +32,12 @@ def library(kind: str, folder: Path) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler for tests/fakes")
     defines, source = [f'-DFAKE_NAME="{name}"'], "acl.c"
     if kind != "ascend":
         driver = {"cuda": "cu", "musa": "mu"}[kind]
         defines += [f"-DFAKE_PREFIX={prefix}", f"-DFAKE_DRIVER={driver}"]
         source = "cuda_shaped.c"
-    return _compiled(path, compiler, defines, [source, "fake.c", "fake_stream.c"])
+    return _compiled(path, defines, [source, "fake.c", "fake_stream.c"])
 
 
 def ccl_library(kind: str, folder: Path) -> Path:
@@ -54,44 +51,38 @@ def ccl_library(kind: str, folder: Path) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler for tests/fakes")
     setting = f'-DRUNTIME_SETTING="HCCOMM_{kind.upper()}_LIB"'
     defines = [f"-DFAKE_PREFIX={prefix}", setting]
-    return _compiled(path, compiler, defines, [source, "ccl.c", "ccl_numbers.c"])
+    return _compiled(path, defines, [source, "ccl.c", "ccl_numbers.c"])
 
 
 def stale_plugin(folder: Path) -> Path:
     """Compile the device plug-in whose table is of another version."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler for tests/fakes")
     header = f"-I{FAKES.parents[1] / 'csrc' / 'capi'}"
-    return _compiled(folder / "libstale.so", compiler, [header], ["stale_plugin.c"])
+    return _compiled(folder / "libstale.so", [header], ["stale_plugin.c"])
 
 
 def failing_fabric(folder: Path) -> Path:
     """Compile the libfabric whose provider vanishes once the file FAILING_FABRIC is there."""
-    return _fabric(folder / "libfailing.so", "failing_fabric.c")
+    return _fabric(folder / "libfailing.so", ["failing_fabric.c"])
 
 
 def cards_fabric(folder: Path) -> Path:
     """Compile the libfabric that has the cards of FAKE_CARDS."""
-    return _fabric(folder / "libcards.so", "cards_fabric.c")
+    return _fabric(folder / "libcards.so", ["cards_fabric.c", "cards_list.c"])
 
 
-def _fabric(path: Path, source: str) -> Path:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler for tests/fakes")
+def _fabric(path: Path, sources: list[str]) -> Path:
     header = f"-I{FAKES.parents[1] / 'third_party' / 'libfabric' / 'include'}"
     versions = f"-Wl,--version-script={FAKES / 'fabric.map'}"
     options = ["-fvisibility=default", header, versions]
-    return _compiled(path, compiler, options, [source])
+    return _compiled(path, options, sources)
 
 
-def _compiled(path: Path, compiler: str, defines: list[str], sources: list[str]) -> Path:
+def _compiled(path: Path, defines: list[str], sources: list[str]) -> Path:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler for tests/fakes")
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
         subprocess.run(

@@ -39,12 +39,18 @@ void Cache::set(std::size_t most_bytes) {
   if (!may_keep_) HCCOMM_LOG(Info, "ofi: no buffers stay registered: ", why);
 }
 
-Entry* Cache::find(const std::byte* data, std::size_t bytes, Access access) {
+// What counts against the bound.
+static std::size_t host_bytes(const Entry& entry) {
+  return entry.on_device ? 0 : entry.memory.bytes;
+}
+
+// The addresses of a device may be those of something else on the host.
+Entry* Cache::find(const std::byte* data, std::size_t bytes, Access access, bool on_device) {
   for (auto each = entries_.begin(); each != entries_.end();) {
     const auto entry = each++;
     const Registration& memory = entry->memory;
     if (entry->stale || data < memory.data || data + bytes > memory.data + memory.bytes) continue;
-    if (entry->access < access) continue;
+    if (entry->access < access || entry->on_device != on_device) continue;
     if (entry->watched >= 0 && !Monitor::instance().whole(entry->watched)) {
       entry->stale = true;
       if (entry->users == 0) drop(entry);
@@ -58,8 +64,8 @@ Entry* Cache::find(const std::byte* data, std::size_t bytes, Access access) {
 
 void Cache::drop(std::list<Entry>::iterator entry) {
   if (entry->watched >= 0) Monitor::instance().forget(entry->watched);
-  bytes_ -= entry->memory.bytes;
-  if (entry->users == 0) idle_bytes_ -= entry->memory.bytes;
+  bytes_ -= host_bytes(*entry);
+  if (entry->users == 0) idle_bytes_ -= host_bytes(*entry);
   strike(entry->memory);
   entries_.erase(entry);
 }
@@ -153,14 +159,30 @@ Result<Entry*> Cache::keep(const std::byte* data, std::size_t bytes) {
   return taken(entry);
 }
 
+Result<Entry*> Cache::keep(const DeviceMemory& memory, std::string& how) {
+  auto made = enroll(rails_, memory, how);
+  if (!made) return made.status();
+  Entry entry;
+  entry.memory = made.value();
+  entry.access = Access::Write;
+  entry.on_device = true;
+  entries_.push_front(entry);
+  return taken(&entries_.front());
+}
+
+Entry* Cache::use_on_device(const std::byte* data, std::size_t bytes) {
+  Entry* const entry = find(data, bytes, Access::Write, true);
+  return entry != nullptr ? taken(entry) : nullptr;
+}
+
 Entry* Cache::taken(Entry* entry) {
-  if (entry->users++ == 0) idle_bytes_ -= entry->memory.bytes;
+  if (entry->users++ == 0) idle_bytes_ -= host_bytes(*entry);
   return entry;
 }
 
 void Cache::done(Entry& entry) {
   if (--entry.users != 0) return;
-  idle_bytes_ += entry.memory.bytes;
+  idle_bytes_ += host_bytes(entry);
   if (entry.stale || entry.watched < 0) {
     drop(std::ranges::find_if(entries_, [&](const Entry& each) { return &each == &entry; }));
   }
@@ -170,7 +192,7 @@ void Cache::done(Entry& entry) {
 
 void Cache::revoke(Entry& entry) {
   entry.stale = true;
-  const std::size_t bytes = entry.memory.bytes;
+  const std::size_t bytes = host_bytes(entry);
   strike(entry.memory);
   bytes_ -= bytes;
 }

@@ -20,6 +20,7 @@ struct Entry {
   unsigned users = 0;
   int watched = -1;    // Monitor
   bool stale = false;  // no longer to be found: struck when the last user has gone
+  bool on_device = false;
 };
 
 // Owns:   the entries.
@@ -37,13 +38,17 @@ class Cache {
   // As use(), for as long as the program wants: also where nothing else stays registered. Fails:
   // System, with what refused.
   Result<Entry*> keep(const std::byte* data, std::size_t bytes);
+  // Of a device, for as long as somebody uses it. Fails: with what refused.
+  Result<Entry*> keep(const DeviceMemory& memory, std::string& how);
+  // What is registered of a device; nullptr: it is not.
+  Entry* use_on_device(const std::byte* data, std::size_t bytes);
   // From when this returns no card touches it, whoever uses it.
   void revoke(Entry& entry);
   void clear() noexcept;  // before the cards are closed
   std::size_t registered_bytes() const { return bytes_; }
 
  private:
-  Entry* find(const std::byte* data, std::size_t bytes, Access access);
+  Entry* find(const std::byte* data, std::size_t bytes, Access access, bool on_device = false);
   Result<Entry*> add(const std::byte* data, std::size_t bytes, Access access, bool lasting);
   Status register_at(Entry& entry, std::byte* data, std::size_t bytes);
   Entry* taken(Entry* entry);
@@ -53,7 +58,7 @@ class Cache {
 
   const Rails& rails_;
   std::list<Entry> entries_;                                 // used last first
-  std::size_t bytes_ = 0, idle_bytes_ = 0, most_bytes_ = 0;  // of all, of what nobody uses
+  std::size_t bytes_ = 0, idle_bytes_ = 0, most_bytes_ = 0;  // of all, of what nobody uses; host's
   std::size_t refused_bytes_ = SIZE_MAX;  // in use, with what was refused though all else had gone
   Status refused_;
   bool pins_ = true;      // to register costs something

@@ -41,13 +41,15 @@ static std::uint64_t piece_of(std::uint64_t bytes, std::size_t rails, std::uint6
   return piece;
 }
 
-void Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes) {
+void Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
+                    bool on_device) {
   const std::lock_guard lock(mutex_);
   if (shut(peer) || peer.eager.sent - peer.eager.acked + kFrameSlots >= peer.eager.limit) return;
   const auto free = [](const Grant& each) { return each.state == Grant::State::Free; };
   const auto found = std::ranges::find_if(peer.grants, free);
   if (found == peer.grants.end()) return;
-  Entry* const entry = cache_.use(data, bytes, Access::Write);
+  Entry* const entry =
+      on_device ? cache_.use_on_device(data, bytes) : cache_.use(data, bytes, Access::Write);
   if (entry == nullptr) return;
   Grant& grant = *found;
   grant = {};
@@ -73,6 +75,7 @@ void Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std:
     return;
   }
   grant.memory = entry;
+  grant.on_device = on_device;
   grant.state = Grant::State::Given;
   ++peer.given;
 }
@@ -100,6 +103,7 @@ Landed Fabric::landed(Peer& peer, const Arrived& arrived) {
   out.header.length =
       static_cast<std::uint32_t>(std::min(advert.piece_bytes, advert.bytes - grant.offset));
   out.data = grant.data + grant.offset;
+  out.on_device = grant.on_device;
   if (out.how == Landed::Here) {
     grant.offset += out.header.length;
     if (grant.offset == advert.bytes) free_grant(peer, grant);
@@ -223,17 +227,32 @@ void Fabric::advertised(Peer& peer, const Arrived& arrived) {
   peer.claims[advert.slot].take(advert, arrived.number);
 }
 
-int Fabric::claim(Peer& peer, const wire::Header& header, const std::byte* payload) {
+bool Fabric::awaited(Peer& peer, const wire::Header& which, std::uint64_t bytes) {
   const std::lock_guard lock(mutex_);
+  return std::ranges::any_of(peer.claims, [&](const Claim& each) {
+    return each.allows(which) && each.advert.bytes == bytes && each.advert.rails <= rails_.size();
+  });
+}
+
+// Registered memory to send from; nullptr where there is none. Only the host's is registered here.
+Entry* Fabric::source(const Outgoing& frame, std::size_t from, std::size_t bytes) {
+  const std::byte* const data = frame.payload + from;
+  return frame.on_device ? cache_.use_on_device(data, bytes)
+                         : cache_.use(data, bytes, Access::Read);
+}
+
+int Fabric::claim(Peer& peer, const Outgoing& frame) {
+  const std::lock_guard lock(mutex_);
+  const wire::Header& header = frame.header;
   const std::uint64_t end = header.address + header.length;
   for (const Claim& each : peer.claims) {
     const Advert& advert = each.advert;
     if (!each.allows(header)) continue;
     const bool whole = end == advert.bytes || (end < advert.bytes && header.length != 0 &&
                                                header.length % advert.piece_bytes == 0);
-    if (!whole || advert.rails > rails_.size() || !gathers_) return -1;
-    if (local_) {  // what cards must know to read it, and may not, is copied into slots
-      Entry* const entry = cache_.use(payload, header.length, Access::Read);
+    if (!whole || advert.rails > rails_.size() || !(gathers_ || frame.on_device)) return -1;
+    if (local_ && !frame.on_device) {  // what cards may not know is copied into slots
+      Entry* const entry = source(frame, 0, header.length);
       if (entry == nullptr) return -1;
       cache_.done(*entry);
     }
@@ -242,9 +261,9 @@ int Fabric::claim(Peer& peer, const wire::Header& header, const std::byte* paylo
   return -1;
 }
 
-Progress Fabric::send_direct(Peer& peer, unsigned slot, const wire::Header& header,
-                             const std::byte* payload, std::size_t& sent) {
+Progress Fabric::send_direct(Peer& peer, unsigned slot, const Outgoing& frame, std::size_t& sent) {
   const std::lock_guard lock(mutex_);
+  const wire::Header& header = frame.header;
   if (shut(peer)) return Progress::Broken;
   Claim& claim = peer.claims[slot];
   if (!claim.allows(header)) {  // reclaimed: nobody wants the rest
@@ -258,8 +277,9 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const wire::Header& head
   const std::uint64_t bytes =
       std::min<std::uint64_t>({advert.piece_bytes, advert.bytes - offset, header.length - sent});
   const unsigned index = peer.direct.sent % std::min<unsigned>(advert.rails, peer.rails);
-  Entry* const entry = local_ ? cache_.use(payload + sent, bytes, Access::Read) : nullptr;
-  if (local_ && entry == nullptr) {
+  const bool registers = local_ || frame.on_device;
+  Entry* const entry = registers ? source(frame, sent, bytes) : nullptr;
+  if (registers && entry == nullptr) {
     peer.failure = Status(Code::System, text(peer.name, ": ", bytes,
                                              " bytes that are being sent cannot be registered; the "
                                              "warning before says why"));
@@ -275,9 +295,9 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const wire::Header& head
   void* const descriptor = entry != nullptr ? entry->memory.descriptor[index] : nullptr;
   const std::uint64_t data =
       Immediate{peer.their_id, Kind::Direct, Immediate::direct(slot, peer.next)}.pack();
-  const ssize_t said = fi_writedata(rails_[index]->endpoint, payload + sent, bytes, descriptor,
-                                    data, peer.address[index], advert.at[index].address + offset,
-                                    advert.at[index].key, op);
+  const ssize_t said = fi_writedata(rails_[index]->endpoint, frame.payload + sent, bytes,
+                                    descriptor, data, peer.address[index],
+                                    advert.at[index].address + offset, advert.at[index].key, op);
   const Progress outcome = posted(peer, op, said, "fi_writedata");
   if (outcome != Progress::Done) return outcome;
   ++peer.direct.sent;

@@ -78,6 +78,7 @@ Status Fabric::open_all(std::vector<Choice> choices) {
   const bool test = std::getenv("HCCOMM_TEST_OFI_COPY") != nullptr;
   for (const auto& rail : rails_) {
     local_ = local_ || rail->has(FI_MR_LOCAL) || test;
+    reaches_devices_ = reaches_devices_ && rail->reaches_devices;
     gathers_ = gathers_ && rail->choice.info->tx_attr->iov_limit >= 2 && !test;
   }
   Status status = make_senders(kSenders, kEagerBytes, senders_);

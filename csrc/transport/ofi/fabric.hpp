@@ -15,10 +15,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "transport/ofi/offer.hpp"
 #include "transport/ofi/peer.hpp"
 #include "transport/ofi/provider.hpp"
 #include "transport/transport.hpp"
@@ -26,23 +28,6 @@
 struct fi_cq_data_entry;
 
 namespace hccomm::transport::ofi {
-
-inline constexpr std::uint32_t kRings = 1;  // rings the bell of a peer that says it sleeps
-
-// What one process tells the other about itself before they meet on the fabric.
-struct Offer {
-  std::uint32_t layout;  // of this struct and of peer.hpp
-  std::uint32_t id;      // what the other's messages shall carry
-  std::uint32_t eager_bytes, eager_slots;
-  std::uint32_t slot_bytes, ring_slots;
-  std::uint64_t eager_offset, ring_offset;
-  std::uint32_t rails, abilities;  // kRings
-  struct {
-    std::uint64_t inbox_address, key;
-    std::uint32_t name_bytes;
-    char name[260];  // the endpoint's
-  } rail[kMaxRails];
-};
 
 // A frame, or a part of one, that is next in order.
 struct Arrived {
@@ -58,6 +43,7 @@ struct Landed {
   enum { Here, Withdrawn, Never } how = Never;
   wire::Header header;  // as if it had come with it
   std::byte* data = nullptr;
+  bool on_device = false;
 };
 
 // Owns:   all that libfabric gave out, the pool, and a thread that keeps things moving while
@@ -92,16 +78,19 @@ class Fabric {
   unsigned borrowed(Peer& peer);
 
   // The peer may write the message at `data`, and does unless it is late; reclaim() ends that.
-  void expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes);
+  void expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
+              bool on_device);
   // Asks the peer to write no more: of all messages of the operation; nullptr: of any.
   void release(Peer& peer, const wire::Header* of);
   // Nobody writes there any more when it returns.
   void reclaim(Peer& peer, const wire::Header* of);
   // The grant by which the whole frame may be written in its place; -1: none.
-  int claim(Peer& peer, const wire::Header& header, const std::byte* payload);
+  int claim(Peer& peer, const transport::Outgoing& frame);
+  // Whether there is one for the whole message.
+  bool awaited(Peer& peer, const wire::Header& which, std::uint64_t bytes);
   // The next piece of the frame; adds its size to `sent`. Done too when the peer wants no more.
-  Progress send_direct(Peer& peer, unsigned slot, const wire::Header& header,
-                       const std::byte* payload, std::size_t& sent);
+  Progress send_direct(Peer& peer, unsigned slot, const transport::Outgoing& frame,
+                       std::size_t& sent);
   void advertised(Peer& peer, const Arrived& arrived);
   Landed landed(Peer& peer, const Arrived& arrived);
   void came(Peer& peer, const wire::Header& header);  // a frame by another way
@@ -117,6 +106,10 @@ class Fabric {
   // Memory that the program has registered, until the matching call.
   Status keep(std::byte* data, std::size_t bytes);
   void keep_no_more(const std::byte* data, std::size_t bytes) noexcept;
+  // Likewise memory of devices, where all cards reach it.
+  bool reaches_devices() const { return reaches_devices_; }
+  Status keep(const DeviceMemory& memory);
+  void keep_no_more(const DeviceMemory& memory) noexcept;
 
   int fd() const { return poller_.get(); }
   bool sleep(Peer& peer);  // false: something has come
@@ -148,6 +141,10 @@ class Fabric {
   void free_grant(Peer& peer, Grant& grant);
   void ask_back(Peer& peer, Grant& grant);
   void reuse(Peer& peer);
+  bool is_settled(Peer& peer, const Arrival& next);
+  static unsigned come_for(Peer& peer, unsigned slot);
+  void read_back(Peer& peer, const Grant& grant);
+  Entry* source(const transport::Outgoing& frame, std::size_t from, std::size_t bytes);
   void take_away(Peer& peer, const std::vector<Grant*>& grants, std::unique_lock<std::mutex>& lock);
   void answer_revoke(Peer& peer, const Note& note);
   void noted_revoked(Peer& peer, const Note& note);
@@ -174,13 +171,16 @@ class Fabric {
   UniqueFd poller_, bell_, timer_;
   Pool pool_;
   Cache cache_;
-  std::multimap<std::pair<const std::byte*, std::size_t>, Entry*> kept_;
-  Block scratch_;  // bytes that may be sent
+  std::multimap<std::pair<const std::byte*, std::size_t>, Entry*> kept_, device_kept_;
+  std::map<std::string, Status> refused_;  // devices whose memory a card has refused, and why
+  std::set<std::string> reached_;          // devices of which some has been registered
+  Block scratch_;                          // bytes that may be sent
   std::deque<Op> ops_;
-  std::vector<Op*> senders_;  // idle
-  std::vector<Op*> copiers_;  // idle, with room for a ring slot
-  bool local_ = false;        // what is sent must lie in registered memory
-  bool gathers_ = true;       // header and payload may lie apart
+  std::vector<Op*> senders_;     // idle
+  std::vector<Op*> copiers_;     // idle, with room for a ring slot
+  bool local_ = false;           // what is sent must lie in registered memory
+  bool gathers_ = true;          // header and payload may lie apart
+  bool reaches_devices_ = true;  // constant once it is open
   std::map<std::uint32_t, std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> by_id_;
   std::uint32_t next_id_ = 0;

@@ -39,6 +39,7 @@ struct Grant {
   std::byte* data = nullptr;
   std::uint64_t offset = 0;  // of the next byte to come
   Entry* memory = nullptr;
+  bool on_device = false;
   std::uint16_t number = 0;  // of the frame that told of it
   Deadline answer_by = Deadline::never();
   bool answered = false;     // reclaimed: the peer has said how many writes it has made ...

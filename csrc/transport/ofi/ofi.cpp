@@ -123,6 +123,8 @@ class OfiTransport final : public Transport {
   void expel(std::byte* data, std::size_t bytes) noexcept override {
     fabric_->keep_no_more(data, bytes);
   }
+  Status enroll(const DeviceMemory& memory) override { return fabric_->keep(memory); }
+  void expel(const DeviceMemory& memory) noexcept override { fabric_->keep_no_more(memory); }
   void stop() noexcept override { port_.stop(); }
 
  private:

@@ -69,13 +69,21 @@ Progress OfiLink::send(Outgoing& frame) noexcept {
   if (!status_.ok()) return Progress::Broken;
   const std::size_t total = sizeof frame.header + frame.header.length;
   Progress outcome;
-  if (total <= peer_.eager_bytes) {
+  if (frame.on_device) {
+    if (frame.sent == 0) {
+      posted_ = 0;
+      grant_ = fabric_->claim(peer_, frame);
+    }
+    // Without a grant the receiver has taken it back, and wants no more.
+    if (grant_ < 0) frame.sent = total;
+    outcome = grant_ < 0 ? Progress::Done : send_direct(frame);
+  } else if (total <= peer_.eager_bytes) {
     outcome = fabric_->send_eager(peer_, frame.header, frame.payload);
     if (outcome == Progress::Done) frame.sent = total;
   } else {
     if (frame.sent == 0) {
       posted_ = 0;
-      grant_ = is_data(frame.header) ? fabric_->claim(peer_, frame.header, frame.payload) : -1;
+      grant_ = is_data(frame.header) ? fabric_->claim(peer_, frame) : -1;
     }
     outcome = grant_ >= 0 ? send_direct(frame) : send_parts(frame);
   }
@@ -84,8 +92,8 @@ Progress OfiLink::send(Outgoing& frame) noexcept {
 
 Progress OfiLink::send_direct(Outgoing& frame) {
   while (posted_ < frame.header.length) {
-    const Progress outcome = fabric_->send_direct(peer_, static_cast<unsigned>(grant_),
-                                                  frame.header, frame.payload, posted_);
+    const Progress outcome =
+        fabric_->send_direct(peer_, static_cast<unsigned>(grant_), frame, posted_);
     if (outcome != Progress::Done) return outcome;
     frame.sent = std::max<std::size_t>(1, posted_);
   }
@@ -170,6 +178,10 @@ bool OfiLink::take_direct(Inbox& inbox, const Arrived& arrived) {
   if (landed.how == Landed::Never) {
     return end({Code::Integrity, description_ + ": the peer wrote where it was not asked to"});
   }
+  if (landed.on_device) {
+    inbox.landed(landed.header);
+    return true;
+  }
   const Placement placement = inbox.begin(landed.header);
   if (placement.direct == nullptr) {
     inbox.consume(landed.data, landed.header.length);
@@ -238,7 +250,16 @@ void OfiLink::discard() noexcept {
 }
 
 void OfiLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
-  if (status_.ok() && bytes > peer_.eager_bytes) fabric_->expect(peer_, which, data, bytes);
+  if (status_.ok() && bytes > peer_.eager_bytes) fabric_->expect(peer_, which, data, bytes, false);
+}
+
+void OfiLink::expect_on_device(const wire::Header& which, std::byte* data,
+                               std::size_t bytes) noexcept {
+  if (status_.ok()) fabric_->expect(peer_, which, data, bytes, true);
+}
+
+bool OfiLink::awaited(const wire::Header& which, std::uint64_t bytes) noexcept {
+  return status_.ok() && fabric_->awaited(peer_, which, bytes);
 }
 
 void OfiLink::release(const wire::Header& of) noexcept { fabric_->release(peer_, &of); }

@@ -29,6 +29,10 @@ class OfiLink final : public Link {
   void discard() noexcept override;
   void recall() noexcept override;
   void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
+  bool reaches_devices() const noexcept override { return fabric_->reaches_devices(); }
+  void expect_on_device(const wire::Header& which, std::byte* data,
+                        std::size_t bytes) noexcept override;
+  bool awaited(const wire::Header& which, std::uint64_t bytes) noexcept override;
   void release(const wire::Header& of) noexcept override;
   void reclaim(const wire::Header& of) noexcept override;
   bool sleeping(bool asleep) noexcept override;

@@ -81,6 +81,7 @@ struct Op {
   Entry* entry = nullptr;            // memory of the user that it reads, where cards must know it
   std::vector<Op*>* home = nullptr;  // the list it returns to
   bool borrows = false;              // it reads memory of the user
+  bool reads_back = false;           // what has been written to a device
 };
 
 // How many may be sent, and how many have been taken at the other end. Counts for ever, modulo 2^16
@@ -146,11 +147,14 @@ struct Peer {
   std::uint32_t direct_arrived = 0;
   std::array<Grant, kGrants> grants{};  // what we let it write
   unsigned given = 0;                   // of them not free
-  Block inbox;                          // that the peer writes
-  std::uint64_t seen = 0;               // Fabric::polls_ when it was last looked at
-  bool rings = false;                   // it knows how to
-  bool asleep = false;                  // it is rung with the next that is sent
-  bool announced = false;               // it was told that we sleep until `expected` comes
+  // Of the next arrivals: how many a device sees for certain, how many it will when the reads that
+  // are under way have ended, and how many these are.
+  unsigned settled = 0, read_back = 0, reading_back = 0;
+  Block inbox;             // that the peer writes
+  std::uint64_t seen = 0;  // Fabric::polls_ when it was last looked at
+  bool rings = false;      // it knows how to
+  bool asleep = false;     // it is rung with the next that is sent
+  bool announced = false;  // it was told that we sleep until `expected` comes
 
   UniqueFd control;
   char note[sizeof(Note)] = {};

@@ -153,10 +153,14 @@ bool Fabric::ready(Peer& peer) {
 
 bool Fabric::next(Peer& peer, Arrived& out, bool look) {
   const std::lock_guard lock(mutex_);
-  if (!in_order(peer)) {
+  const auto comes = [&] {
+    return in_order(peer) && is_settled(peer, peer.slot_of(peer.expected));
+  };
+  if (!comes()) {
     if (look) progress();
-    if (!in_order(peer)) return false;
+    if (!comes()) return false;
   }
+  if (peer.settled > 0) --peer.settled;
   Arrival& place = peer.slot_of(peer.expected);
   out.kind = place.kind;
   out.number = peer.expected;

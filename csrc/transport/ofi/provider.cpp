@@ -170,6 +170,29 @@ static std::vector<const fi_info*> rails_of(const fi_info* all, const Here& here
   return cards;
 }
 
+static std::string card_of(const fi_info& info) {
+  return text(provider_of(info), " on ", domain_of(info));
+}
+
+// The cards that say they can reach the memory of devices. Some say so where there is no device.
+static Info infos_with_devices(const Library& library) {
+  const KeptSignals kept;
+  const Info wanted = hints(library, kEveryMode | FI_MR_HMEM, FI_HMEM | FI_READ | FI_REMOTE_READ);
+  fi_info* found = nullptr;
+  const int code = library.getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, wanted.get(), &found);
+  return Info(code == 0 ? found : nullptr, {&library});
+}
+
+static Info with_devices(const Library& library, const fi_info& card, const fi_info* reaching) {
+  for (const fi_info* each = reaching; each != nullptr; each = each->next) {
+    const auto mine = ip_of(card), theirs = ip_of(*each);
+    if (card_of(*each) != card_of(card) || each->addr_format != card.addr_format) continue;
+    if (mine && theirs && mine->bytes != theirs->bytes) continue;
+    return Info(library.dupinfo(each), {&library});
+  }
+  return Info(nullptr, {&library});
+}
+
 Result<std::vector<Choice>> choose(const tcp::Ip& near) {
   auto found = library();
   if (!found) return found.status();
@@ -177,43 +200,46 @@ Result<std::vector<Choice>> choose(const tcp::Ip& near) {
   const Info all = all_infos(lib);
   const auto rails = rails_of(all.get(), {near});
   if (rails.empty()) return nothing_fits(lib, all.get());
+  // Software providers offer it, too, where there is no device.
+  const bool wanted = config::bytes("HCCOMM_OFI_DEVICE") != 0 && is_real(*rails.front());
+  const Info reaching = wanted ? infos_with_devices(lib) : Info(nullptr, {&lib});
   std::vector<Choice> choices;
   for (const fi_info* each : rails) {
     Choice& choice = choices.emplace_back();
     choice.library = &lib;
     choice.info = Info(lib.dupinfo(each), {&lib});
     if (choice.info == nullptr) throw std::bad_alloc();
+    choice.with_devices = with_devices(lib, *each, reaching.get());
     choice.provider = provider_of(*each);
     choice.domain = domain_of(*each);
   }
   return choices;
 }
 
-static std::string card_of(const fi_info& info) {
-  return text(provider_of(info), " on ", domain_of(info));
+static std::set<std::string> reach_devices(const Library& library) {
+  const Info all = infos_with_devices(library);
+  std::set<std::string> out;
+  for (const fi_info* each = all.get(); each != nullptr; each = each->next) {
+    out.insert(card_of(*each));
+  }
+  return out;
 }
 
-// The cards that say they can reach the memory of devices. Some say so where there is no device.
-static std::set<std::string> reach_devices(const Library& library) {
-  const KeptSignals kept;
-  const Info wanted = hints(library, kEveryMode | FI_MR_HMEM, FI_HMEM);
-  fi_info* found = nullptr;
-  std::set<std::string> out;
-  if (library.getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, wanted.get(), &found) != 0)
-    return out;
-  const Info all(found, {&library});
-  for (const fi_info* each = found; each != nullptr; each = each->next) out.insert(card_of(*each));
-  return out;
+// Whether a device's memory can be registered is known when one is used: describe() says it then.
+static std::string device_memory(const fi_info& info, bool reaches_devices) {
+  if (!reaches_devices) return "staged (no FI_HMEM)";
+  if (!is_real(info)) return "staged (FI_HMEM offered by software)";
+  if (config::bytes("HCCOMM_OFI_DEVICE") == 0) return "staged (HCCOMM_OFI_DEVICE=0)";
+  return "direct where it can be registered (FI_HMEM)";
 }
 
 static std::string capabilities(const fi_info& info, bool reaches_devices) {
   const int mr = info.domain_attr->mr_mode;
   const std::string place = place_of(info);
   return text(
-      place, place.empty() ? "" : ", ", "device memory staged (",
-      reaches_devices ? "FI_HMEM offered, not used yet" : "no FI_HMEM", "), ", "inject ",
-      info.tx_attr->inject_size, ", immediate ", info.domain_attr->cq_data_size, " bytes, ",
-      info.domain_attr->data_progress == FI_PROGRESS_AUTO ? "automatic" : "manual",
+      place, place.empty() ? "" : ", ", "device memory ", device_memory(info, reaches_devices),
+      ", inject ", info.tx_attr->inject_size, ", immediate ", info.domain_attr->cq_data_size,
+      " bytes, ", info.domain_attr->data_progress == FI_PROGRESS_AUTO ? "automatic" : "manual",
       " progress, registration:", (mr & FI_MR_LOCAL) != 0 ? " local" : "",
       (mr & FI_MR_VIRT_ADDR) != 0 ? " virtual" : "", (mr & FI_MR_PROV_KEY) != 0 ? " own-keys" : "",
       (mr & FI_MR_ENDPOINT) != 0 ? " endpoint" : "",

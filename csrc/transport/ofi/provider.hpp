@@ -20,6 +20,7 @@ inline constexpr unsigned kMaxRails = 4;
 struct Choice {
   const Library* library = nullptr;
   Info info;
+  Info with_devices;     // the same card with FI_HMEM, where it offers that; else nullptr
   std::string provider;  // "verbs;ofi_rxm"
   std::string domain;    // "mlx5_0", "eth0"
 };

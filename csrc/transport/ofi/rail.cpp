@@ -10,11 +10,15 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <utility>
 
+#include "base/log.hpp"
 #include "transport/ofi/litter.hpp"
+
 namespace hccomm::transport::ofi {
 
 static constexpr std::size_t kQueueEntries = 4096;
+static constexpr std::size_t kNameBytes = 260;  // of an endpoint
 
 Status Rail::check(int err, const char* what) const {
   if (err == 0) return {};
@@ -28,9 +32,34 @@ bool Rail::has(int mr_bit) const { return (choice.info->domain_attr->mr_mode & m
 // context: it crashed in one of four runs over tcp (1.17).
 static bool injects(const std::string& provider) { return !provider.ends_with(";ofi_rxm"); }
 
+// With the memory of devices where that was offered; a card that breaks its word is used without.
+Status Rail::open() {
+  if (choice.with_devices == nullptr) return open_as_is();
+  Info plain = std::exchange(choice.info, std::move(choice.with_devices));
+  Status status = open_as_is();
+  if (status.ok()) status = know_itself();
+  reaches_devices = status.ok();
+  if (status.ok()) return {};
+  HCCOMM_LOG(Info, "ofi: the memory of devices is staged: ", status.text());
+  close();
+  choice.info = std::move(plain);
+  return open_as_is();
+}
+
+// What is written to a device is read back through the same card.
+Status Rail::know_itself() {
+  char name[kNameBytes];
+  std::size_t bytes = sizeof name;
+  Status status = check(fi_getname(&endpoint->fid, name, &bytes), "fi_getname");
+  if (status.ok() && fi_av_insert(addresses, name, 1, &self, 0, nullptr) != 1) {
+    status = {Code::Unavailable, choice.domain + " cannot make use of its own address"};
+  }
+  return status;
+}
+
 // A queue that can be slept on writes to a descriptor for every entry, which cost 0.6 us a message
 // in the software providers; so ours cannot, and sleepers are woken by a timer.
-Status Rail::open() {
+Status Rail::open_as_is() {
   const KeptSignals kept;
   fi_info& info = *choice.info;
   Status status = check(choice.library->fabric(info.fabric_attr, &fabric, nullptr), "fi_fabric");
@@ -124,12 +153,15 @@ static std::string memlock_advice() {
               "LimitMEMLOCK=, docker --ulimit memlock=-1)");
 }
 
-static int enroll_on(const Rail& rail, unsigned index, std::uint64_t access, Registration& out) {
+std::uint64_t wanted_key(const Rail& rail) {
   static std::atomic<std::uint64_t> next_key{1};
-  const std::uint64_t key = rail.has(FI_MR_PROV_KEY) ? 0 : next_key++;
-  fid_mr*& memory = out.memory[index];
-  int err = -fi_mr_reg(rail.domain, out.data, out.bytes, access, 0, key, 0, &memory, nullptr);
-  if (err == 0 && rail.has(FI_MR_ENDPOINT)) {
+  return rail.has(FI_MR_PROV_KEY) ? 0 : next_key++;
+}
+
+int enable(const Rail& rail, unsigned index, Registration& out) {
+  fid_mr* const memory = out.memory[index];
+  int err = 0;
+  if (rail.has(FI_MR_ENDPOINT)) {
     err = -fi_mr_bind(memory, &rail.endpoint->fid, 0);
     if (err == 0) err = -fi_mr_enable(memory);
   }
@@ -142,6 +174,12 @@ static int enroll_on(const Rail& rail, unsigned index, std::uint64_t access, Reg
   return 0;
 }
 
+static int enroll_on(const Rail& rail, unsigned index, std::uint64_t access, Registration& out) {
+  const int err = -fi_mr_reg(rail.domain, out.data, out.bytes, access, 0, wanted_key(rail), 0,
+                             &out.memory[index], nullptr);
+  return err != 0 ? err : enable(rail, index, out);
+}
+
 Result<Registration> enroll(const Rails& rails, std::byte* data, std::size_t bytes, Access access) {
   const std::uint64_t flags =
       access == Access::Read ? FI_SEND | FI_WRITE : FI_SEND | FI_RECV | FI_WRITE | FI_REMOTE_WRITE;
@@ -152,7 +190,8 @@ Result<Registration> enroll(const Rails& rails, std::byte* data, std::size_t byt
   const int refused = pins() && !out.pinned ? ENOMEM : 0;
   for (unsigned index = 0; index < rails.size(); ++index) {
     const Rail& rail = *rails[index];
-    const int err = refused != 0 ? refused : enroll_on(rail, index, flags, out);
+    const std::uint64_t reads = rail.reaches_devices ? FI_READ : 0;  // what is read back
+    const int err = refused != 0 ? refused : enroll_on(rail, index, flags | reads, out);
     if (err == 0) continue;
     strike(out);
     const Status why = rail.choice.library->failure(

@@ -48,9 +48,13 @@ struct Rail {
   fid_av* addresses = nullptr;
   fid_cq* queue = nullptr;
   std::size_t inject_bytes = 0;  // of a write that may be injected
+  bool reaches_devices = false;  // opened with FI_HMEM; registrations may still be refused
+  std::uint64_t self = 0;        // fi_addr_t of this endpoint, where it reaches devices
 
  private:
+  Status open_as_is();
   Status open_endpoint();
+  Status know_itself();
   bool shares_files() const;
   void keep_files();
 
@@ -59,7 +63,7 @@ struct Rail {
 
 using Rails = std::vector<std::unique_ptr<Rail>>;
 
-// Memory that all rails know. Value type: strike() ends it.
+// Memory that all rails know, of the host or of a device. Value type: strike() ends it.
 struct Registration {
   std::byte* data = nullptr;
   std::size_t bytes = 0;
@@ -78,6 +82,11 @@ enum class Access : std::uint8_t { Read, Write };  // what cards do with it; Wri
 
 // Fails: System with the library's text, and what to raise where locked memory has run out.
 Result<Registration> enroll(const Rails& rails, std::byte* data, std::size_t bytes, Access access);
+// To be read and written by the cards (device.cpp). `how` says by what the device told of it.
+Result<Registration> enroll(const Rails& rails, const DeviceMemory& memory, std::string& how);
 void strike(Registration& registration) noexcept;
+// The parts of both: the key to ask for, and what follows the registration on one rail; an errno.
+std::uint64_t wanted_key(const Rail& rail);
+int enable(const Rail& rail, unsigned index, Registration& out);
 
 }  // namespace hccomm::transport::ofi

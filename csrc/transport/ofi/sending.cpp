@@ -24,7 +24,7 @@ Op* Fabric::sender(std::vector<Op*>& idle) {
   if (idle.empty()) return nullptr;
   Op* const op = idle.back();
   idle.pop_back();
-  op->borrows = false;
+  op->borrows = op->reads_back = false;
   return op;
 }
 
@@ -32,6 +32,7 @@ void Fabric::finished(Op& op) {
   if (op.peer != nullptr) {
     --op.peer->in_flight;
     if (op.borrows) --op.peer->borrowed;
+    if (op.reads_back) --op.peer->reading_back;
   }
   op.peer = nullptr;
   park(op);

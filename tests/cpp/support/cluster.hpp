@@ -85,6 +85,10 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     });
     return {};
   }
+  Status enroll(const transport::DeviceMemory& memory) override {
+    return transport_->enroll(memory);
+  }
+  void expel(const transport::DeviceMemory& memory) noexcept override { transport_->expel(memory); }
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
     if (sealed_) peer.link = transport::sealed(std::move(peer.link));

@@ -5,14 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <rdma/fi_cm.h>
 #include <rdma/fi_domain.h>
 #include <rdma/fi_endpoint.h>
 #include <rdma/fi_eq.h>
 #include <rdma/fi_rma.h>
 #include <sched.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,7 +21,7 @@
 #include <thread>
 #include <vector>
 
-#include "../fakes/cards.h"
+#include "support/cards_seen.hpp"
 #include "support/each_transport.hpp"
 #include "transport/ofi/card.hpp"
 #include "transport/ofi/provider.hpp"
@@ -33,29 +31,17 @@ namespace hccomm::transport {
 namespace {
 
 namespace fs = std::filesystem;
+using test::Collector;
+using test::header_of;
+using test::payload_of;
 using test::poll_until;
+using test::seen;
 
-constexpr const char* kNames[] = {"FAKE_CARDS", "FAKE_CARDS_PROVIDER", "HCCOMM_OFI_RAILS",
-                                  "HCCOMM_OFI_PROVIDER", "HCCOMM_TEST_OFI_PCI"};
+constexpr const char* kNames[] = {"FAKE_CARDS",          "FAKE_CARDS_PROVIDER",
+                                  "HCCOMM_OFI_RAILS",    "HCCOMM_OFI_PROVIDER",
+                                  "HCCOMM_TEST_OFI_PCI", "HCCOMM_OFI_DEVICE"};
 constexpr const char* kTwo = "mlx5_0 0000:81:00.0 up, mlx5_1 0000:01:00.0 up+hmem";
 const tcp::Ip kElsewhere = tcp::Ip::parse("192.0.2.77").value();
-
-// What the fake tells. The file has a name no longer than until both have it open.
-const cards& seen() {
-  static const cards* const mapped = [] {
-    const std::string path = fs::temp_directory_path() / ("cards." + std::to_string(getpid()));
-    setenv("FAKE_CARDS_FILE", path.c_str(), 1);
-    setenv("HCCOMM_OFI_LIB", HCCOMM_FAKES "/fabric/libcards.so", 1);
-    const int file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (file < 0 || ftruncate(file, sizeof(cards)) != 0) std::abort();
-    void* const at = mmap(nullptr, sizeof(cards), PROT_READ, MAP_SHARED, file, 0);
-    if (at == MAP_FAILED) std::abort();
-    close(file);
-    std::atexit([] { unlink(std::getenv("FAKE_CARDS_FILE")); });
-    return static_cast<const cards*>(at);
-  }();
-  return *mapped;
-}
 
 bool has_libfabric() { return dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL) != nullptr; }
 
@@ -232,7 +218,10 @@ TEST_F(Cards, MoreThanHccommOfiRailsAllowsAreLeftOut) {
 TEST_F(Cards, SayWhetherTheyCouldReachTheMemoryOfDevices) {
   EXPECT_NE(found("verbs;ofi_rxm on mlx5_0").detail.find("device memory staged (no FI_HMEM)"),
             std::string::npos);
-  EXPECT_NE(found("verbs;ofi_rxm on mlx5_1").detail.find("staged (FI_HMEM offered, not used yet)"),
+  EXPECT_NE(found("verbs;ofi_rxm on mlx5_1").detail.find("device memory direct where"),
+            std::string::npos);
+  setenv("HCCOMM_OFI_DEVICE", "0", 1);
+  EXPECT_NE(found("verbs;ofi_rxm on mlx5_1").detail.find("staged (HCCOMM_OFI_DEVICE=0)"),
             std::string::npos);
 }
 

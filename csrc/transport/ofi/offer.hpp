@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What two processes tell each other over the control connection before they meet on the fabric.
+#pragma once
+
+#include <cstdint>
+
+#include "transport/ofi/provider.hpp"
+
+namespace hccomm::transport::ofi {
+
+inline constexpr std::uint32_t kRings = 1;  // rings the bell of a peer that says it sleeps
+
+// What one process tells the other about itself before they meet on the fabric.
+struct Offer {
+  std::uint32_t layout;  // of this struct and of peer.hpp
+  std::uint32_t id;      // what the other's messages shall carry
+  std::uint32_t eager_bytes, eager_slots;
+  std::uint32_t slot_bytes, ring_slots;
+  std::uint64_t eager_offset, ring_offset;
+  std::uint32_t rails, abilities;  // kRings
+  struct {
+    std::uint64_t inbox_address, key;
+    std::uint32_t name_bytes;
+    char name[260];  // the endpoint's
+  } rail[kMaxRails];
+};
+
+}  // namespace hccomm::transport::ofi

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the two halves of the fake cards share: cards_list.c says which there are, cards_fabric.c
+ * what they do. */
+#ifndef HCCOMM_FAKES_CARDS_FABRIC_H
+#define HCCOMM_FAKES_CARDS_FABRIC_H
+
+#include <rdma/fabric.h>
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+#include <rdma/fi_rma.h>
+
+#include "cards.h"
+
+#define READS (FI_READ | FI_REMOTE_READ)
+#define MODES (FI_MR_LOCAL | FI_MR_ALLOCATED | FI_MR_VIRT_ADDR | FI_MR_PROV_KEY)
+enum { kInjectBytes = 64, kImmediateBytes = 4, kGigabit = 1000 * 1000 * 1000 };
+
+/* A function of the system's libfabric; NULL where there is none. */
+void* real(const char* name, const char* version);
+const char* provider(void);
+/* The infos of the cards that fit; NULL where none does. */
+struct fi_info* cards_for(uint32_t version, const struct fi_info* hints);
+int number_of(const char* name); /* -1: no card */
+int refuses(const char* name);   /* whether it registers no device memory */
+/* The info of a card as net knows it, and the name of net's fabric. */
+struct fi_info* below(const struct fi_info* info);
+char* fabric_below(void);
+
+#endif
