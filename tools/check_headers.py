@@ -94,6 +94,8 @@ def compile_alone(compiler: str, header: Path) -> list[str]:
         "-Wextra",
         "-Icsrc",
         "-Itests/cpp",
+        "-isystem",
+        "third_party/libfabric/include",
     ]
     command += ["-x", "c++", "-", "-Wno-missing-field-initializers"]
     done = subprocess.run(

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "../fakes/cards.h"
+#include "support/fakes.hpp"
 
 namespace hccomm::test {
 
