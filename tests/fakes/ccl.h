@@ -36,6 +36,10 @@ API void fake_ccl_fail(int kind, int n);
 /* In the midst of the n-th next piece of such a call the process gets this signal. */
 API void fake_ccl_end(int kind, int n, int signal);
 
+/* For tests: how many communicators this process has destroyed, not aborted. A real library may
+ * wait there for all ranks to do so. */
+API int fake_ccl_destroyed(void);
+
 typedef struct ccl_comm ccl_comm;
 
 typedef struct {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,92 @@ def refused_first(comm: hccomm.Communicator) -> list[str]:
         group.all_reduce(data, timeout=20.0)
         assert np.all(back(data) == comm.size)
     return said
+
+
+def use_behind_a_call(comm: hccomm.Communicator) -> str:
+    """Rank 0 has a call in flight that the others join only after it has asked for islands."""
+    said = "nothing was raised"
+    with comm.group(range(comm.size), timeout=1.0) as group:
+        data = place(group, np.ones(20_001, np.float32))
+        if group.rank == 0:
+            work = group.all_reduce(data, timeout=60.0, async_op=True)
+            try:
+                group.use_islands(data)
+            except hccomm.Timeout as error:
+                said = str(error)
+        comm.barrier()
+        if group.rank == 0:
+            work.wait(60.0)
+        else:
+            group.all_reduce(data, timeout=60.0)
+        assert np.all(back(data) == comm.size)
+    return said
+
+
+def moves_on(comm: hccomm.Communicator) -> dict[str, Any] | None:
+    """While ranks agree upon islands, rank 0's next call is queued: on rank 1's device."""
+    if comm.rank >= len(ALONE):
+        return None
+    with comm.group(range(len(ALONE))) as group:
+        data = [place(group, np.full(20_001, each, np.float32), ALONE) for each in (1, 2)]
+        if group.rank == 0:
+            data[1] = CudaArray(np.full(20_001, 2, np.float32), index=ALONE[1][1])
+            works = [group.all_reduce(data[0], async_op=True)]
+            time.sleep(0.3)  # agreeing has begun, and waits for the others
+            works.append(group.all_reduce(data[1], async_op=True))
+            for peer in range(1, group.size):
+                comm.send(np.zeros(1), peer)
+        else:
+            comm.recv(np.zeros(1), 0)
+            works = [group.all_reduce(each, async_op=True) for each in data]
+        for work in works:
+            work.wait(60.0)
+        assert [float(back(each)[-1]) for each in data] == [3.0, 6.0]
+        return group.describe()
+
+
+def slow_copies(comm: hccomm.Communicator) -> tuple[str, int]:
+    """Rank 0's array is on another device: its copy outlasts the call and who waits for it."""
+    said = "nothing was raised"
+    runtime = ctypes.CDLL(os.environ["HCCOMM_CUDA_LIB"])
+    runtime.fake_count.restype = ctypes.c_int64
+    with comm.group(range(comm.size)) as group:
+        settle(group)
+        values = np.ones(20_001, np.float32)
+        data = CudaArray(values, index=1) if group.rank == 0 else place(group, values)
+        before = runtime.fake_count(b"misuses")
+        copies = runtime.fake_count(b"copies")
+        if group.rank == 0:
+            runtime.fake_set(b"latency_us=6000000")
+        try:
+            group.all_reduce(data, timeout=0.5)
+        except hccomm.Error as error:
+            said = f"{type(error).__name__}: {error}"
+    runtime.fake_set(b"latency_us=5")
+    while group.rank == 0 and runtime.fake_count(b"copies") == copies:
+        time.sleep(0.01)  # the next test finds nothing of it
+    return said, runtime.fake_count(b"misuses") - before
+
+
+def destroyed(comm: hccomm.Communicator, how: str) -> tuple[str, int]:
+    """Close a group whose islands work: all, without rank 2, or where rank 0 cannot join."""
+    kind = "MUSA" if MIXED[comm.rank][0] == "musa" else "CUDA"
+    library = ctypes.CDLL(os.environ[f"HCCOMM_CCL_{kind}_LIB"])
+    before = library.fake_ccl_destroyed()
+    with comm.group(range(comm.size)) as group:
+        if how == "cannot join" and group.rank == 0:
+            library.fake_ccl_fail(JOINING, 1)
+        settle(group)
+        state = str(group.describe()["islands"]["state"])
+        comm.barrier()
+        if how == "aborts" and group.rank == 2:
+            group.abort("enough")
+        elif how == "aborts":
+            try:
+                group.barrier(timeout=20.0)
+            except hccomm.Aborted:
+                state = "aborted"
+    return state, library.fake_ccl_destroyed() - before
 
 
 def leaves(comm: hccomm.Communicator) -> str:

@@ -95,6 +95,40 @@ def test_a_call_that_is_refused_counts_nowhere(six: Any) -> None:
     assert all("cuda:7 is outside 0..2" in each for each in told[2])
 
 
+def test_use_islands_waits_no_longer_than_a_call(six: Any) -> None:
+    """A call in flight that others have still to join holds it up: until the group's deadline."""
+    said = six.run(programs.use_behind_a_call)
+    assert "earlier calls have not ended" in said.pop(0)
+    assert said == ["nothing was raised"] * 5
+
+
+def test_ranks_agree_upon_where_the_call_lies_not_the_next_one(six: Any) -> None:
+    told = six.run(programs.moves_on)[:3]
+    assert [shape(each) for each in told] == [[("cuda", [0, 1, 2])]] * 3, told
+
+
+def test_memory_whose_copies_do_not_end_is_kept(six: Any) -> None:
+    """Freed under a running copy it would count as a misuse of the runtime."""
+    said = six.run(programs.slow_copies)
+    assert all(words.startswith("Timeout: ") for words, _ in said), said
+    assert [misuses for _, misuses in said] == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("all close", [("on", 1)] * 3 + [("on", 0)] + [("on", 1)] * 2),
+        ("aborts", [("aborted", 0)] * 2 + [("on", 0)] + [("aborted", 0)] * 3),
+        ("cannot join", [("off", 0)] * 6),
+    ],
+)
+def test_a_library_is_destroyed_where_all_leave_together_else_aborted(
+    six: Any, how: str, expected: Any
+) -> None:
+    """To destroy its communicator a library may wait for all ranks to do so."""
+    assert six.run(programs.destroyed, how) == expected
+
+
 def test_a_rank_that_aborts_ends_the_call_on_all(six: Any) -> None:
     said = six.run(programs.leaves)
     assert said.pop(2) == "left"
