@@ -15,14 +15,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEVICES = 2, OK = 0, NO_MEMORY = 1, NO_DEVICE = 2 };
+enum { DEVICES = 2, OK = 0, NO_MEMORY = 1, NO_DEVICE = 2, NO_REDUCTION = 3 };
+enum { I32 = 3, F32 = 13, SUM = 0 }; /* of hccomm.h */
 
-/* Work for the worker: copy, or count an event up. */
+/* Work for the worker: copy, reduce, or count an event up. */
 typedef struct work {
   struct work* next;
   void* dst;
   const void* src;
   size_t bytes;
+  const void* host; /* dst = src + host, of this type */
+  int32_t type;
   struct event* event;
 } work;
 
@@ -37,6 +40,22 @@ static int running;
 
 /* ---- the "chip" ----------------------------------------------------------------------------- */
 
+static void add(const work* each) {
+  size_t i;
+  if (each->type == F32) {
+    const float *a = each->src, *b = each->host;
+    float* sum = each->dst;
+    for (i = 0; i < each->bytes / sizeof *sum; ++i) {
+      const float value = a[i] + b[i];
+      sum[i] = value == value ? value : __builtin_nanf(""); /* all ranks have the same NaN */
+    }
+  } else {
+    const uint32_t *a = each->src, *b = each->host; /* wraps */
+    uint32_t* sum = each->dst;
+    for (i = 0; i < each->bytes / sizeof *sum; ++i) sum[i] = a[i] + b[i];
+  }
+}
+
 static void* run(void* unused) {
   (void)unused;
   pthread_mutex_lock(&lock);
@@ -44,7 +63,11 @@ static void* run(void* unused) {
     while (first == NULL) pthread_cond_wait(&changed, &lock);
     work* each = first;
     pthread_mutex_unlock(&lock);
-    if (each->bytes > 0) memcpy(each->dst, each->src, each->bytes);
+    if (each->host != NULL) {
+      add(each);
+    } else if (each->bytes > 0) {
+      memcpy(each->dst, each->src, each->bytes);
+    }
     pthread_mutex_lock(&lock);
     if (each->event != NULL) ++each->event->completed;
     first = each->next;
@@ -99,8 +122,10 @@ static int describe(void* context, int32_t index, char* out, size_t capacity) {
 }
 
 static void error_text(void* context, int code, char* out, size_t capacity) {
+  const char* const words[] = {"no error", "out of memory", "no such device",
+                               "it sums f32 and i32 only"};
   (void)context;
-  snprintf(out, capacity, "%s", code == NO_MEMORY ? "out of memory" : "no such device");
+  snprintf(out, capacity, "%s", words[code]);
 }
 
 static int host_allocate(void* context, int32_t index, size_t bytes, void** address) {
@@ -173,6 +198,20 @@ static int stream_wait(void* context, hccomm_device_stream stream, void* awaited
   return OK;
 }
 
+/* Sums of what is here and what has come. Addition gives the same bits whichever comes first. */
+static int reduce_in(void* context, hccomm_device_stream stream, hccomm_device_place dst,
+                     hccomm_device_place src, const void* host, uint64_t elements, int32_t type,
+                     int32_t op, int32_t host_first) {
+  (void)context, (void)stream, (void)host_first;
+  if ((type != F32 && type != I32) || op != SUM) return NO_REDUCTION;
+  if (elements == 0) return OK; /* asked whether it can */
+  return enqueue((work){.dst = (char*)dst.handle + dst.offset,
+                        .src = (char*)src.handle + src.offset,
+                        .bytes = elements * 4,
+                        .host = host,
+                        .type = type});
+}
+
 /* What is left out is optional: hccomm then says why it stages without it. */
 static const hccomm_device_plugin_v1 table = {
     .struct_size = sizeof table,
@@ -196,6 +235,7 @@ static const hccomm_device_plugin_v1 table = {
     .event_record = event_record,
     .event_query = event_query,
     .stream_wait = stream_wait,
+    .reduce_in = reduce_in,
 };
 
 HCCOMM_API const hccomm_device_plugin_v1* hccomm_device_plugin(void) { return &table; }

@@ -98,6 +98,9 @@ static constexpr Setting kSettings[] = {
      "Pinned host memory per device for device buffers on their way; at least 1M."},
     {"HCCOMM_STAGING_SEGMENT", "bytes", "auto",
      "Size of one copy from or to a device; auto follows from their measured latency and rate."},
+    {"HCCOMM_STAGING_SUMS", "auto|host|device", "auto",
+     "Where sums are made that end on a device: `auto` where that is quicker, `host`, `device` "
+     "where it can."},
     {"HCCOMM_TIMEOUT", "seconds", "300",
      "Deadline of an operation, unless the communicator or the call has its own."},
     {"HCCOMM_TOPS_LIB", "text", "", "Path of Enflame's libtopsrt; empty searches for it."},

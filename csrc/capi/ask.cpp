@@ -93,6 +93,12 @@ static Json fabrics() {
   return all;
 }
 
+// Where sums are made that end on the device.
+static std::string sums_of(const hccomm::device::Runtime& runtime) {
+  const std::string why = runtime.lacks(hccomm::device::Feature::Reduce);
+  return why.empty() ? "on the device where a trial finds that quicker" : "on the host: " + why;
+}
+
 // What the probe of each kind of device found, or why it found nothing; each device by name.
 static Json devices_here() {
   Json all = Json::array();
@@ -114,7 +120,8 @@ static Json devices_here() {
                  .add("reason", each.reason)
                  .add("library", each.runtime != nullptr ? each.runtime->library() : "")
                  .add("count", count)
-                 .add("devices", names));
+                 .add("devices", names)
+                 .add("sums", each.runtime != nullptr ? sums_of(*each.runtime) : ""));
   }
   for (const std::string& failure : failures) {
     all.push(Json::object()
@@ -124,7 +131,8 @@ static Json devices_here() {
                  .add("reason", failure)
                  .add("library", "")
                  .add("count", 0)
-                 .add("devices", ""));
+                 .add("devices", "")
+                 .add("sums", ""));
   }
   return all;
 }

@@ -48,7 +48,8 @@ typedef struct hccomm_device_stream {
 
 /* Optional functions may be NULL. */
 typedef struct hccomm_device_plugin_v1 {
-  uint32_t struct_size; /* sizeof(hccomm_device_plugin_v1) */
+  uint32_t
+      struct_size; /* sizeof(hccomm_device_plugin_v1); it may end before what was added later */
   uint32_t abi_version; /* HCCOMM_DEVICE_PLUGIN_ABI */
   const char* name;     /* "examplechip": lower case, unique; ranks tell each other by it */
   const char* summary;  /* for hccomm info */
@@ -97,6 +98,17 @@ typedef struct hccomm_device_plugin_v1 {
 
   /* Optional: a dmabuf descriptor, the caller's to close. */
   int (*dmabuf)(void* context, int32_t index, hccomm_device_place place, size_t bytes, int* fd);
+
+  /* Added later. Optional: enqueues dst = src op host for `count` elements and returns; dst is src
+   * or apart from it, `host` is pinned, the stream is one of stream_create. `type` and `op` are
+   * numbers of hccomm.h (HCCOMM_F32, HCCOMM_SUM); host_first != 0: host op src. Asked with count 0
+   * and no stream it says whether it can: 0, or a code. The bits must be those of IEEE arithmetic
+   * without contraction, each NaN the positive quiet one, f16 and bf16 computed in f32 and rounded
+   * to nearest even; of equal operands MIN and MAX take the right one. hccomm tries that, and how
+   * fast it is, at the first use, and leaves to the host what differs or is slower. */
+  int (*reduce_in)(void* context, hccomm_device_stream stream, hccomm_device_place dst,
+                   hccomm_device_place src, const void* host, uint64_t count, int32_t type,
+                   int32_t op, int32_t host_first);
 } hccomm_device_plugin_v1;
 
 typedef const hccomm_device_plugin_v1* (*hccomm_device_plugin_function)(void);

@@ -224,6 +224,8 @@ Communicator::RecipePtr Communicator::make_recipe(const Call& call) {
   const select::Choice choice = select::choose(call, group_, facts_, rules_, table_);
   recipe->plan = choice.algorithm->make(call, group_, choice.tuning);
   recipe->element_bytes = dtype::size_of(call.type);
+  recipe->type = call.type;
+  recipe->op = call.op;
   if (dtype::defined(call.type, call.op)) {
     recipe->reduce = dtype::reduce(call.type, call.op);
     recipe->reduce_many = dtype::reduce_many(call.type, call.op);

@@ -43,6 +43,12 @@ void Endpoint::set_of_process(std::shared_ptr<Endpoint> endpoint) {
 
 bool Endpoint::forked() noexcept { return in_forked_child.load(std::memory_order_relaxed); }
 
+static engine::Sums staging_sums() {
+  const std::string word = config::raw("HCCOMM_STAGING_SUMS");
+  if (word == "host") return engine::Sums::Host;
+  return word == "device" ? engine::Sums::Device : engine::Sums::Auto;
+}
+
 static engine::Settings engine_settings() {
   engine::Settings settings;
   if (config::raw("HCCOMM_EAGER") != "auto") settings.eager_limit = config::bytes("HCCOMM_EAGER");
@@ -57,6 +63,7 @@ static engine::Settings engine_settings() {
     settings.staging_segment =
         (config::bytes("HCCOMM_STAGING_SEGMENT") + kPage - 1) / kPage * kPage;
   }
+  settings.staging_sums = staging_sums();
   settings.silence = config::seconds("HCCOMM_SILENCE");
   const bool chosen = config::raw("HCCOMM_SPIN_US") != "auto";
   if (chosen) settings.spin_us = static_cast<int>(config::integer("HCCOMM_SPIN_US"));

@@ -307,6 +307,7 @@ std::string CudaShaped::lacks(Feature feature) const {
     if (shape_.handles == nullptr) return text(shape_.kind, " offers no dmabuf that we know of");
     return text("the driver has no ", shape_.handles);
   }
+  if (feature == Feature::Reduce) return Runtime::lacks(feature);
   return "";
 }
 

@@ -56,7 +56,14 @@ struct Event {
 };
 
 // What a runtime may lack; lacks() says why.
-enum class Feature : std::uint8_t { HostRegister, Dmabuf };
+enum class Feature : std::uint8_t { HostRegister, Dmabuf, Reduce };
+
+// How elements are reduced: numbers of the C ABI (HCCOMM_F32, HCCOMM_SUM).
+struct Reduction {
+  std::int32_t type = 0;
+  std::int32_t op = 0;
+  bool host_first = false;  // the operand from host memory is the left one
+};
 
 // One vendor's runtime library. Every function may be called from any thread: it makes the device
 // current itself and puts back what was current before.
@@ -88,7 +95,7 @@ class Runtime {
   // Pins memory that somebody else allocated (Feature::HostRegister).
   virtual Status host_register(int index, void* address, std::size_t bytes) noexcept;
   virtual void host_unregister(int index, void* address) noexcept;
-  // Device memory; for tests and benches, collectives never allocate any.
+  // Device memory; for tests, benches and the trial of reduce_in, collectives never allocate any.
   virtual Result<Place> allocate(int index, std::size_t bytes) noexcept = 0;
   virtual void release(int index, Place place) noexcept = 0;
 
@@ -110,6 +117,14 @@ class Runtime {
   virtual Result<bool> event_query(Event event) noexcept = 0;
   // Later work of the stream starts after the event. Does not block.
   virtual Status stream_wait(Stream stream, Event event) noexcept = 0;
+
+  // Why reduce_in cannot do this where these two lie, or "". Compiles a kernel, it may be.
+  virtual std::string lacks_reduction(int index, Place dst, Place src, Reduction how) noexcept;
+  // Enqueues dst = src op host, `count` elements, and returns (Feature::Reduce). The bits are those
+  // of the host's kernels (dtype/reduce.hpp). dst is src or apart from it; `host` as in copy_in.
+  // Requires: lacks_reduction() said "", and the stream is ours.
+  virtual Status reduce_in(Stream stream, Place dst, Place src, const void* host,
+                           std::uint64_t count, Reduction how) noexcept;
 
   // A dmabuf descriptor of the memory, the caller's to close (Feature::Dmabuf).
   virtual Result<int> dmabuf(int index, Place place, std::size_t bytes) noexcept;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "device/library.hpp"
+#include "device/opencl_sums.hpp"
 #include "device/registry.hpp"
 
 namespace hccomm::device {
@@ -112,6 +113,7 @@ class OpenCl final : public Runtime {
   void host_free(int, void* address) noexcept override { std::free(address); }
   // Any host memory serves.
   std::string lacks(Feature feature) const override {
+    if (feature == Feature::Reduce) return sums_.absent();
     return feature == Feature::HostRegister ? std::string() : Runtime::lacks(feature);
   }
   Status host_register(int index, void*, std::size_t) noexcept override {
@@ -134,7 +136,10 @@ class OpenCl final : public Runtime {
   }
   void stream_destroy(Stream stream) noexcept override {
     const std::unique_ptr<ClStream> gone(static_cast<ClStream*>(stream.native));
-    for (const auto& [context, queue] : gone->queues) call_.queue_release(queue);
+    for (const auto& [context, queue] : gone->queues) {
+      sums_.forget(queue);
+      call_.queue_release(queue);
+    }
   }
 
   Status copy_in(Stream stream, Place dst, const void* host, std::size_t bytes) noexcept override {
@@ -156,6 +161,32 @@ class OpenCl final : public Runtime {
     const int code =
         call_.read(queue.value(), src.handle, 0, src.offset, bytes, host, 0, nullptr, nullptr);
     return flushed(queue.value(), code, "clEnqueueReadBuffer", stream.index);
+  }
+
+  std::string lacks_reduction(int index, Place dst, Place src, Reduction how) noexcept override {
+    if (!exists(index)) return absent(index).text();
+    if (usm_context(index, dst.handle) != nullptr || usm_context(index, src.handle) != nullptr) {
+      return "USM pointers are reduced on the host";
+    }
+    ClContext contexts[2] = {};
+    for (const int k : {0, 1}) {
+      const int code = call_.buffer_info(k == 0 ? dst.handle : src.handle, kMemContext,
+                                         sizeof contexts[k], &contexts[k], nullptr);
+      if (code != 0) return failed(code, "clGetMemObjectInfo", index).text();
+    }
+    if (contexts[0] != contexts[1]) return "the buffers are of two contexts";
+    return sums_.lacks(contexts[0], device(index), dst.offset | src.offset, how);
+  }
+  Status reduce_in(Stream stream, Place dst, Place src, const void* host, std::uint64_t count,
+                   Reduction how) noexcept override {
+    auto queue = queue_of_buffer(stream, dst.handle);
+    if (!queue.ok()) return queue.status();
+    auto& own = *static_cast<ClStream*>(stream.native);
+    const auto at =
+        std::ranges::find(own.queues, queue.value(), &std::pair<ClContext, ClQueue>::second);
+    const Status status =
+        sums_.enqueue(queue.value(), at->first, device(stream.index), dst, src, host, count, how);
+    return status.ok() ? flushed(queue.value(), 0, "a sum", stream.index) : status;
   }
 
   Result<Event> event_create(int index) noexcept override {
@@ -312,7 +343,8 @@ class OpenCl final : public Runtime {
   }
 
   const DynamicLibrary library_;
-  ClFunctions call_{};             // constant after open(), as devices_ and usm_
+  ClFunctions call_{};  // constant after open(), as devices_ and usm_
+  OpenClSums sums_;
   std::vector<void*> devices_;     // of all platforms, in the loader's order
   std::vector<UsmFunctions> usm_;  // by device
   std::mutex mutex_;               // guards the rest
@@ -361,6 +393,7 @@ Status OpenCl::open() {
   find(call_.queue_info, "clGetCommandQueueInfo");
   find(call_.context_retain, "clRetainContext");
   find(call_.extension, "clGetExtensionFunctionAddressForPlatform");
+  sums_.find(library_);
   if (!all) {
     return {Code::Unavailable,
             text("opencl: ", library_.path(), " lacks functions of OpenCL 1.2; it is too old")};

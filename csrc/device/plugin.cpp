@@ -1,11 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device/plugin.hpp"
 
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
 #include "base/dynlib.hpp"
 
 namespace hccomm::device {
 
 using Table = hccomm_device_plugin_v1;
+
+// What every table has; what came later is absent from a shorter one.
+static constexpr std::size_t kFirstTable = offsetof(Table, reduce_in);
+
+static Table whole(const Table& given) {
+  Table table{};
+  std::memcpy(static_cast<void*>(&table), &given,
+              std::min<std::size_t>(given.struct_size, sizeof table));
+  return table;
+}
 
 namespace {
 
@@ -13,7 +27,7 @@ namespace {
 class PluginRuntime final : public Runtime {
  public:
   PluginRuntime(const Table* table, std::string origin)
-      : table_(*table), origin_(std::move(origin)) {}
+      : table_(whole(*table)), origin_(std::move(origin)) {}
 
   std::string library() const override { return origin_; }
 
@@ -47,8 +61,12 @@ class PluginRuntime final : public Runtime {
   }
 
   std::string lacks(Feature feature) const override {
-    const bool has = feature == Feature::HostRegister ? table_.host_register != nullptr
-                                                      : table_.dmabuf != nullptr;
+    bool has = false;
+    switch (feature) {
+      case Feature::HostRegister: has = table_.host_register != nullptr; break;
+      case Feature::Dmabuf: has = table_.dmabuf != nullptr; break;
+      case Feature::Reduce: has = table_.reduce_in != nullptr; break;
+    }
     return has ? std::string() : Runtime::lacks(feature);
   }
 
@@ -136,6 +154,19 @@ class PluginRuntime final : public Runtime {
                 stream.index);
   }
 
+  std::string lacks_reduction(int index, Place dst, Place src, Reduction how) noexcept override {
+    return reduce_in({index, 1, nullptr}, dst, src, nullptr, 0, how).text();
+  }
+  Status reduce_in(Stream stream, Place dst, Place src, const void* host, std::uint64_t count,
+                   Reduction how) noexcept override {
+    if (table_.reduce_in == nullptr) {
+      return Runtime::reduce_in(stream, dst, src, host, count, how);
+    }
+    return told(table_.reduce_in(table_.context, in_c(stream), in_c(dst), in_c(src), host, count,
+                                 how.type, how.op, how.host_first ? 1 : 0),
+                "reduce_in", stream.index);
+  }
+
   Result<int> dmabuf(int index, Place place, std::size_t bytes) noexcept override {
     if (table_.dmabuf == nullptr) return Runtime::dmabuf(index, place, bytes);
     int fd = -1;
@@ -205,12 +236,12 @@ Result<Kind> register_plugin(const Table* table, const std::string& origin, Regi
   if (table == nullptr) {
     return Status(Code::InvalidArgument, text("device plug-in ", origin, ": it gave no table"));
   }
-  if (table->abi_version != HCCOMM_DEVICE_PLUGIN_ABI || table->struct_size < sizeof(Table)) {
-    return Status(
-        Code::InvalidArgument,
-        text("device plug-in ", origin, ": its table is of version ", table->abi_version, " and ",
-             table->struct_size, " bytes, this hccomm takes version ", HCCOMM_DEVICE_PLUGIN_ABI,
-             " of ", sizeof(Table), " bytes; build it against this hccomm's hccomm_device.h"));
+  if (table->abi_version != HCCOMM_DEVICE_PLUGIN_ABI || table->struct_size < kFirstTable) {
+    return Status(Code::InvalidArgument,
+                  text("device plug-in ", origin, ": its table is of version ", table->abi_version,
+                       " and ", table->struct_size, " bytes, this hccomm takes version ",
+                       HCCOMM_DEVICE_PLUGIN_ABI, " of at least ", kFirstTable,
+                       " bytes; build it against this hccomm's hccomm_device.h"));
   }
   if (const char* what = missing(*table)) {
     return Status(Code::InvalidArgument,

@@ -17,6 +17,7 @@ std::string Runtime::lacks(Feature feature) const {
   switch (feature) {
     case Feature::HostRegister: return "this adapter does not pin memory of others";
     case Feature::Dmabuf: return "this adapter exports no dmabuf";
+    case Feature::Reduce: return "this adapter has no reduction";
   }
   return "unknown";
 }
@@ -25,6 +26,13 @@ Status Runtime::host_register(int, void*, std::size_t) noexcept {
   return {Code::Unavailable, "this adapter does not pin memory of others"};
 }
 void Runtime::host_unregister(int, void*) noexcept {}
+
+std::string Runtime::lacks_reduction(int, Place, Place, Reduction) noexcept {
+  return lacks(Feature::Reduce);
+}
+Status Runtime::reduce_in(Stream, Place, Place, const void*, std::uint64_t, Reduction) noexcept {
+  return {Code::Unavailable, lacks(Feature::Reduce)};
+}
 
 Result<int> Runtime::dmabuf(int, Place, std::size_t) noexcept {
   return Status(Code::Unavailable, "this adapter exports no dmabuf");

@@ -301,7 +301,7 @@ Placement Channel::begin(const Header& header) {
       const plan::Step& target = operation->recipe->plan.steps[step];
       incoming_.operation = operation;
       incoming_.step = static_cast<std::uint32_t>(step);
-      if (target.kind == plan::Kind::Recv) {
+      if (stores(*operation, incoming_.step)) {
         incoming_.mode = Incoming::Mode::Direct;
         return {operation->at(target.dst) + header.address};
       }

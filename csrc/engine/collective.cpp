@@ -396,7 +396,7 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
   const Step& step = recipe.plan.steps[id];
   std::byte* dst = op.at(step.dst) + offset;
   if (payload != nullptr && bytes != 0) {
-    if (step.kind == Kind::Recv) {
+    if (stores(op, id)) {
       std::memcpy(dst, payload, bytes);
     } else {
       const std::byte* mine = op.at(step.src) + offset;

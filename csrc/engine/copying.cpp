@@ -60,7 +60,7 @@ void expect(Operation& op, std::uint32_t id) {
   if (!tagged(op)) {
     const plan::Step& step = op.recipe->plan.steps[id];
     const StepState& state = op.steps[id];
-    if (step.kind != Kind::Recv || state.waiting != 0 || state.value != 0 || state.done) return;
+    if (!stores(op, id) || state.waiting != 0 || state.value != 0 || state.done) return;
     peer = step.peer;
     place = op.at(step.dst);
   }
@@ -118,7 +118,7 @@ void Engine::cannot_copy(Operation& op, Channel& channel, const Status& why) {
 bool Engine::advance(Pull& pull, bool& any) {
   Operation& op = *pull.operation;
   Channel& channel = *pull.channel;
-  const bool reduces = !tagged(op) && op.recipe->plan.steps[pull.step].kind == Kind::RecvReduce;
+  const bool reduces = !tagged(op) && !stores(op, pull.step);
   if (reduces && bounce_.size() < kBouncePiece) bounce_.resize(kBouncePiece);
   std::uint64_t moved = 0;
   while (moved < kPullPiece) {
@@ -163,7 +163,7 @@ void Engine::receive_written(Operation& op, std::uint32_t id, int source, const 
   Context& context = *op.context;
   Channel& channel = *context.channels[source];
   const std::uint64_t before = received(op, id), bytes = bytes_of(op, id);
-  const bool stored = tagged(op) || op.recipe->plan.steps[id].kind == Kind::Recv;
+  const bool stored = tagged(op) || stores(op, id);
   const std::uint64_t most = channel.pulls() && stored ? bytes - before : 0;
   if (header.address == 0 || header.address > most) {
     poison_locked(context,

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "base/clock.hpp"
 #include "device/device.hpp"
 #include "engine/pinned.hpp"
+#include "engine/sums.hpp"
 
 namespace hccomm::engine {
 
@@ -39,6 +41,7 @@ struct Lane {
   Clock::time_point busy_since;
   std::uint64_t busy_bytes = 0;
   std::uint32_t busy_copies = 0;
+  bool busy_sums = false;  // some were no mere copies
   double latency = 10e-6;  // seconds of a copy, whatever its size; a guess until measured
   double rate = 12e9;      // bytes per second; likewise
   bool measured_latency = false, measured_rate = false;
@@ -58,6 +61,16 @@ struct Device {
   // Buffers that found the pool full, and those that cards have reached.
   std::atomic<std::uint64_t> bounced{0}, in_place{0};
   std::string why_staged;  // the last one that cards were told of
+  // Sums that could be made here, and whether they are, by type and operation; what was so made.
+  std::string why_no_sums;  // constant; "": the adapter offers some
+  std::map<std::pair<dtype::DType, dtype::RedOp>, SumTrial> trials;
+  // Of the last call that asked: were they made here? No trial: why not even that.
+  struct {
+    const SumTrial* trial = nullptr;
+    bool there = false;
+    std::string why;
+  } last_sums;
+  std::atomic<std::uint64_t> sums{0};
 };
 
 }  // namespace hccomm::engine

@@ -39,6 +39,8 @@ struct StepState {
 struct Recipe {
   plan::Plan plan;
   std::size_t element_bytes = 1;  // a power of two
+  dtype::DType type = dtype::DType::U8;
+  dtype::RedOp op = dtype::RedOp::Sum;
   dtype::Reduce reduce = nullptr;
   dtype::ReduceMany reduce_many = nullptr;
   dtype::Scale multiply = nullptr, divide = nullptr;

@@ -30,6 +30,9 @@ struct Callback {
   int code;
 };
 
+// Where sums are made that end on a device: where that is quicker, or always on one side.
+enum class Sums : std::uint8_t { Auto, Host, Device };
+
 struct Settings {
   std::size_t eager_limit = 0;            // bytes; 0: each link's own
   int spin_us = 60;                       // polling before a waiter sleeps
@@ -38,7 +41,8 @@ struct Settings {
   bool oversubscribed = false;            // more local ranks than cores: yield at once
   std::size_t staging_bytes = 256 << 20;  // pinned host memory per device, at most
   std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured
-  std::size_t in_place_bytes = 0;         // of device buffers that cards shall reach; 0: none
+  Sums staging_sums = Sums::Auto;
+  std::size_t in_place_bytes = 0;  // of device buffers that cards shall reach; 0: none
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
   std::string dump_folder;  // where the flight recorder is written on errors; "": nowhere
 };
@@ -152,6 +156,8 @@ struct Push {
 wire::Header message_of(const Operation& op, std::uint32_t step);
 // Tells the link where that message belongs, if it may come straight to its place by now.
 void expect(Operation& op, std::uint32_t step);
+// Whether what the step receives is stored as it comes: it reduces nothing, or the device does.
+bool stores(const Operation& op, std::uint32_t step);
 // The step that receives the index-th message from a rank; -1: there is none.
 std::int64_t recv_step(const Operation& op, int source, std::uint32_t index);
 // Whether the operation waits for that rank, and how far it has come, for messages and dumps.

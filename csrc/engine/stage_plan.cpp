@@ -130,6 +130,49 @@ static std::vector<std::uint8_t> steps_in_place(const Recipe& recipe, const Stag
   return std::ranges::count(in_place, 1) > 0 ? in_place : std::vector<std::uint8_t>();
 }
 
+// Which receives the device reduces: of what it alone has had and alone will have, so that neither
+// operand nor result is wanted on the host.
+static std::vector<std::uint8_t> steps_summed(const Recipe& recipe, const StageKey& key,
+                                              const std::vector<Use>& sources,
+                                              const std::vector<Use>& targets,
+                                              const std::vector<Use>& terms) {
+  static constexpr std::size_t kMostSteps = 1024;  // it looks at all pairs of them
+  const std::vector<Step>& steps = recipe.plan.steps;
+  std::vector<std::uint8_t> summed(steps.size(), 0);
+  if (!key.sums || steps.size() > kMostSteps) return {};
+  const auto meet = [](const Use& one, const Use& other) {
+    return one.memory == other.memory && one.begin < other.end && other.begin < one.end;
+  };
+  for (std::uint32_t id = 0; id < steps.size(); ++id) {
+    const Step& step = steps[id];
+    const Use &mine = sources[id], &sum = targets[id];
+    if (step.kind != Kind::RecvReduce || step.dst.space != Space::Output) continue;
+    if (mine.end == mine.begin || sum.end == sum.begin) continue;  // one is on the host
+    const auto reads_later = [&](const Use& use) { return use.step > id && meet(use, sum); };
+    bool alone = std::ranges::none_of(terms, reads_later);
+    for (std::uint32_t other = 0; other < steps.size() && alone; ++other) {
+      if (other == id) continue;
+      alone =
+          !reads_later(sources[other]) && !meet(targets[other], sum) && !meet(targets[other], mine);
+    }
+    summed[id] = alone;
+  }
+  return std::ranges::count(summed, 1) > 0 ? summed : std::vector<std::uint8_t>();
+}
+
+// The copies back of what such a step receives.
+static void add_sums(std::vector<Cell>& cells, const Use& source, const Use& target,
+                     bool mirror_first, std::uint64_t segment) {
+  for (Cell cell : cut({target}, segment)) {
+    cell.writes = cell.bytes;
+    cell.sums = true;
+    cell.mirror_first = mirror_first;
+    cell.source_memory = source.memory;
+    cell.source = source.begin + (cell.offset - target.begin);
+    cells.push_back(cell);
+  }
+}
+
 static void size_memories(StagePlan& stage, const Recipe& recipe) {
   const auto output = static_cast<std::size_t>(Space::Output);
   const auto input = static_cast<std::size_t>(Space::Input);
@@ -144,6 +187,13 @@ static void size_memories(StagePlan& stage, const Recipe& recipe) {
   stage.base[input] = key.shift < 0 ? 0 : static_cast<std::uint64_t>(key.shift);
   stage.bytes[0] = std::max(stage.base[output] + recipe.extent[output],
                             stage.base[input] + recipe.extent[input]);
+}
+
+// AVG and PREMUL_SUM reduce like SUM.
+device::Reduction reduction_of(const Recipe& recipe) {
+  const bool plain = recipe.op != dtype::RedOp::Avg && recipe.op != dtype::RedOp::PremulSum;
+  return {static_cast<std::int32_t>(recipe.type),
+          static_cast<std::int32_t>(plain ? recipe.op : dtype::RedOp::Sum)};
 }
 
 std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const StageKey& key) {
@@ -164,15 +214,22 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
   std::vector<Use> reads, writes;
   plan::Hazards written[2];  // by memory: what earlier steps have written
   std::vector<std::uint32_t> ignored;
-  std::vector<Use> sources(recipe.plan.steps.size()), targets(recipe.plan.steps.size());
+  std::vector<Use> sources(recipe.plan.steps.size()), targets(recipe.plan.steps.size()), terms;
   for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
     const Step& step = recipe.plan.steps[id];
     if (staged(step.src)) sources[id] = use_of(step.src, id);
     if (staged(step.dst)) targets[id] = use_of(step.dst, id);
+    for (std::uint32_t k = 0; k < step.terms; ++k) {
+      const Slice& term = recipe.plan.terms[step.first_term + k];
+      if (staged(term)) terms.push_back(use_of(term, id));
+    }
   }
   if (std::ranges::none_of(recipe.plan.steps, reduces)) {
     stage->in_place = steps_in_place(recipe, key, sources, targets);
   }
+  stage->summed = steps_summed(recipe, key, sources, targets, terms);
+  stage->element_bytes = recipe.element_bytes;
+  stage->reduction = reduction_of(recipe);
   const auto read = [&](const Slice& slice, std::uint32_t id) {
     if (!staged(slice)) return;
     const Use use = use_of(slice, id);
@@ -187,13 +244,13 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
       stage->placed.push_back(id);
       ++stage->initial[id].waiting;
     }
-    if (!placed) read(step.src, id);
+    if (!placed && !stage->sums(id)) read(step.src, id);
     for (std::uint32_t k = 0; k < step.terms; ++k) read(recipe.plan.terms[step.first_term + k], id);
     if (!staged(step.dst)) continue;
     const Use use = use_of(step.dst, id);
     written[use.memory].write(use.begin, use.end, id, ignored);
     ignored.clear();
-    if (step.dst.space == Space::Output && !placed) writes.push_back(use);
+    if (step.dst.space == Space::Output && !placed && !stage->sums(id)) writes.push_back(use);
   }
 
   link(*stage, cut(reads, key.segment), reads);
@@ -202,6 +259,12 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
     over(stage->out, write,
          [&](std::size_t index, std::uint64_t bytes) { stage->out[index].writes += bytes; });
   }
+  for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
+    if (!stage->sums(id)) continue;
+    const bool mirror_first = recipe.plan.steps[id].received_first;
+    add_sums(stage->out, sources[id], targets[id], mirror_first, key.segment);
+  }
+  std::ranges::sort(stage->out, {}, &Cell::offset);
   for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
     const Kind kind = recipe.plan.steps[id].kind;
     const bool receives = kind == Kind::Recv || kind == Kind::RecvReduce;

@@ -24,6 +24,7 @@ struct StageKey {
   bool one = false;
   std::int64_t shift = 0;
   std::uint64_t segment = 0;  // bytes of one copy, at most
+  bool sums = false;          // the device reduces what it can
   Reach reach;                // of cards; no ranks: everything is staged
 
   friend bool operator==(const StageKey&, const StageKey&) = default;
@@ -36,6 +37,10 @@ struct Cell {
   std::uint32_t first = 0;                  // to the mirror: the first step that reads it
   std::uint32_t first_gate = 0, gates = 0;  // to the mirror: range in StagePlan::gates
   std::uint64_t writes = 0;                 // to the device: bytes written into it in all
+  // To the device: it is reduced there with what lies at `source` of that memory.
+  bool sums = false, mirror_first = false;
+  std::uint32_t source_memory = 0;
+  std::uint64_t source = 0;
 };
 
 // Thread: immutable once built, but for a message's, which its operation makes anew.
@@ -51,13 +56,19 @@ struct StagePlan {
   // By step: it runs in place. Such a step waits for the caller's stream, too. Empty: none does.
   std::vector<std::uint8_t> in_place;
   std::vector<std::uint32_t> placed;  // those steps
+  // By step: the device reduces what it receives. Empty: none does.
+  std::vector<std::uint8_t> summed;
+  std::size_t element_bytes = 1;
+  device::Reduction reduction;
 
   bool runs_in_place(std::uint32_t step) const { return !in_place.empty() && in_place[step] != 0; }
+  bool sums(std::uint32_t step) const { return !summed.empty() && summed[step] != 0; }
   std::uint32_t memory_of(plan::Space space) const {
     return space == plan::Space::Input && !key.one ? 1 : 0;
   }
 };
 
+device::Reduction reduction_of(const Recipe& recipe);
 std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const StageKey& key);
 // A message of `bytes` in memory 0: copied to the mirror where it is sent, else to the device.
 // Where it moves in place (step 0), there is nothing to copy.

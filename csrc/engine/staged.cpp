@@ -45,6 +45,11 @@ void Engine::device_failed(Operation& op, const Status& why) {
                 true);
 }
 
+bool stores(const Operation& op, std::uint32_t step) {
+  return op.recipe->plan.steps[step].kind == plan::Kind::Recv ||
+         (op.staged != nullptr && op.staged->plan->sums(step));
+}
+
 // Every step, or the whole message, is done: so is the operation, unless copies are left.
 void Engine::end(Operation& op) {
   if (op.staged == nullptr || staging_.copied_back(*op.staged)) finish(op, {});

@@ -200,8 +200,19 @@ Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_
     host = copy.block;
   }
   const device::Place place{memory.place.handle, memory.place.offset + cell.offset};
-  Status status = lane.in ? device.runtime->copy_out(lane.stream, host, place, cell.bytes)
-                          : device.runtime->copy_in(lane.stream, place, host, cell.bytes);
+  Status status;
+  if (lane.in) {
+    status = device.runtime->copy_out(lane.stream, host, place, cell.bytes);
+  } else if (cell.sums) {
+    const device::Place& from = staged.memory[cell.source_memory].place;
+    device::Reduction how = staged.plan->reduction;
+    how.host_first = cell.mirror_first;
+    status = device.runtime->reduce_in(lane.stream, place, {from.handle, from.offset + cell.source},
+                                       host, cell.bytes / staged.plan->element_bytes, how);
+    ++device.sums;
+  } else {
+    status = device.runtime->copy_in(lane.stream, place, host, cell.bytes);
+  }
   if (status.ok()) status = device.runtime->event_record(copy.event, lane.stream);
   if (!status.ok()) {
     device.events.push_back(copy.event);
@@ -211,9 +222,11 @@ Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_
   if (lane.flying.empty()) {
     lane.busy_since = Clock::now();
     lane.busy_bytes = lane.busy_copies = 0;
+    lane.busy_sums = false;
   }
   lane.busy_bytes += cell.bytes;
   ++lane.busy_copies;
+  lane.busy_sums = lane.busy_sums || cell.sums;
   lane.flying_bytes += cell.bytes;
   lane.flying.push_back(copy);
   ++staged.flying;
@@ -257,7 +270,7 @@ bool Staging::pump(Device& device, Lane& lane) {
 // with the wire looks late at many in a row.
 void Staging::learn(Lane& lane) {
   const double seconds = Seconds(Clock::now() - lane.busy_since).count();
-  if (seconds <= 0) return;
+  if (seconds <= 0 || lane.busy_sums) return;
   if (lane.busy_copies == 1 && lane.busy_bytes <= kSmallCopy) {
     lane.latency = std::min(seconds, lane.measured_latency ? lane.latency * kFade : seconds);
     lane.measured_latency = true;

@@ -97,7 +97,8 @@ class Staging {
         cards_(cards),
         pool_bytes_(settings.staging_bytes),
         segment_bytes_(settings.staging_segment),
-        in_place_bytes_(settings.in_place_bytes) {}
+        in_place_bytes_(settings.in_place_bytes),
+        sums_(settings.staging_sums) {}
   ~Staging();  // Requires: no operation is staged.
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
@@ -153,6 +154,9 @@ class Staging {
   void expel(Staged& staged);
   std::shared_ptr<const StagePlan> place(Staged& staged, const Recipe& recipe, const StageKey& key,
                                          const std::uint64_t* bytes);
+  const SumTrial& trial_of(Device& device, const Recipe& recipe, const device::Reduction& how);
+  bool sums_pay(const Staged& staged, const Recipe& recipe, const StagePlan& plan);
+  std::string report_sums(const Device& device) const;
   std::uint64_t segment_of(const Device& device, std::uint64_t bytes, bool pinned) const;
   std::shared_ptr<const StagePlan> stage_plan_of(const Recipe& recipe, const StageKey& key);
   // staging.cpp
@@ -170,6 +174,7 @@ class Staging {
   StagingClient& client_;
   Dialer& cards_;
   const std::uint64_t pool_bytes_, segment_bytes_, in_place_bytes_;
+  const Sums sums_;
   std::vector<Staged*> gated_;   // wait for the caller's streams
   std::vector<Device*> active_;  // have copies waiting or in flight
   int nap_us_ = kShortestNap;

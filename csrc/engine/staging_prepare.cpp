@@ -54,6 +54,7 @@ Result<std::unique_ptr<Device>> Staging::open(const Where& where) const {
   device->name = text(where.name, ":", where.index);
   device->pool = std::make_unique<PinnedPool>(*where.runtime, where.index, pool_bytes_);
   device->lanes[0].in = true;
+  device->why_no_sums = where.runtime->lacks(device::Feature::Reduce);
   Status status;
   for (Lane& lane : device->lanes) {
     auto stream = where.runtime->stream_create(where.index);
@@ -106,7 +107,8 @@ std::vector<Staging::Report> Staging::report() {
               "; ", each->pool->pinned_bytes() >> 10, " KiB pinned of ", pool_bytes_ >> 10, "; ",
               each->bounced, " buffers found the pool full; ", each->in_place,
               " reached in place by cards",
-              each->why_staged.empty() ? "" : " (not now: " + each->why_staged + ")")});
+              each->why_staged.empty() ? "" : " (not now: " + each->why_staged + ")", "; ",
+              report_sums(*each))});
   }
   return all;
 }
@@ -216,6 +218,66 @@ static bool copies(const StagePlan& plan, std::uint32_t memory) {
   return std::ranges::any_of(plan.in, is_of) || std::ranges::any_of(plan.out, is_of);
 }
 
+// ---- sums
+// ----------------------------------------------------------------------------------------
+
+// Whether it is worth asking: all lies on one device that offers sums, and the mirrors are pinned.
+static bool may_sum(const Staged& staged) {
+  const Staged::Memory &output = staged.memory[0], &input = staged.memory[1];
+  return output.device != nullptr && output.device->why_no_sums.empty() &&
+         output.pageable == nullptr && (input.device == nullptr || input.device == output.device);
+}
+
+// Made at the first call that asks for it.
+const SumTrial& Staging::trial_of(Device& device, const Recipe& recipe,
+                                  const device::Reduction& how) {
+  const auto key = std::pair(recipe.type, recipe.op);
+  const auto find = [&]() -> const SumTrial* {
+    const std::lock_guard lock(mutex_);
+    const auto found = device.trials.find(key);
+    return found != device.trials.end() ? &found->second : nullptr;
+  };
+  if (const SumTrial* found = find()) return *found;
+  const std::lock_guard opening(opening_);
+  if (const SumTrial* found = find()) return *found;
+  SumTrial made = try_sums(*device.runtime, device.index, how, recipe.reduce, recipe.element_bytes);
+  const std::lock_guard lock(mutex_);
+  return device.trials.emplace(key, std::move(made)).first->second;
+}
+
+// Whether the device shall make the sums that it can.
+bool Staging::sums_pay(const Staged& staged, const Recipe& recipe, const StagePlan& plan) {
+  Device& device = *staged.memory[0].device;
+  const Cell& first = *std::ranges::find(plan.out, true, &Cell::sums);
+  const auto place_of = [&](std::uint32_t memory, std::uint64_t offset) -> device::Place {
+    return {staged.memory[memory].place.handle, staged.memory[memory].place.offset + offset};
+  };
+  std::string why =
+      device.runtime->lacks_reduction(device.index, place_of(first.memory, first.offset),
+                                      place_of(first.source_memory, first.source), plan.reduction);
+  const SumTrial* const trial = why.empty() ? &trial_of(device, recipe, plan.reduction) : nullptr;
+  const bool there = trial != nullptr && trial->why_not.empty() &&
+                     (sums_ == Sums::Device || trial->quicker(first.bytes));
+  const std::lock_guard lock(mutex_);
+  device.last_sums = {trial, there, std::move(why)};
+  return there;
+}
+
+std::string Staging::report_sums(const Device& device) const {
+  if (!device.why_no_sums.empty()) return "sums on the host: " + device.why_no_sums;
+  if (sums_ == Sums::Host) return "sums on the host: HCCOMM_STAGING_SUMS=host";
+  const auto& [trial, there, why] = device.last_sums;
+  if (trial == nullptr && why.empty()) return "no sums yet that end on it";
+  std::string words = "sums on the host: ";
+  if (trial == nullptr || !trial->why_not.empty()) {
+    words += trial == nullptr ? why : trial->why_not;
+  } else {
+    words = text(there ? "sums that end on it made there" : "sums on the host, quicker in a trial",
+                 " (", trial->text(), ")");
+  }
+  return text(words, "; ", device.sums, " pieces summed there so far");
+}
+
 // ---- one operation's share, made ----------------------------------------------------------------
 
 // Whether Input and Output are parts of one memory; `shift` says how they lie.
@@ -269,7 +331,12 @@ Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers, c
         std::min(key.segment, segment_of(*made.device, bytes[memory], made.pageable == nullptr));
   }
   if (key.one) staged.other_stream = {buffers.where[1].index, 0, buffers.where[1].stream};
+  key.sums = sums_ != Sums::Host && may_sum(staged);
   staged.plan = stage_plan_of(recipe, key);
+  if (!staged.plan->summed.empty() && !sums_pay(staged, recipe, *staged.plan)) {
+    key.sums = false;
+    staged.plan = stage_plan_of(recipe, key);
+  }
   return &staged;
 }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,50 @@ class PretendedArray:
 
     def __dlpack__(self, stream: int | None = None) -> Any:
         return capsule(self)
+
+
+class ExampleArray:
+    """An array on the chip of examples/device_plugin.c, whose memory is the host's."""
+
+    __hccomm_device__ = "examplechip"
+
+    def __init__(self, values: Any) -> None:
+        self.values = np.ascontiguousarray(values).copy()
+        self.shape, self.dtype = self.values.shape, self.values.dtype
+        self.address = self.values.ctypes.data
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 12, 0
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        return capsule(self)
+
+
+def reductions(comm: hccomm.Communicator) -> tuple[list[str], str]:
+    """Reduce in every way, on the chip and on the host; give what differs and where sums were."""
+    random = np.random.default_rng(comm.rank)
+    differ = []
+    for count, dtype, op in itertools.product(
+        (1, 1000, 60_000), ("f4", "i4", "f2"), ("sum", "max", "avg")
+    ):
+        if op == "avg" and dtype == "i4":
+            continue
+        values = (random.standard_normal((comm.size, count)) * 1e3).astype(dtype)
+
+        def called(array: Any, out: Any, op: Any = op, values: Any = values) -> list[bytes]:
+            whole, part, alike = array(values), out(values[0]), out(values)
+            comm.reduce_scatter(whole, op, out=part)
+            comm.reduce(whole, op, root=comm.size - 1, out=alike)
+            comm.reduce(whole, op, root=0)
+            comm.all_reduce(alike, op)
+            kept = [getattr(each, "values", each) for each in (whole, part, alike)]
+            return [each.tobytes() for each in kept]
+
+        here = [called(ExampleArray, ExampleArray) for _ in range(2)]
+        if here != 2 * [called(np.copy, np.copy)]:
+            differ.append(f"{op} of {count} {dtype}")
+    figures = comm.describe()["devices"][0]["figures"]
+    return differ, figures.split("sums", 1)[1]
 
 
 def stream_is_gone(comm: hccomm.Communicator, count: int) -> str:

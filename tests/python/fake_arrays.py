@@ -62,6 +62,13 @@ def stale_plugin(folder: Path) -> Path:
     return _compiled(folder / "libstale.so", [header], ["stale_plugin.c"])
 
 
+def example_plugin(folder: Path) -> Path:
+    """Compile the documented device plug-in."""
+    source = FAKES.parents[1] / "examples" / "device_plugin.c"
+    header = f"-I{FAKES.parents[1] / 'csrc' / 'capi'}"
+    return _compiled(folder / "libexamplechip.so", [header], [str(source)])
+
+
 def failing_fabric(folder: Path) -> Path:
     """Compile the libfabric whose provider vanishes once the file FAILING_FABRIC is there."""
     return _fabric(folder / "libfailing.so", ["failing_fabric.c"])

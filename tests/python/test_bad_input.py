@@ -169,6 +169,7 @@ def _in_a_process(code: str, **environ: str) -> str:
         ("HCCOMM_SHM_BYTES", "1Q", ["HCCOMM_SHM_BYTES", "1Q", "64K"]),
         ("HCCOMM_TRANSPORTS", "pigeon", ["HCCOMM_TRANSPORTS", "pigeon"]),
         ("HCCOMM_ALGO", "allreduce:fastest", ["HCCOMM_ALGO", "fastest"]),
+        ("HCCOMM_STAGING_SUMS", "chip", ["HCCOMM_STAGING_SUMS", "auto|host|device"]),
         ("HCCOMM_PY_LIBRARY", "/nowhere.so", ["HCCOMM_PY_LIBRARY", "/nowhere.so", "unset"]),
         ("HCCOMM_ISLAND", "on", ['HCCOMM_ISLAND="on"', "auto"]),
         ("HCCOMM_ISLAND", "0-3;2,5", ["HCCOMM_ISLAND", "0-3;2,5", "rank 2 twice", "0-3;4,5"]),

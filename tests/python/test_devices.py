@@ -8,7 +8,7 @@ from typing import Any
 
 import device_programs as programs
 import pytest
-from fake_arrays import VENDORS, library, stale_plugin
+from fake_arrays import VENDORS, example_plugin, library, stale_plugin
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,23 @@ def test_describe_says_by_what_a_rank_is_staged(ranks: Any, vendors: dict[str, s
     assert [each["device"] for each in cuda] == ["cuda:1"]
     assert cuda[0]["how"] == f"staged by cuda ({vendors['HCCOMM_CUDA_LIB']})"
     assert musa[0]["device"] == "musa:0"
+    assert musa[0]["figures"].endswith("sums on the host: this adapter has no reduction")
     assert host == []
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("way", ["host", "device", "auto"])
+def test_sums_have_the_same_bits_wherever_they_are_made(
+    ranks: Any, tmp_path: Path, way: str, size: int
+) -> None:
+    settings = {"HCCOMM_PLUGINS": str(example_plugin(tmp_path)), "HCCOMM_STAGING_SUMS": way}
+    ring = {"HCCOMM_ALGO": "reduce_scatter:ring"}
+    for differ, where in ranks.fresh(size, **settings, **ring).run(programs.reductions):
+        assert differ == []
+        if way == "host":
+            assert "HCCOMM_STAGING_SUMS=host" in where
+        if way == "device":
+            assert int(where.split(" pieces summed there")[0].rsplit(" ", 1)[1]) > 0
 
 
 # ---- what is refused ------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/sums.hpp"
 #include "support/fakes.hpp"
 
 namespace hccomm::device {
@@ -131,6 +132,25 @@ TEST_P(Device, CopiesPartsAtOddOffsets) {
 
   ASSERT_TRUE(bench.finish());
   EXPECT_TRUE(bench.same());
+}
+
+TEST_P(Device, ReducesToTheBitsOfTheHostOrSaysWhyNot) {
+  const std::string why = runtime->lacks(Feature::Reduce);
+  if (!why.empty()) {
+    Bench bench(*runtime, 0, 64);
+    EXPECT_EQ(runtime->reduce_in(bench.stream, bench.place, bench.place, bench.host, 1, {}).code(),
+              Code::Unavailable);
+    GTEST_SKIP() << why;
+  }
+  for (const dtype::DType type : {dtype::DType::I32, dtype::DType::F32}) {
+    const Reduction how{static_cast<std::int32_t>(type), 0};
+    const engine::SumTrial trial =
+        engine::try_sums(*runtime, last, how, dtype::reduce(type, dtype::RedOp::Sum), 4);
+    EXPECT_EQ(trial.why_not, "") << dtype::name(type);
+  }
+  const engine::SumTrial none = engine::try_sums(
+      *runtime, 0, {0, 5}, dtype::reduce(dtype::DType::Bool, dtype::RedOp::Band), 1);
+  EXPECT_NE(none.why_not, "");
 }
 
 TEST_P(Device, AnswersTrueForAnEventNeverRecorded) {

@@ -156,6 +156,8 @@ inline std::shared_ptr<const engine::Recipe> recipe_of(const plan::Call& call, N
   auto recipe = std::make_shared<engine::Recipe>();
   recipe->plan = algorithm::find(call.collective, algorithm)->make(call, group, {segment});
   recipe->element_bytes = dtype::size_of(call.type);
+  recipe->type = call.type;
+  recipe->op = call.op;
   recipe->reduce = dtype::reduce(call.type, call.op);
   recipe->reduce_many = dtype::reduce_many(call.type, call.op);
   recipe->fingerprint = fingerprint;

@@ -25,7 +25,7 @@
 
 namespace hccomm::test {
 
-class TestDevice final : public device::Runtime {
+class TestDevice : public device::Runtime {
  public:
   explicit TestDevice(std::string name, double latency = 0, double rate = 0)
       : latency_(latency), rate_(rate), name_(std::move(name)) {}
@@ -131,7 +131,7 @@ class TestDevice final : public device::Runtime {
     worker(stream).add({std::move(work), seconds});
   }
 
- private:
+ protected:
   using Flag = std::shared_ptr<std::atomic<bool>>;
   struct Memory {
     std::byte* inside;
@@ -147,11 +147,7 @@ class TestDevice final : public device::Runtime {
   }
   Status copy(device::Stream stream, std::byte* device, const void* host, std::size_t bytes,
               bool in) {
-    if (copies_left-- <= 0) {
-      const std::unique_lock none_runs(running_);
-      lost_ = true;
-    }
-    if (lost_) return gone("memcpyAsync");
+    if (is_lost()) return gone("memcpyAsync");
     std::byte* const mine = inside(device, bytes);
     auto* const theirs = static_cast<std::byte*>(const_cast<void*>(host));
     if (mine == nullptr || !is_pinned(theirs, bytes)) {
@@ -168,6 +164,14 @@ class TestDevice final : public device::Runtime {
                         },
                         seconds});
     return {};
+  }
+  // Counts down to the loss of the device.
+  bool is_lost() {
+    if (copies_left-- <= 0) {
+      const std::unique_lock none_runs(running_);
+      lost_ = true;
+    }
+    return lost_;
   }
   bool is_pinned(std::byte* address, std::size_t bytes) {
     const std::lock_guard lock(mutex_);

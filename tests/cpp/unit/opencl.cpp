@@ -10,6 +10,8 @@
 #include <cstring>
 #include <fstream>
 
+#include "dtype/reduce.hpp"
+#include "engine/sums.hpp"
 #include "support/fakes.hpp"
 
 namespace hccomm::device {
@@ -138,6 +140,118 @@ class OpenClUsm : public OpenClPlatforms {
   }
   std::int64_t copies() { return cl<std::int64_t()>("fake_usm_copies")(); }
 };
+
+// Elements of all kinds: bits at random, and those next to zero and infinity with either sign.
+static void fill(std::byte* to, std::size_t bytes, std::size_t element_bytes, std::uint64_t state) {
+  for (std::size_t at = 0; at < bytes; at += element_bytes) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    std::uint64_t value = state ^ (state >> 29);
+    const std::uint64_t near = value % 3, kind = at / element_bytes % 5;
+    const std::uint64_t sign = (value >> 8 & 1) << (8 * element_bytes - 1);
+    if (kind == 1) value = sign | near;
+    if (kind == 2)
+      value = sign | (element_bytes == 8   ? 0x7FF0000000000000 + near - 1
+                      : element_bytes == 4 ? 0x7F800000 + near - 1
+                                           : 0x7C00 + near - 1);
+    std::memcpy(to + at, &value, element_bytes);
+  }
+}
+
+// A device's reduction of `count` elements beside the host's, from odd places to odd places.
+static void expect_the_hosts_bits(Runtime& runtime, int index, dtype::DType type, dtype::RedOp op,
+                                  bool host_first) {
+  constexpr std::size_t kBytes = 32 << 10;
+  const std::size_t element_bytes = dtype::size_of(type), count = kBytes / element_bytes - 3;
+  const Reduction how{static_cast<std::int32_t>(type), static_cast<std::int32_t>(op), host_first};
+  auto* host = static_cast<std::byte*>(std::move(runtime.host_allocate(index, 3 * kBytes)).take());
+  std::byte *const came = host + kBytes, *const back = host + 2 * kBytes;
+  const Place memory = std::move(runtime.allocate(index, 2 * kBytes)).take();
+  const Place src{memory.handle, element_bytes}, dst{memory.handle, kBytes + 2 * element_bytes};
+  const Stream stream = std::move(runtime.stream_create(index)).take();
+  const Event event = std::move(runtime.event_create(index)).take();
+  fill(host, kBytes, element_bytes, 1);
+  fill(came, kBytes, element_bytes, 2);
+  std::memset(back, 0, kBytes);
+
+  ASSERT_EQ(runtime.lacks_reduction(index, dst, src, how), "");
+  ASSERT_TRUE(runtime.copy_in(stream, src, host, count * element_bytes).ok());
+  const Status status = runtime.reduce_in(stream, dst, src, came, count, how);
+  ASSERT_TRUE(status.ok()) << status.text();
+  ASSERT_TRUE(runtime.copy_out(stream, back, dst, count * element_bytes).ok());
+  ASSERT_TRUE(runtime.event_record(event, stream).ok());
+  ASSERT_TRUE(comes(runtime, event));
+
+  std::vector<std::byte> wanted(kBytes);
+  dtype::reduce(type, op)(wanted.data(), host_first ? came : host, host_first ? host : came, count);
+  for (std::size_t at = 0; at < count * element_bytes; at += element_bytes) {
+    ASSERT_EQ(std::memcmp(wanted.data() + at, back + at, element_bytes), 0)
+        << dtype::name(type) << ' ' << dtype::name(op) << ", element " << at / element_bytes << ": "
+        << testing::PrintToString(std::vector<std::byte>(back + at, back + at + element_bytes))
+        << " instead of "
+        << testing::PrintToString(
+               std::vector<std::byte>(wanted.begin() + static_cast<long>(at),
+                                      wanted.begin() + static_cast<long>(at + element_bytes)));
+  }
+  runtime.event_destroy(event);
+  runtime.stream_destroy(stream);
+  runtime.release(index, memory);
+  runtime.host_free(index, host);
+}
+
+TEST_F(OpenClPlatforms, ReducesToTheBitsOfTheHost) {
+  using dtype::DType;
+  using dtype::RedOp;
+  ASSERT_EQ(runtime->lacks(Feature::Reduce), "");
+  for (int index = 0; index < devices; ++index) {
+    SCOPED_TRACE(runtime->describe(index));
+    for (const DType type :
+         {DType::I32, DType::I64, DType::F16, DType::BF16, DType::F32, DType::F64}) {
+      for (const RedOp op : {RedOp::Sum, RedOp::Min, RedOp::Max}) {
+        for (const bool host_first : {false, true}) {
+          expect_the_hosts_bits(*runtime, index, type, op, host_first);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(OpenClPlatforms, SaysWhatItDoesNotReduce) {
+  const Place one = std::move(runtime->allocate(0, 4096)).take();
+  const auto lacks = [&](std::uint64_t offset, dtype::DType type, dtype::RedOp op) {
+    return runtime->lacks_reduction(
+        0, {one.handle, offset}, one,
+        {static_cast<std::int32_t>(type), static_cast<std::int32_t>(op)});
+  };
+
+  EXPECT_EQ(lacks(8, dtype::DType::F64, dtype::RedOp::Sum), "");
+  EXPECT_NE(lacks(4, dtype::DType::F64, dtype::RedOp::Sum).find("aligned"), std::string::npos);
+  EXPECT_NE(lacks(0, dtype::DType::U8, dtype::RedOp::Sum).find("no kernel"), std::string::npos);
+  EXPECT_NE(lacks(0, dtype::DType::F32, dtype::RedOp::Prod).find("no kernel"), std::string::npos);
+  runtime->release(0, one);
+}
+
+TEST_F(OpenClPlatforms, ReducesMoreThanItsOwnMemoryTakesAtOnce) {
+  constexpr std::size_t kBytes = (9 << 20) + 4;
+  const int last = devices - 1;
+  auto* host = static_cast<std::byte*>(std::move(runtime->host_allocate(last, kBytes)).take());
+  const Place place = std::move(runtime->allocate(last, kBytes)).take();
+  const Stream stream = std::move(runtime->stream_create(last)).take();
+  const Event event = std::move(runtime->event_create(last)).take();
+  auto* const numbers = reinterpret_cast<std::int32_t*>(host);
+  for (std::size_t k = 0; k < kBytes / 4; ++k) numbers[k] = static_cast<std::int32_t>(k);
+
+  ASSERT_TRUE(runtime->copy_in(stream, place, host, kBytes).ok());
+  ASSERT_TRUE(runtime->reduce_in(stream, place, place, host, kBytes / 4, {3, 0}).ok());
+  ASSERT_TRUE(runtime->copy_out(stream, host, place, kBytes).ok());
+  ASSERT_TRUE(runtime->event_record(event, stream).ok());
+  ASSERT_TRUE(comes(*runtime, event));
+
+  for (std::size_t k = 0; k < kBytes / 4; ++k) ASSERT_EQ(numbers[k], 2 * static_cast<int>(k));
+  runtime->event_destroy(event);
+  runtime->stream_destroy(stream);
+  runtime->release(last, place);
+  runtime->host_free(last, host);
+}
 
 TEST_F(OpenClPlatforms, ServesTheDevicesOfEveryPlatform) {
   for (int index = 0; index < devices; ++index) {

@@ -3,6 +3,7 @@
 // The registry of device runtimes: kinds by name, lazy probes, plug-in tables that are refused.
 #include "device/registry.hpp"
 
+#include <dlfcn.h>
 #include <gtest/gtest.h>
 
 #include "device/plugin.hpp"
@@ -70,6 +71,27 @@ TEST(Registry, RefusesATableOfAnotherVersionAndOneWithHoles) {
   EXPECT_NE(register_plugin(&table, "test", registry).status().text().find("has no probe"),
             std::string::npos);
   EXPECT_EQ(registry.survey().size(), 1u);
+}
+
+// One that was built before reduce_in was added, and has other things behind it.
+TEST(Registry, TakesAShorterTableOfItsVersion) {
+  Registry registry(kAbsent);
+  static hccomm_device_plugin_v1 older = [] {
+    void* const library = dlopen(HCCOMM_FAKES "/plugins/libexample_plugin.so", RTLD_NOW);
+    auto* entry =
+        reinterpret_cast<hccomm_device_plugin_function>(dlsym(library, "hccomm_device_plugin"));
+    hccomm_device_plugin_v1 table = *entry();
+    table.struct_size = offsetof(hccomm_device_plugin_v1, reduce_in);
+    return table;
+  }();
+
+  const Kind kind = std::move(register_plugin(&older, "test", registry)).take();
+  Runtime* const runtime = std::move(registry.runtime(kind)).take();
+
+  EXPECT_EQ(runtime->lacks(Feature::Reduce), "this adapter has no reduction");
+  EXPECT_NE(runtime->lacks_reduction(0, {}, {}, {13, 0}), "");
+  older.struct_size -= sizeof(void*);
+  EXPECT_EQ(register_plugin(&older, "test", registry).status().code(), Code::InvalidArgument);
 }
 
 // What HCCOMM_PLUGINS names is set while the test runs.
