@@ -48,8 +48,7 @@ typedef struct hccomm_device_stream {
 
 /* Optional functions may be NULL. */
 typedef struct hccomm_device_plugin_v1 {
-  uint32_t
-      struct_size; /* sizeof(hccomm_device_plugin_v1); it may end before what was added later */
+  uint32_t struct_size; /* sizeof(hccomm_device_plugin_v1); less: what was added later lacks */
   uint32_t abi_version; /* HCCOMM_DEVICE_PLUGIN_ABI */
   const char* name;     /* "examplechip": lower case, unique; ranks tell each other by it */
   const char* summary;  /* for hccomm info */

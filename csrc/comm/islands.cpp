@@ -339,10 +339,10 @@ Json Islands::describe() {
       .add("calls", calls);
 }
 
-Json Islands::describe_pair(int rank, const std::string& transport) {
+Json Islands::describe_pair(int rank, const std::string& here, const std::string& transport) {
   const std::lock_guard lock(mutex_);
   if (members_told_.empty()) {
-    return Json::object().add("how", "over " + transport).add("why_not_better", why_);
+    return Json::object().add("how", here + transport).add("why_not_better", why_);
   }
   const native::Member& mine = members_told_[static_cast<std::size_t>(parent_.rank())];
   const native::Member& other = members_told_[static_cast<std::size_t>(rank)];

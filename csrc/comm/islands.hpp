@@ -50,7 +50,7 @@ class Islands {
   void use(const DeviceBuffer& mine);
   Json describe();
   // How arrays go between this rank and another, and why not better.
-  Json describe_pair(int rank, const std::string& transport);
+  Json describe_pair(int rank, const std::string& here, const std::string& transport);
 
  private:
   enum class State { Unsettled, On, Off };

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The settings that one communicator may have of its own, and what it says of itself.
+#include <algorithm>
+
 #include "base/crc32c.hpp"
 #include "base/json.hpp"
 #include "comm/communicator.hpp"
@@ -51,8 +53,20 @@ static Json no_islands() {
   return Json::object().add("state", "off").add("reason", kNoLibrary).add("islands", Json::array());
 }
 
+// How this rank's device buffers have gone so far: "staged by cuda here, over ".
+static std::string way_here(const std::vector<engine::Staging::Report>& devices) {
+  std::string kinds;
+  for (const auto& each : devices) {
+    const std::string kind = each.device.substr(0, each.device.find(':'));
+    if (kinds.find(kind) == std::string::npos) kinds += (kinds.empty() ? "" : " and ") + kind;
+  }
+  return kinds.empty() ? "over " : text("staged by ", kinds, " here, over ");
+}
+
 std::string Communicator::describe() {
   Json peers = Json::array();
+  const auto used = engine().devices();
+  const bool direct = std::ranges::any_of(used, &engine::Staging::Report::direct);
   for (int each = 0; each < size(); ++each) {
     if (each == rank()) continue;
     Json refusals = Json::array();
@@ -62,8 +76,10 @@ std::string Communicator::describe() {
     }
     const auto candidates = endpoint_->candidates(cards_[each]);
     const std::string transport = candidates.empty() ? std::string("none") : candidates[0];
-    Json path = Json::object().add("how", "over " + transport).add("why_not_better", kNoLibrary);
-    if (islands_ != nullptr) path = islands_->describe_pair(each, transport);
+    const bool moves = direct && transport == "ofi";
+    const std::string by = transport + (moves ? ", direct where data only move" : "");
+    Json path = Json::object().add("how", way_here(used) + by).add("why_not_better", kNoLibrary);
+    if (islands_ != nullptr) path = islands_->describe_pair(each, way_here(used), by);
     peers.push(Json::object()
                    .add("rank", each)
                    .add("host", cards_[each].host)
@@ -79,7 +95,7 @@ std::string Communicator::describe() {
     algorithms = algorithms_;
   }
   Json devices = Json::array();
-  for (const engine::Staging::Report& each : engine().devices()) {
+  for (const engine::Staging::Report& each : used) {
     devices.push(Json::object()
                      .add("device", each.device)
                      .add("how", text("staged by ", each.device.substr(0, each.device.find(':')),

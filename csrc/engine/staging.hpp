@@ -134,6 +134,7 @@ class Staging {
   // Of each device in use, for describe().
   struct Report {
     std::string device, library, text;
+    bool direct = false;  // cards have reached the last buffer that they were told of
   };
   std::vector<Report> report();
 

@@ -108,7 +108,8 @@ std::vector<Staging::Report> Staging::report() {
               each->bounced, " buffers found the pool full; ", each->in_place,
               " reached in place by cards",
               each->why_staged.empty() ? "" : " (not now: " + each->why_staged + ")", "; ",
-              report_sums(*each))});
+              report_sums(*each)),
+         each->in_place > 0 && each->why_staged.empty()});
   }
   return all;
 }

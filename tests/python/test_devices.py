@@ -40,6 +40,9 @@ def test_describe_says_by_what_a_rank_is_staged(ranks: Any, vendors: dict[str, s
     assert [each["device"] for each in cuda] == ["cuda:1"]
     assert cuda[0]["how"] == f"staged by cuda ({vendors['HCCOMM_CUDA_LIB']})"
     assert musa[0]["device"] == "musa:0"
+    assert [each["path"]["how"] for each in musa[0]["peers"]] == [
+        "staged by musa here, over shm"
+    ] * 2
     assert musa[0]["figures"].endswith("sums on the host: this adapter has no reduction")
     assert host == []
 
