@@ -12,7 +12,7 @@ enum { kCards = 4, kKeys = 4096, kWritten = 512 };
 
 struct card_key {
   uint64_t key, base, bytes, access; /* key: 0 where none is registered */
-  uint64_t card, pid, uses;          /* uses: how often this place has been taken */
+  uint64_t card, network, pid, uses; /* uses: how often this place has been taken */
   /* Of a device's memory: where its process sees it, and what cards write to instead; else 0. */
   uint64_t view, shadow;
   uint64_t count; /* of `written`: what cards have been told to write, by offset; bytes last */

@@ -2,15 +2,16 @@
  *
  * A libfabric with network cards. It lists what the system's does and, before that, the cards of
  *   FAKE_CARDS="mlx5_0 0000:01:00.0 up, mlx5_1 0000:81:00.0 down+hmem"
- * as provider FAKE_CARDS_PROVIDER (verbs;ofi_rxm). They are as strict as cards are: each wants the
- * mr_modes of verbs, what is sent must lie in memory registered for it with its descriptor, what is
- * written in memory that the other process has registered for that, under the card's own key and by
- * virtual address; what is injected is 64 bytes at most. The rest is refused, and noted (cards.h).
- * A card with +hmem reaches the memory of the fake runtimes (fake.h), where it is asked to with
- * FI_HMEM, and fi_mr_regattr names the runtime; with +refuses it registers none. What it writes
- * there the device does not see before the card has read some of that memory back.
- * Below, the system's net provider carries the bytes, all cards over one interface. Processes that
- * talk to each other need the same FAKE_CARDS_FILE.
+ * as provider FAKE_CARDS_PROVIDER (verbs;ofi_rxm). A card reaches those of its number in the lists
+ * of other processes, or with +on=a those on the same fabric; to others it sends nothing. They are
+ * as strict as cards are: each wants the mr_modes of verbs, what is sent must lie in memory
+ * registered for it with its descriptor, what is written in memory that the other process has
+ * registered for that, under the card's own key and by virtual address; what is injected is 64
+ * bytes at most. The rest is refused, and noted (cards.h). A card with +hmem reaches the memory of
+ * the fake runtimes (fake.h), where it is asked to with FI_HMEM, and fi_mr_regattr names the
+ * runtime; with +refuses it registers none. What it writes there the device does not see before the
+ * card has read some of that memory back. Below, the system's net provider carries the bytes, all
+ * cards over one interface. Processes that talk to each other need the same FAKE_CARDS_FILE.
  */
 #define _GNU_SOURCE
 #include "cards_fabric.h"
@@ -118,11 +119,11 @@ struct fabric {
 struct domain {
   struct fi_ops_domain ops, *real;
   struct fi_ops_mr mr_ops, *real_mr;
-  int card, hmem, refuses;
+  int card, network, hmem, refuses;
 };
 struct endpoint {
   struct fi_ops_rma ops, *real;
-  int card;
+  int card, network;
 };
 
 /* They stay: an object may be closed by libfabric later than by its owner. */
@@ -189,6 +190,7 @@ static int enroll(struct fid* fid, const void* data, char* view, size_t bytes, u
   made->key->bytes = bytes;
   made->key->access = access;
   made->key->card = (uint64_t)own->card;
+  made->key->network = (uint64_t)own->network;
   __atomic_store_n(&made->key->key, name, __ATOMIC_RELEASE);
   *out = &made->mr;
   return 0;
@@ -230,8 +232,9 @@ static int holds(const struct card_key* key, uint64_t at, size_t bytes) {
 }
 
 /* Why the card would not write, or 0. */
-static ssize_t check(int card, const struct iovec* parts, void* const* descriptors, size_t count,
-                     uint64_t to, uint64_t name) {
+static ssize_t check(const struct endpoint* from, const struct iovec* parts,
+                     void* const* descriptors, size_t count, uint64_t to, uint64_t name) {
+  const int card = from->card;
   size_t bytes = 0;
   for (size_t i = 0; i < count; ++i) {
     bytes += parts[i].iov_len;
@@ -248,7 +251,10 @@ static ssize_t check(int card, const struct iovec* parts, void* const* descripto
   }
   const struct card_key* theirs = key_named(name);
   if (theirs == NULL) return refuse(FI_EKEYREJECTED, card, "no memory has this key");
-  if (theirs->card != (uint64_t)card) return refuse(FI_EKEYREJECTED, card, "another card's key");
+  if (theirs->network != (uint64_t)from->network) {
+    if (from->network >= kCards) return -FI_EHOSTUNREACH; /* a fabric of its own */
+    return refuse(FI_EKEYREJECTED, card, "another card's key");
+  }
   if ((theirs->access & FI_REMOTE_WRITE) == 0) return refuse(FI_EACCES, card, "may not be written");
   if (!holds(theirs, to, bytes)) return refuse(FI_EINVAL, card, "writes outside of the memory");
   return 0;
@@ -327,7 +333,7 @@ static ssize_t writemsg(struct fid_ep* ep, const struct fi_msg_rma* message, uin
   struct endpoint* own = (struct endpoint*)ep->rma;
   const struct fi_rma_iov* to = message->rma_iov;
   ssize_t code = message->desc == NULL ? refuse(FI_EINVAL, own->card, "no descriptors")
-                                       : check(own->card, message->msg_iov, message->desc,
+                                       : check(own, message->msg_iov, message->desc,
                                                message->iov_count, to->addr, to->key);
   if (code == 0 && message->data >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
@@ -350,7 +356,7 @@ static ssize_t writedata(struct fid_ep* ep, const void* data, size_t bytes, void
                          uint64_t bits, fi_addr_t to, uint64_t at, uint64_t key, void* context) {
   struct endpoint* own = (struct endpoint*)ep->rma;
   const struct iovec part = {(void*)data, bytes};
-  ssize_t code = check(own->card, &part, &desc, 1, at, key);
+  ssize_t code = check(own, &part, &desc, 1, at, key);
   if (code == 0 && bits >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
   if (code != 0) return code;
@@ -364,7 +370,7 @@ static ssize_t injectdata(struct fid_ep* ep, const void* data, size_t bytes, uin
                           fi_addr_t to, uint64_t at, uint64_t key) {
   struct endpoint* own = (struct endpoint*)ep->rma;
   const struct iovec part = {(void*)data, bytes};
-  ssize_t code = check(own->card, &part, NULL, 1, at, key);
+  ssize_t code = check(own, &part, NULL, 1, at, key);
   if (code == 0 && bytes > kInjectBytes) code = refuse(FI_EMSGSIZE, own->card, "injects too much");
   if (code == 0 && bits >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
@@ -384,6 +390,7 @@ static int endpoint(struct fid_domain* domain, struct fi_info* info, struct fid_
   if (code != 0) return code;
   struct endpoint* own = stays(sizeof *own);
   own->card = from->card;
+  own->network = from->network;
   own->real = (*out)->rma;
   own->ops = *own->real;
   own->ops.writemsg = writemsg;
@@ -402,6 +409,7 @@ static int domain(struct fid_fabric* fabric, struct fi_info* info, struct fid_do
   if (code != 0) return code;
   struct domain* own = stays(sizeof *own);
   own->card = number_of(info->domain_attr->name);
+  own->network = network_of(info->domain_attr->name);
   own->real = (*out)->ops;
   own->ops = *own->real;
   own->ops.endpoint = endpoint;

@@ -22,7 +22,8 @@ const char* provider(void);
 /* The infos of the cards that fit; NULL where none does. */
 struct fi_info* cards_for(uint32_t version, const struct fi_info* hints);
 int number_of(const char* name); /* -1: no card */
-int refuses(const char* name);   /* whether it registers no device memory */
+int network_of(const char* name);
+int refuses(const char* name); /* whether it registers no device memory */
 /* The info of a card as net knows it, and the name of net's fabric. */
 struct fi_info* below(const struct fi_info* info);
 char* fabric_below(void);

@@ -30,7 +30,7 @@ struct fi_info* copy_of(const struct fi_info* info) {
 /* ---- cards ------------------------------------------------------------------------------------*/
 
 struct card {
-  char name[32];
+  char name[32], fabric[32];
   unsigned domain, bus, device, function;
   int down, hmem;
   struct fi_bus_attr at;
@@ -86,6 +86,10 @@ static struct card* next_card(const char** list) {
   *list = end != NULL ? end + 1 : "";
   card->down = strstr(state, "down") != NULL;
   card->hmem = strstr(state, "hmem") != NULL;
+  strcpy(card->fabric, "fake");
+  const char* on = strstr(state, "on=");
+  if (on != NULL)
+    snprintf(card->fabric, sizeof card->fabric, "fake-%.*s", (int)strcspn(on + 3, "+ "), on + 3);
   card->at.bus_type = FI_BUS_PCI;
   card->at.attr.pci = (struct fi_pci_attr){(uint16_t)card->domain, (uint8_t)card->bus,
                                            (uint8_t)card->device, (uint8_t)card->function};
@@ -120,6 +124,15 @@ int refuses(const char* name) {
   return state != NULL && (end == NULL || state < end);
 }
 
+/* "a" of a card that is on=a: those reach each other. Others reach the one of their number. */
+int network_of(const char* name) {
+  const char* list = getenv("FAKE_CARDS");
+  const char* entry = list == NULL ? NULL : strstr(list, name);
+  const char* on = entry == NULL ? NULL : strstr(entry, "on=");
+  const char* end = entry == NULL ? NULL : strchr(entry, ',');
+  return on != NULL && (end == NULL || on < end) ? on[3] : number_of(name);
+}
+
 void rename_to(char** name, const char* wanted) {
   free(*name);
   *name = strdup(wanted);
@@ -130,7 +143,7 @@ static struct fi_info* info_of(struct card* card, const struct fi_info* below, i
                                int hmem) {
   struct fi_info* info = copy_of(below);
   rename_to(&info->fabric_attr->prov_name, provider());
-  rename_to(&info->fabric_attr->name, "fake");
+  rename_to(&info->fabric_attr->name, card->fabric);
   rename_to(&info->domain_attr->name, card->name);
   ((struct sockaddr_in*)info->src_addr)->sin_addr.s_addr = htonl(0xc6120001u + 256 * number);
   info->domain_attr->mr_mode = MODES | (hmem ? FI_MR_HMEM : 0);

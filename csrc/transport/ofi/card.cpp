@@ -4,6 +4,7 @@
 #include <rdma/fabric.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -24,6 +25,17 @@ std::optional<tcp::Ip> ip_of(const fi_info& info) {
   if (info.addr_format != FI_SOCKADDR_IN && info.addr_format != FI_SOCKADDR_IN6) return {};
   return info.src_addr != nullptr ? tcp::Ip::of(static_cast<const sockaddr*>(info.src_addr))
                                   : std::nullopt;
+}
+
+std::string network_of(const fi_info& info) {
+  const char* const name = info.fabric_attr->name;
+  std::string out = name != nullptr ? name : "?";
+  const auto ip = ip_of(info);
+  if (!ip) return out;
+  auto all = tcp::interfaces();
+  if (!all) return out;
+  const auto found = std::ranges::find(all.value(), *ip, &tcp::Interface::ip);
+  return found == all.value().end() ? out : text(out, ", ", found->network());
 }
 
 bool is_real(const fi_info& info) {

@@ -16,6 +16,11 @@ std::string provider_of(const fi_info& info);  // "verbs;ofi_rxm"
 std::string domain_of(const fi_info& info);    // "mlx5_0"
 std::optional<tcp::Ip> ip_of(const fi_info& info);
 
+// What it is connected to, as far as one knows: libfabric's name of the fabric (InfiniBand's has
+// the subnet's prefix), and the network of its address, where it has one: "IB-0xfe80000000000000,
+// 192.168.1.0/24". Cards of two hosts with the same reach each other.
+std::string network_of(const fi_info& info);
+
 // It says on which bus it is: no software provider does.
 bool is_real(const fi_info& info);
 bool link_down(const fi_info& info);

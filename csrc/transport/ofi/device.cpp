@@ -159,19 +159,20 @@ unsigned Fabric::come_for(Peer& peer, unsigned slot) {
   return come;
 }
 
-// One read on each rail that may have written. Where a card takes it not now, all are made again.
+// One read on each card that may have written. Where one takes it not now, all are made again.
 void Fabric::read_back(Peer& peer, const Grant& grant) {
   static constexpr std::size_t kBytes = 8;
   const unsigned come = come_for(peer, grant.advert.slot);
   const std::size_t bytes = std::min<std::uint64_t>(kBytes, grant.advert.bytes - grant.offset);
-  for (unsigned index = 0; index < grant.advert.rails; ++index) {
-    const Rail& rail = *rails_[index];
+  for (unsigned lane = 0; lane < grant.advert.lanes; ++lane) {
+    const unsigned own = peer.rail_of[lane];
+    const Rail& rail = *rails_[own];
     Op* const op = sender(senders_);
     if (op == nullptr) return;
-    const auto& at = grant.advert.at[index];
+    const auto& at = grant.advert.at[lane];
     const ssize_t said =
-        fi_read(rail.endpoint, op->block.data, bytes, op->block.memory->descriptor[index],
-                rail.self, at.address + grant.offset, at.key, op);
+        fi_read(rail.endpoint, op->block.data, bytes, op->block.memory->descriptor[own], rail.self,
+                at.address + grant.offset, at.key, op);
     if (said != 0) {
       park(*op);
       if (said != -FI_EAGAIN) {

@@ -55,7 +55,7 @@ void Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std:
   grant = {};
   Advert& advert = grant.advert;
   advert.type = which.type;
-  advert.rails = static_cast<std::uint8_t>(peer.rails);
+  advert.lanes = static_cast<std::uint8_t>(peer.lanes);
   advert.slot = static_cast<std::uint16_t>(found - peer.grants.begin());
   advert.index = which.index;
   advert.context = which.context;
@@ -63,9 +63,10 @@ void Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std:
   advert.fingerprint = which.fingerprint;
   advert.bytes = bytes;
   const std::uint64_t most = over_sockets(provider()) ? kSocketPiece : kMostPiece;
-  advert.piece_bytes = piece_of(bytes, peer.rails, most);
-  for (unsigned index = 0; index < peer.rails; ++index) {
-    advert.at[index] = {entry->memory.address(index, data), entry->memory.key[index]};
+  advert.piece_bytes = piece_of(bytes, peer.working, most);
+  for (unsigned lane = 0; lane < peer.lanes; ++lane) {
+    const unsigned own = peer.rail_of[lane];
+    advert.at[lane] = {entry->memory.address(own, data), entry->memory.key[own]};
   }
   grant.data = data;
   grant.number = peer.next;
@@ -218,7 +219,7 @@ void Fabric::advertised(Peer& peer, const Arrived& arrived) {
   const std::lock_guard lock(mutex_);
   Advert advert;
   std::memcpy(static_cast<void*>(&advert), arrived.data, sizeof advert);
-  const bool sane = advert.slot < kGrants && advert.rails >= 1 && advert.rails <= kMaxRails &&
+  const bool sane = advert.slot < kGrants && advert.lanes == peer.lanes &&
                     advert.piece_bytes >= kLeastPiece && advert.piece_bytes <= kMostPiece;
   if (!sane) {
     if (peer.failure.ok()) peer.failure = Status(Code::Integrity, peer.name + ": a damaged advert");
@@ -230,7 +231,7 @@ void Fabric::advertised(Peer& peer, const Arrived& arrived) {
 bool Fabric::awaited(Peer& peer, const wire::Header& which, std::uint64_t bytes) {
   const std::lock_guard lock(mutex_);
   return std::ranges::any_of(peer.claims, [&](const Claim& each) {
-    return each.allows(which) && each.advert.bytes == bytes && each.advert.rails <= rails_.size();
+    return each.allows(which) && each.advert.bytes == bytes;
   });
 }
 
@@ -250,7 +251,7 @@ int Fabric::claim(Peer& peer, const Outgoing& frame) {
     if (!each.allows(header)) continue;
     const bool whole = end == advert.bytes || (end < advert.bytes && header.length != 0 &&
                                                header.length % advert.piece_bytes == 0);
-    if (!whole || advert.rails > rails_.size() || !(gathers_ || frame.on_device)) return -1;
+    if (!whole || !(gathers_ || frame.on_device)) return -1;
     if (local_ && !frame.on_device) {  // what cards may not know is copied into slots
       Entry* const entry = source(frame, 0, header.length);
       if (entry == nullptr) return -1;
@@ -276,7 +277,7 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const Outgoing& frame, s
   const std::uint64_t offset = header.address + sent;
   const std::uint64_t bytes =
       std::min<std::uint64_t>({advert.piece_bytes, advert.bytes - offset, header.length - sent});
-  const unsigned index = peer.direct.sent % std::min<unsigned>(advert.rails, peer.rails);
+  const unsigned lane = peer.lane_for(peer.direct.sent), own = peer.rail_of[lane];
   const bool registers = local_ || frame.on_device;
   Entry* const entry = registers ? source(frame, sent, bytes) : nullptr;
   if (registers && entry == nullptr) {
@@ -292,17 +293,17 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const Outgoing& frame, s
   }
   op->entry = entry;
   op->borrows = true;
-  void* const descriptor = entry != nullptr ? entry->memory.descriptor[index] : nullptr;
+  void* const descriptor = entry != nullptr ? entry->memory.descriptor[own] : nullptr;
   const std::uint64_t data =
       Immediate{peer.their_id, Kind::Direct, Immediate::direct(slot, peer.next)}.pack();
-  const ssize_t said = fi_writedata(rails_[index]->endpoint, frame.payload + sent, bytes,
-                                    descriptor, data, peer.address[index],
-                                    advert.at[index].address + offset, advert.at[index].key, op);
+  const ssize_t said =
+      fi_writedata(rails_[own]->endpoint, frame.payload + sent, bytes, descriptor, data,
+                   peer.address[lane], advert.at[lane].address + offset, advert.at[lane].key, op);
   const Progress outcome = posted(peer, op, said, "fi_writedata");
   if (outcome != Progress::Done) return outcome;
   ++peer.direct.sent;
   ++peer.direct_written;
-  peer.sent_bytes[index] += bytes;
+  peer.sent_bytes[lane] += bytes;
   sent += bytes;
   if (offset + bytes == advert.bytes) claim.used_up();
   return outcome;

@@ -12,14 +12,16 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <set>
 
 #include "base/config.hpp"
 #include "base/log.hpp"
+#include "transport/ofi/card.hpp"
 
 namespace hccomm::transport::ofi {
 
-static constexpr std::uint32_t kLayout = 2;
+static constexpr std::uint32_t kLayout = 3;
 static constexpr std::size_t kScratchBytes = 4096;
 static constexpr unsigned kSenders = 64;  // operations under way at once
 static constexpr unsigned kCopiers = 16;  // and of large parts, where all must be copied
@@ -101,8 +103,10 @@ std::string Fabric::domains() const {
 std::string Fabric::rails_used(Peer& peer) {
   const std::lock_guard lock(mutex_);
   std::string out;
-  for (unsigned index = 0; index < peer.rails && peer.rails > 1; ++index) {
-    out += text(", ", peer.sent_bytes[index], " bytes over ", rails_[index]->choice.domain);
+  for (unsigned k = 0; k < peer.working && rails_.size() > 1; ++k) {
+    const unsigned lane = peer.works[k];
+    const Rail& rail = *rails_[peer.rail_of[lane]];
+    out += text(", ", peer.sent_bytes[lane], " bytes over ", rail.choice.domain);
   }
   return out;
 }
@@ -226,6 +230,9 @@ Status Fabric::describe(const Block& inbox, Offer& mine) {
   mine.abilities = kRings;
   for (unsigned index = 0; index < rails_.size(); ++index) {
     auto& at = mine.rail[index];
+    const Choice& choice = rails_[index]->choice;
+    choice.domain.copy(at.domain, sizeof at.domain - 1);
+    network_of(*choice.info).copy(at.network, sizeof at.network - 1);
     at.inbox_address = inbox.memory->address(index, inbox.data);
     at.key = inbox.memory->key[index];
     std::size_t bytes = sizeof at.name;
@@ -236,6 +243,39 @@ Status Fabric::describe(const Block& inbox, Offer& mine) {
   return {};
 }
 
+std::string cards_of(const Offer& offer) {
+  std::string out;
+  for (unsigned index = 0; index < offer.rails; ++index) {
+    const auto& at = offer.rail[index];
+    out += text(index == 0 ? "" : ", ", at.domain, " (", at.network, ")");
+  }
+  return out;
+}
+
+std::vector<std::pair<unsigned, unsigned>> lanes_of(const Offer& one, const Offer& other) {
+  std::vector<std::pair<unsigned, unsigned>> out;
+  // Whoever's endpoint has the lesser name goes through its rails in order.
+  const bool swapped =
+      std::memcmp(one.rail[0].name, other.rail[0].name, sizeof one.rail[0].name) > 0;
+  const Offer& first = swapped ? other : one;
+  const Offer& second = swapped ? one : other;
+  std::array<bool, kMaxRails> taken{};
+  for (unsigned i = 0; i < first.rails; ++i) {
+    for (unsigned j = 0; j < second.rails; ++j) {
+      if (taken[j] || std::strcmp(first.rail[i].network, second.rail[j].network) != 0) continue;
+      taken[j] = true;
+      out.emplace_back(i, j);
+      break;
+    }
+  }
+  const unsigned common = out.empty() ? std::min(first.rails, second.rails) : 0;
+  for (unsigned i = 0; i < common; ++i) out.emplace_back(i, i);
+  for (auto& [mine, theirs] : out) {
+    if (swapped) std::swap(mine, theirs);
+  }
+  return out;
+}
+
 static bool sane(const Offer& theirs) {
   bool out = theirs.id < kMaxPeers && theirs.eager_bytes >= 1024 && theirs.eager_bytes % 16 == 0 &&
              theirs.eager_slots >= 1 && theirs.eager_slots <= kEagerSlots &&
@@ -243,11 +283,14 @@ static bool sane(const Offer& theirs) {
              theirs.slot_bytes % 16 == 0 && theirs.ring_slots >= 1 &&
              theirs.ring_slots <= kRingSlots && theirs.eager_bytes <= kEagerBytes &&
              theirs.rails >= 1 && theirs.rails <= kMaxRails;
-  for (const auto& rail : theirs.rail) out = out && rail.name_bytes <= sizeof rail.name;
+  for (const auto& rail : theirs.rail) {
+    out = out && rail.name_bytes <= sizeof rail.name && rail.domain[sizeof rail.domain - 1] == 0 &&
+          rail.network[sizeof rail.network - 1] == 0;
+  }
   return out;
 }
 
-Status Fabric::introduce(Peer& peer, const Offer& theirs) {
+Status Fabric::introduce(Peer& peer, const Offer& mine, const Offer& theirs) {
   if (theirs.layout != kLayout) {
     return {Code::Unavailable,
             text("ofi: the peer's frames have layout ", theirs.layout, ", this build's ", kLayout)};
@@ -263,13 +306,15 @@ Status Fabric::introduce(Peer& peer, const Offer& theirs) {
   peer.eager_offset = theirs.eager_offset;
   peer.ring_offset = theirs.ring_offset;
   peer.rings = (theirs.abilities & kRings) != 0;
-  peer.common = std::min(theirs.rails, static_cast<std::uint32_t>(rails_.size()));
-  for (unsigned index = 0; index < peer.common; ++index) {
-    peer.inbox_at[index] = theirs.rail[index].inbox_address;
-    peer.key[index] = theirs.rail[index].key;
-    Rail& rail = *rails_[index];
-    if (fi_av_insert(rail.addresses, theirs.rail[index].name, 1, &peer.address[index], 0,
-                     nullptr) != 1) {
+  const auto lanes = lanes_of(mine, theirs);
+  peer.lanes = static_cast<unsigned>(lanes.size());
+  for (unsigned lane = 0; lane < peer.lanes; ++lane) {
+    const auto& at = theirs.rail[lanes[lane].second];
+    peer.inbox_at[lane] = at.inbox_address;
+    peer.key[lane] = at.key;
+    peer.rail_of[lane] = static_cast<std::uint8_t>(lanes[lane].first);
+    Rail& rail = *rails_[lanes[lane].first];
+    if (fi_av_insert(rail.addresses, at.name, 1, &peer.address[lane], 0, nullptr) != 1) {
       return {Code::Unavailable, text("ofi: provider ", provider(), " on ", rail.choice.domain,
                                       " cannot make use of the peer's address")};
     }
@@ -280,18 +325,21 @@ Status Fabric::introduce(Peer& peer, const Offer& theirs) {
 void Fabric::greet(Peer& peer) {
   const std::lock_guard lock(mutex_);
   progress();
-  for (unsigned index = 0; index < peer.common; ++index) {
-    inject(peer, Kind::Hello, static_cast<std::uint16_t>(index), index);
+  for (unsigned lane = 0; lane < peer.lanes; ++lane) {
+    inject(peer, Kind::Hello, static_cast<std::uint16_t>(lane), lane);
   }
 }
 
-unsigned Fabric::met(Peer& peer, unsigned& common) {
+unsigned Fabric::met(Peer& peer, unsigned& lanes) {
   const std::lock_guard lock(mutex_);
   progress();
-  common = peer.common;
-  peer.rails = 0;
-  while (peer.rails < common && (peer.met >> peer.rails & 1) != 0) ++peer.rails;
-  return peer.rails;
+  lanes = peer.lanes;
+  unsigned working = 0;
+  for (unsigned lane = 0; lane < lanes; ++lane) {
+    if ((peer.met >> lane & 1) != 0) peer.works[working++] = static_cast<std::uint8_t>(lane);
+  }
+  peer.working = std::max(working, 1u);
+  return working;
 }
 
 void Fabric::forget(Peer& peer) {

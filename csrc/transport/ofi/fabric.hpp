@@ -9,7 +9,6 @@
 
 #include <sys/uio.h>
 
-#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -63,10 +62,9 @@ class Fabric {
 
   // A peer to be: its number, slots and ring are there. forget() where nothing comes of it.
   Result<Peer*> admit(Offer& mine);
-  Status introduce(Peer& peer, const Offer& theirs);
-  void greet(Peer& peer);  // sends the hello through the fabric, on each rail
-  // On how many rails the peer's hello has come; from the first on, of `common` ones.
-  unsigned met(Peer& peer, unsigned& common);
+  Status introduce(Peer& peer, const Offer& mine, const Offer& theirs);
+  void greet(Peer& peer);                     // sends the hello through the fabric, on each lane
+  unsigned met(Peer& peer, unsigned& lanes);  // on how many of them the peer's has come
   void forget(Peer& peer);
   // From now on the control connection is ours.
   void adopt(Peer& peer, UniqueFd control, std::string name);
@@ -106,8 +104,7 @@ class Fabric {
   // Memory that the program has registered, until the matching call.
   Status keep(std::byte* data, std::size_t bytes);
   void keep_no_more(const std::byte* data, std::size_t bytes) noexcept;
-  // Likewise memory of devices, where all cards reach it.
-  bool reaches_devices() const { return reaches_devices_; }
+  bool reaches_devices() const { return reaches_devices_; }  // all cards do
   Status keep(const DeviceMemory& memory);
   void keep_no_more(const DeviceMemory& memory) noexcept;
 
@@ -132,7 +129,8 @@ class Fabric {
   void judge();
   Op* sender(std::vector<Op*>& idle);
   Status make_senders(unsigned count, std::size_t bytes, std::vector<Op*>& into);
-  bool inject(Peer& peer, Kind kind, std::uint16_t value, unsigned rail = 0);
+  bool inject(Peer& peer, Kind kind, std::uint16_t value);
+  bool inject(Peer& peer, Kind kind, std::uint16_t value, unsigned lane);
   Progress write_small(Peer& peer, Kind kind, const iovec* parts, int count);
   Entry* readable(const std::byte* payload, std::size_t bytes);
   void park(Op& op);

@@ -16,7 +16,7 @@ namespace hccomm::transport::ofi {
 // "You may write this message here": what an advert says, in an eager slot.
 struct Advert {
   wire::Type type = wire::Type::Data;
-  std::uint8_t rails = 0;
+  std::uint8_t lanes = 0;
   std::uint16_t slot = 0;
   std::uint32_t index = 0;
   std::uint64_t context = 0, sequence = 0, fingerprint = 0;  // of the message
@@ -24,8 +24,8 @@ struct Advert {
   std::uint64_t piece_bytes = 0;  // of each write but the last
   struct {
     std::uint64_t address = 0, key = 0;
-  } at[kMaxRails];
-  std::size_t used_bytes() const { return offsetof(Advert, at) + rails * sizeof at[0]; }
+  } at[kMaxRails];  // by lane
+  std::size_t used_bytes() const { return offsetof(Advert, at) + lanes * sizeof at[0]; }
   bool is_of(const wire::Header& header) const {
     return type == header.type && index == header.index && context == header.context &&
            sequence == header.sequence && fingerprint == header.fingerprint;

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "transport/ofi/provider.hpp"
 
@@ -22,8 +24,17 @@ struct Offer {
   struct {
     std::uint64_t inbox_address, key;
     std::uint32_t name_bytes;
-    char name[260];  // the endpoint's
+    char name[260];    // the endpoint's
+    char domain[32];   // of the card, and what it is connected to (network_of): both cut short
+    char network[96];  // where they must be
   } rail[kMaxRails];
 };
+
+// Lanes between two processes: (rail of one, rail of the other), in an order that is the same at
+// both ends. Those on networks of one name; where there are none, the first with the first and so
+// on: names need not be alike where packets are routed.
+std::vector<std::pair<unsigned, unsigned>> lanes_of(const Offer& one, const Offer& other);
+// "mlx5_0 (IB-0xfe80000000000000), mlx5_1 (...)"
+std::string cards_of(const Offer& offer);
 
 }  // namespace hccomm::transport::ofi

@@ -5,6 +5,7 @@
 // them, and say hello through it, so that a pair whose fabric does not connect falls back to tcp at
 // once. The TCP connection stays: its end tells of the peer's death, of which many providers say
 // nothing.
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <memory>
@@ -27,7 +28,7 @@ constexpr const char* kName = "ofi";
 constexpr Seconds kMeetSeconds{6.0};  // on the fabric, once the handshake has proved the peer
 constexpr std::chrono::milliseconds kHelloEvery{20};
 constexpr std::chrono::microseconds kLookEvery{50};
-constexpr std::chrono::milliseconds kOtherRails{500};  // after the first one has answered
+constexpr std::chrono::milliseconds kOtherLanes{500};  // after one has answered
 
 // "tcp;ofi_rxm 10.0.0.1|4000"
 struct Where {
@@ -60,22 +61,30 @@ class Candidate {
   Peer* peer_;
 };
 
+bool hung_up(int control) {
+  char byte;
+  return recv(control, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 // Each side says hello through the fabric until it has heard the other's.
-Status say_hello(Fabric& fabric, Peer& peer, Deadline deadline) {
+Status say_hello(Fabric& fabric, Peer& peer, int control, const std::string& theirs,
+                 Deadline deadline) {
   Clock::time_point next{}, enough = Clock::time_point::max();
-  unsigned rails = 0;
-  for (unsigned common = 1; (rails = fabric.met(peer, common)) < common;) {
+  unsigned heard = 0;
+  for (unsigned lanes = 1; (heard = fabric.met(peer, lanes)) < lanes;) {
     const auto now = Clock::now();
-    if (rails > 0) enough = std::min(enough, now + kOtherRails);
+    if (heard > 0) enough = std::min(enough, now + kOtherLanes);
     if (now >= enough) break;
     if (now >= next) {
+      if (hung_up(control)) return {Code::Unavailable, "ofi: the peer has not heard us: " + theirs};
       fabric.greet(peer);
       next = now + kHelloEvery;
     }
     if (deadline.passed()) {
-      return {Code::Unavailable,
-              text("ofi: nothing came through provider ", fabric.provider(), " on ",
-                   fabric.domains(), " in time, though the peer answers over TCP")};
+      return {
+          Code::Unavailable,
+          text("ofi: nothing came through provider ", fabric.provider(), " on ", fabric.domains(),
+               " in time, though the peer answers over TCP; its cards: ", theirs)};
     }
     std::this_thread::sleep_for(kLookEvery);
   }
@@ -93,12 +102,12 @@ Result<std::unique_ptr<Link>> settle(const std::shared_ptr<Fabric>& fabric, Uniq
   const int fd = control.get();
   Status status = send_all(fd, &mine, sizeof mine, deadline);
   if (status.ok()) status = receive_all(fd, &theirs, sizeof theirs, deadline);
-  if (status.ok()) status = fabric->introduce(peer.get(), theirs);
+  if (status.ok()) status = fabric->introduce(peer.get(), mine, theirs);
   // The peer must know us before a hello comes to it.
   char ready = 1;
   if (status.ok()) status = send_all(fd, &ready, 1, deadline);
   if (status.ok()) status = receive_all(fd, &ready, 1, deadline);
-  if (status.ok()) status = say_hello(*fabric, peer.get(), deadline);
+  if (status.ok()) status = say_hello(*fabric, peer.get(), fd, cards_of(theirs), deadline);
   if (status.ok()) status = send_all(fd, &ready, 1, deadline);
   if (status.ok()) status = receive_all(fd, &ready, 1, deadline);
   if (!status.ok()) return status;

@@ -55,7 +55,7 @@ struct Immediate {
   std::uint32_t peer = 0;   // 13 bits: the receiver's number for the sender
   Kind kind = Kind::Hello;  // 3 bits
   // Of a frame its number; of a direct write the grant's slot and 8 bits of the number; of a credit
-  // how many were taken in all; of a hello the rail, or kAsleep.
+  // how many were taken in all; of a hello the lane, or kAsleep.
   std::uint16_t value = 0;
 
   std::uint32_t pack() const { return peer << 19 | static_cast<std::uint32_t>(kind) << 16 | value; }
@@ -123,22 +123,25 @@ struct Note {
 // Guarded by the fabric's mutex.
 struct Peer {
   std::uint32_t id = 0, their_id = 0;
-  unsigned rails = 1;                              // in use with this peer
-  unsigned common = 1;                             // that both have
-  std::array<std::uint64_t, kMaxRails> address{};  // fi_addr_t
+  // A lane is a rail of ours with the one of the peer's that it reaches; both number them alike.
+  unsigned lanes = 1;
+  std::array<std::uint8_t, kMaxRails> rail_of{};   // by lane
+  std::array<std::uint64_t, kMaxRails> address{};  // by lane: fi_addr_t
+  unsigned working = 1;                            // lanes over which the peer has been heard ...
+  std::array<std::uint8_t, kMaxRails> works{};     // ... and these; what is small takes the first
   std::string name;                                // "ofi (net) to 10.0.0.2", for errors
   bool linked = true;                              // a link uses it
-  unsigned met = 0;  // by rail, a bit: its hello has come through the fabric
+  unsigned met = 0;  // by lane, a bit: its hello has come through the fabric
   Status failure;
 
   std::uint16_t next = 0;  // number of the next frame
   Window eager, ring, direct;
-  std::size_t eager_bytes = 0, slot_bytes = 0;      // of the peer's slots
-  std::uint64_t eager_offset = 0, ring_offset = 0;  // in its inbox
-  std::array<std::uint64_t, kMaxRails> inbox_at{}, key{};
-  std::array<Claim, kGrants> claims{};  // what it lets us write
+  std::size_t eager_bytes = 0, slot_bytes = 0;             // of the peer's slots
+  std::uint64_t eager_offset = 0, ring_offset = 0;         // in its inbox
+  std::array<std::uint64_t, kMaxRails> inbox_at{}, key{};  // by lane
+  std::array<Claim, kGrants> claims{};                     // what it lets us write
   std::uint32_t direct_written = 0;
-  std::array<std::uint64_t, kMaxRails> sent_bytes{};  // of large messages, by rail
+  std::array<std::uint64_t, kMaxRails> sent_bytes{};  // of large messages, by lane
   unsigned in_flight = 0, borrowed = 0;
 
   std::uint16_t expected = 0;
@@ -164,6 +167,7 @@ struct Peer {
   std::uint16_t bye = 0;  // how many frames it says it has sent
   Clock::time_point left_at{};
 
+  unsigned lane_for(std::uint32_t number) const { return works[number % working]; }
   Arrival& slot_of(std::uint16_t number) { return arrived[number % kWindow]; }
   // What a hello with kAsleep shall say; and whether something has been sent that who said it had
   // not seen: it may have come after the last look.

@@ -44,22 +44,27 @@ void Fabric::park(Op& op) {
 }
 
 // What there is to say is in the 32 bits. Not every provider writes nothing at all.
-bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value, unsigned index) {
+bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value) {
+  return inject(peer, kind, value, peer.works[0]);
+}
+
+bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value, unsigned lane) {
   if (shut(peer)) return false;
   constexpr std::size_t kBytes = 8;
-  Rail& rail = *rails_[index];
+  const unsigned own = peer.rail_of[lane];
+  Rail& rail = *rails_[own];
   const std::uint64_t data = Immediate{peer.their_id, kind, value}.pack();
   ssize_t outcome = -FI_EAGAIN;
   if (rail.inject_bytes >= kBytes) {
-    outcome = fi_inject_writedata(rail.endpoint, scratch_.data, kBytes, data, peer.address[index],
-                                  peer.inbox_at[index], peer.key[index]);
+    outcome = fi_inject_writedata(rail.endpoint, scratch_.data, kBytes, data, peer.address[lane],
+                                  peer.inbox_at[lane], peer.key[lane]);
     if (outcome == -FI_EOPNOTSUPP || outcome == -FI_ENOSYS) rail.inject_bytes = 0;
   }
   if (rail.inject_bytes < kBytes) {
     Op* const op = sender(senders_);
     if (op == nullptr) return false;
-    outcome = fi_writedata(rail.endpoint, scratch_.data, kBytes, scratch_.memory->descriptor[index],
-                           data, peer.address[index], peer.inbox_at[index], peer.key[index], op);
+    outcome = fi_writedata(rail.endpoint, scratch_.data, kBytes, scratch_.memory->descriptor[own],
+                           data, peer.address[lane], peer.inbox_at[lane], peer.key[lane], op);
     outcome == 0 ? under_way(peer, *op) : park(*op);
   }
   if (outcome == -FI_EAGAIN) progress();
@@ -106,15 +111,16 @@ Progress Fabric::write_small(Peer& peer, Kind kind, const iovec* parts, int coun
   if (!peer.eager.open()) return Progress::Again;
   std::size_t bytes = 0;
   for (int i = 0; i < count; ++i) bytes += parts[i].iov_len;
-  Rail& rail = *rails_.front();
+  const unsigned lane = peer.works[0], own = peer.rail_of[lane];
+  Rail& rail = *rails_[own];
   const std::uint64_t data = Immediate{peer.their_id, kind, peer.next}.pack();
-  const std::uint64_t at =
-      peer.inbox_at[0] + peer.eager_offset + peer.eager.sent % peer.eager.limit * peer.eager_bytes;
+  const std::uint64_t at = peer.inbox_at[lane] + peer.eager_offset +
+                           peer.eager.sent % peer.eager.limit * peer.eager_bytes;
   if (bytes <= std::min(rail.inject_bytes, kInjectMost)) {
     alignas(16) std::byte whole[kInjectMost];
     copy_parts(whole, parts, count);
-    const ssize_t said =
-        fi_inject_writedata(rail.endpoint, whole, bytes, data, peer.address[0], at, peer.key[0]);
+    const ssize_t said = fi_inject_writedata(rail.endpoint, whole, bytes, data, peer.address[lane],
+                                             at, peer.key[lane]);
     if (said != -FI_EOPNOTSUPP && said != -FI_ENOSYS) {
       const Progress outcome = posted(peer, nullptr, said, "fi_inject_writedata");
       if (outcome == Progress::Done) ++peer.eager.sent;
@@ -126,8 +132,8 @@ Progress Fabric::write_small(Peer& peer, Kind kind, const iovec* parts, int coun
   if (op == nullptr) return Progress::Again;
   copy_parts(op->block.data, parts, count);
   const ssize_t said =
-      fi_writedata(rail.endpoint, op->block.data, bytes, op->block.memory->descriptor[0], data,
-                   peer.address[0], at, peer.key[0], op);
+      fi_writedata(rail.endpoint, op->block.data, bytes, op->block.memory->descriptor[own], data,
+                   peer.address[lane], at, peer.key[lane], op);
   const Progress outcome = posted(peer, op, said, "fi_writedata");
   if (outcome == Progress::Done) ++peer.eager.sent;
   return outcome;
@@ -188,27 +194,27 @@ Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_
   op->entry = entry;
   iovec pieces[2];
   const int pieces_count = gather(*op, parts, count, copies, pieces);
-  const unsigned index = peer.next % peer.rails;
-  void* descriptors[2] = {op->block.memory->descriptor[index], nullptr};
-  if (entry != nullptr) descriptors[pieces_count - 1] = entry->memory.descriptor[index];
+  const unsigned lane = peer.lane_for(peer.next), own = peer.rail_of[lane];
+  void* descriptors[2] = {op->block.memory->descriptor[own], nullptr};
+  if (entry != nullptr) descriptors[pieces_count - 1] = entry->memory.descriptor[own];
   const fi_rma_iov target{
-      peer.inbox_at[index] + peer.ring_offset + peer.ring.sent % peer.ring.limit * peer.slot_bytes,
-      bytes, peer.key[index]};
+      peer.inbox_at[lane] + peer.ring_offset + peer.ring.sent % peer.ring.limit * peer.slot_bytes,
+      bytes, peer.key[lane]};
   fi_msg_rma message{};
   message.msg_iov = pieces;
   message.desc = descriptors;
   message.iov_count = static_cast<std::size_t>(pieces_count);
-  message.addr = peer.address[index];
+  message.addr = peer.address[lane];
   message.rma_iov = &target;
   message.rma_iov_count = 1;
   message.context = op;
   message.data = Immediate{peer.their_id, Kind::Ring, peer.next}.pack();
   const Progress outcome = posted(
-      peer, op, fi_writemsg(rails_[index]->endpoint, &message, FI_REMOTE_CQ_DATA | FI_COMPLETION),
+      peer, op, fi_writemsg(rails_[own]->endpoint, &message, FI_REMOTE_CQ_DATA | FI_COMPLETION),
       "fi_writemsg");
   if (outcome != Progress::Done) return outcome;
   ++peer.ring.sent;
-  peer.sent_bytes[index] += bytes;
+  peer.sent_bytes[lane] += bytes;
   return outcome;
 }
 

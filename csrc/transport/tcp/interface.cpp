@@ -7,6 +7,7 @@
 #include <netdb.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -81,6 +82,14 @@ bool Ip::link_local() const {
   return family == AF_INET6 && bytes[0] == 0xfe && (bytes[1] & 0xc0) == 0x80;
 }
 
+std::string Interface::network() const {
+  Ip base = ip;
+  for (int bit = prefix; bit < 128; ++bit) {
+    base.bytes[static_cast<std::size_t>(bit / 8)] &= static_cast<std::uint8_t>(~(0x80 >> bit % 8));
+  }
+  return text(base.text(), "/", prefix);
+}
+
 Result<std::vector<Interface>> interfaces() {
   ifaddrs* list = nullptr;
   if (getifaddrs(&list) != 0) {
@@ -90,7 +99,12 @@ Result<std::vector<Interface>> interfaces() {
   std::vector<Interface> all;
   for (const ifaddrs* each = list; each != nullptr; each = each->ifa_next) {
     const auto ip = Ip::of(each->ifa_addr);
-    if (ip && (each->ifa_flags & IFF_UP) != 0) all.push_back({each->ifa_name, *ip});
+    if (!ip || (each->ifa_flags & IFF_UP) == 0) continue;
+    const auto mask = Ip::of(each->ifa_netmask);
+    int prefix = 0;
+    if (mask)
+      for (const std::uint8_t byte : mask->bytes) prefix += std::popcount(byte);
+    all.push_back({each->ifa_name, *ip, prefix});
   }
   return all;
 }

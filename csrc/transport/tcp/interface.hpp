@@ -37,6 +37,9 @@ struct Ip {
 struct Interface {
   std::string name;
   Ip ip;
+  int prefix = 0;  // bits of the address that name its network
+
+  std::string network() const;  // "192.168.1.0/24"
 };
 
 // One entry for each address of an interface that is up. Code::System where the kernel does not

@@ -97,7 +97,7 @@ TEST(Peer, ThatSleepsHasMissedWhatWasSentSinceItLooked) {
 
 TEST(Advert, FitsWhatProvidersInjectWhereThereIsOneRail) {
   Advert advert;
-  advert.rails = 1;
+  advert.lanes = 1;
 
   EXPECT_LE(advert.used_bytes(), 64u);
 }

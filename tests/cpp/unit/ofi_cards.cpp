@@ -238,10 +238,46 @@ class OverCards : public EachTransport {
     setenv("HCCOMM_OFI_RAILS", "2", 1);
     before_ = seen();
   }
-  void meet() {
+  // The server's process may list its cards otherwise.
+  void open(const char* of_the_server = kTwo) {
     EachTransport::SetUp();
     ASSERT_TRUE(dialer_->why_not().empty()) << dialer_->why_not();
+    setenv("FAKE_CARDS", of_the_server, 1);
+    server_ = member(job_, key_);
+  }
+  void meet(const char* of_the_server = kTwo) {
+    ASSERT_NO_FATAL_FAILURE(open(of_the_server));
     ASSERT_NO_FATAL_FAILURE(connect());
+  }
+  // Messages in slots and in place, both ways.
+  void talk() {
+    std::vector<std::size_t> sizes;
+    for (std::size_t i = 0; i < 100; ++i) sizes.push_back(i * i * 7 % 400'000);
+    Collector forth, back;
+    exchange(*dialed_, *taken_, sizes, forth);
+    exchange(*taken_, *dialed_, sizes, back);
+    send_in_place(4'000'003);
+  }
+  void send_in_place(std::size_t size) {
+    const auto payload = payload_of(1, size);
+    std::vector<std::byte> place(size);
+    Collector inbox, unused;
+    inbox.place = place.data();
+    taken_->expect(header_of(1, size), place.data(), size);
+    taken_->flush();
+    ASSERT_TRUE(poll_until(*dialed_, unused, [n = 0]() mutable { return ++n > 50; }));
+    std::thread sender([&] {
+      for (std::size_t done = 0; done < size;) {
+        wire::Header part = header_of(1, std::min(size - done, dialed_->frame_bytes()));
+        part.address = done;
+        if (!test::send_all(*dialed_, unused, part, payload.data() + done)) return;
+        done += part.length;
+      }
+    });
+    const bool came = poll_until(*taken_, inbox, [&] { return inbox.placed == size; });
+    sender.join();
+    ASSERT_TRUE(came) << taken_->status().text();
+    EXPECT_TRUE(payload == place);
   }
   void TearDown() override {
     dialed_.reset();
@@ -260,27 +296,9 @@ class OverCards : public EachTransport {
 TEST_P(OverCards, ALargeMessageIsWrittenInPlaceOverBothAndCountedOnce) {
   ASSERT_NO_FATAL_FAILURE(meet());
   constexpr std::size_t kBytes = 40'000'003;
-  const auto payload = payload_of(1, kBytes);
-  std::vector<std::byte> place(kBytes);
-  Collector inbox, unused;
-  inbox.place = place.data();
 
-  taken_->expect(header_of(1, kBytes), place.data(), kBytes);
-  taken_->flush();
-  ASSERT_TRUE(poll_until(*dialed_, unused, [n = 0]() mutable { return ++n > 50; }));
-  std::thread sender([&] {
-    for (std::size_t done = 0; done < kBytes;) {
-      wire::Header part = header_of(1, std::min(kBytes - done, dialed_->frame_bytes()));
-      part.address = done;
-      if (!test::send_all(*dialed_, unused, part, payload.data() + done)) return;
-      done += part.length;
-    }
-  });
-  const bool came = poll_until(*taken_, inbox, [&] { return inbox.placed == kBytes; });
-  sender.join();
+  send_in_place(kBytes);
 
-  ASSERT_TRUE(came) << taken_->status().text();
-  EXPECT_TRUE(payload == place);
   EXPECT_GT(bytes(0), kBytes / 3);
   EXPECT_GT(bytes(1), kBytes / 3);
   EXPECT_LT(bytes(0) + bytes(1), kBytes + kBytes / 100) << "it was sent twice";
@@ -311,6 +329,41 @@ TEST_P(OverCards, WhatIsSmallEnoughIsInjectedAndNoMore) {
   exchange(*taken_, *dialed_, sizes, back);
 
   EXPECT_GT(injected(0), 0u);
+}
+
+// Two fabrics, which the two processes list in another order: the n-th card of one does not reach
+// the n-th of the other.
+TEST_P(OverCards, OfTwoFabricsArePairedByTheFabric) {
+  setenv("FAKE_CARDS", "mlx5_0 0000:81:00.0 up+on=a, mlx5_1 0000:01:00.0 up+on=b", 1);
+  ASSERT_NO_FATAL_FAILURE(meet("mlx5_0 0000:81:00.0 up+on=b, mlx5_1 0000:01:00.0 up+on=a"));
+
+  talk();
+
+  EXPECT_GT(bytes(0), 1'000'000u);
+  EXPECT_GT(bytes(1), 1'000'000u);
+}
+
+TEST_P(OverCards, ThatReachNoneOfThePeersAreLeftOut) {
+  setenv("FAKE_CARDS", "mlx5_0 0000:81:00.0 up+on=a, mlx5_1 0000:01:00.0 up+on=b", 1);
+  ASSERT_NO_FATAL_FAILURE(meet("mlx5_0 0000:81:00.0 up+on=c, mlx5_1 0000:01:00.0 up+on=a"));
+
+  talk();
+
+  EXPECT_NE(dialed_->describe().find("bytes over mlx5_0"), std::string::npos)
+      << dialed_->describe();
+  EXPECT_EQ(dialed_->describe().find("bytes over mlx5_1"), std::string::npos);
+}
+
+TEST_P(OverCards, OfOtherFabricsThanAllOfThePeersAreRefusedWithTheNamesOfBoth) {
+  setenv("FAKE_CARDS", "mlx5_0 0000:81:00.0 up+on=a", 1);
+  ASSERT_NO_FATAL_FAILURE(open("mlx5_3 0000:01:00.0 up+on=b"));
+
+  auto link = dialer_->transport().connect(server_->card(), Deadline::after(Seconds(1)));
+
+  ASSERT_FALSE(link.ok());
+  const std::string why = link.status().text();
+  EXPECT_NE(why.find("on mlx5_0"), std::string::npos) << why;
+  EXPECT_NE(why.find("its cards: mlx5_3 (fake-b)"), std::string::npos) << why;
 }
 
 INSTANTIATE_TEST_SUITE_P(Ofi, OverCards, testing::ValuesIn([] {
