@@ -126,6 +126,7 @@ class CudaShaped final : public Addressed<CudaShaped> {
     return told(call_.stream_wait(stream.native, event.native, 0), "StreamWaitEvent", stream.index);
   }
 
+  int fabric_interface() const noexcept override { return shape_.fabric_interface; }
   Result<int> dmabuf(int index, Place place, std::size_t bytes) noexcept override;
 
  private:

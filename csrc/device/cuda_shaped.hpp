@@ -20,7 +20,8 @@ struct CudaShape {
   const char* missing;                 // what a machine without its devices lacks, for the reason
   std::vector<std::string> libraries;  // of the runtime, best first
   std::vector<std::string> driver_libraries;  // loaded by the runtime itself
-  bool borrowed = false;  // the file names are another vendor's: its path must tell it
+  bool borrowed = false;     // the file names are another vendor's: its path must tell it
+  int fabric_interface = 0;  // Runtime::fabric_interface()
 };
 
 // The runtime with at least one device, or why not here.

@@ -45,7 +45,9 @@ static Result<std::unique_ptr<Runtime>> cuda() {
                            "an NVIDIA GPU and its driver",
                            {"libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0",
                             "libcudart.so", "/usr/local/cuda/lib64/libcudart.so"},
-                           kCudaDriver});
+                           kCudaDriver,
+                           false,
+                           1});  // FI_HMEM_CUDA
 }
 Builtin cuda_device() { return {Kind::Cuda, "cuda", "NVIDIA, CUDA runtime", cuda}; }
 
@@ -57,7 +59,9 @@ static Result<std::unique_ptr<Runtime>> hip() {
                            "an AMD GPU and its kernel driver",
                            {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5",
                             "libamdhip64.so", "/opt/rocm/lib/libamdhip64.so"},
-                           {}});
+                           {},
+                           false,
+                           2});  // FI_HMEM_ROCR
 }
 Builtin hip_device() { return {Kind::Hip, "hip", "AMD, HIP runtime", hip}; }
 

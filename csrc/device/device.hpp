@@ -126,6 +126,8 @@ class Runtime {
   virtual Status reduce_in(Stream stream, Place dst, Place src, const void* host,
                            std::uint64_t count, Reduction how) noexcept;
 
+  // What libfabric calls this memory (fi_hmem_iface), for network cards; 0: it has no name for it.
+  virtual int fabric_interface() const noexcept { return 0; }
   // A dmabuf descriptor of the memory, the caller's to close (Feature::Dmabuf).
   virtual Result<int> dmabuf(int index, Place place, std::size_t bytes) noexcept;
 };

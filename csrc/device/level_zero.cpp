@@ -101,7 +101,8 @@ class LevelZero final : public Runtime {
 
   std::string library() const override { return library_.path(); }
   Result<int> count() noexcept override { return static_cast<int>(devices_.size()); }
-  Result<int> current() noexcept override { return 0; }  // Level Zero has no such notion
+  Result<int> current() noexcept override { return 0; }         // Level Zero has no such notion
+  int fabric_interface() const noexcept override { return 3; }  // FI_HMEM_ZE
   std::string describe(int index) noexcept override { return text("Level Zero device ", index); }
 
   Status health(int index) noexcept override {

@@ -169,6 +169,7 @@ bool Staging::enroll(Staged& staged, int memory, std::uint64_t bytes) {
   transport::DeviceMemory told;
   told.kind = name.substr(0, name.find(':'));
   told.index = target.device->index;
+  told.fabric_interface = runtime->fabric_interface();
   told.data = staged.on_device(static_cast<std::uint32_t>(memory), 0);
   told.bytes = bytes;
   if (runtime->lacks(device::Feature::Dmabuf).empty()) {

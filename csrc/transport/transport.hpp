@@ -65,6 +65,7 @@ class Acceptor {
 struct DeviceMemory {
   std::string_view kind;      // "cuda"
   int index = 0;              // of the device
+  int fabric_interface = 0;   // what libfabric calls it (fi_hmem_iface); 0: it has no name
   std::byte* data = nullptr;  // where the device sees it; the host must not look there
   std::uint64_t bytes = 0;
   // A dmabuf descriptor of whole pages of it, the caller's to close. Empty: the runtime has none.

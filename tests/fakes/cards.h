@@ -27,6 +27,7 @@ struct cards {
   uint64_t refused;                       /* what no card would have done ... */
   char first[256];                        /* ... and the first of it in words */
   uint64_t device_keys;                   /* registrations of device memory, so far ... */
+  uint64_t dmabufs;                       /* of them those by a dmabuf */
   uint64_t device_refusals;               /* ... and those that were refused as the test asked */
   uint64_t device_bytes[2];               /* that went from devices, and to devices */
   uint64_t reads;                         /* of what had been written to a device */

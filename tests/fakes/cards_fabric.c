@@ -9,12 +9,14 @@
  * registered for that, under the card's own key and by virtual address; what is injected is 64
  * bytes at most. The rest is refused, and noted (cards.h). A card with +hmem reaches the memory of
  * the fake runtimes (fake.h), where it is asked to with FI_HMEM, and fi_mr_regattr names the
- * runtime; with +refuses it registers none. What it writes there the device does not see before the
- * card has read some of that memory back. Below, the system's net provider carries the bytes, all
- * cards over one interface. Processes that talk to each other need the same FAKE_CARDS_FILE.
+ * runtime, by address or dmabuf; with +refuses it registers none. What it writes there the device
+ * does not see before the card has read some of that memory back. Below, the system's net provider
+ * carries the bytes, all cards over one interface. Processes that talk to each other need the same
+ * FAKE_CARDS_FILE.
  */
 #define _GNU_SOURCE
 #include "cards_fabric.h"
+#include "fake.h"
 
 #include <arpa/inet.h>
 #include <dlfcn.h>
@@ -146,7 +148,8 @@ static char* view_of(const char* setting, const void* data, size_t bytes) {
 }
 
 static const char* const kRuntimes[] = {[FI_HMEM_CUDA] = "HCCOMM_CUDA_LIB",
-                                        [FI_HMEM_ROCR] = "HCCOMM_HIP_LIB"};
+                                        [FI_HMEM_ROCR] = "HCCOMM_HIP_LIB",
+                                        [FI_HMEM_ZE] = "ZE_ENABLE_ALT_DRIVERS"};
 enum { kIfaces = sizeof kRuntimes / sizeof *kRuntimes };
 
 static int of_a_device(const void* data, size_t bytes) {
@@ -208,11 +211,31 @@ static int reg(struct fid* fid, const void* data, size_t bytes, uint64_t access,
   return enroll(fid, data, NULL, bytes, access, out, context);
 }
 
+/* fi_mr_dmabuf of libfabric 1.20. */
+static const uint64_t kMrDmabuf = 1ull << 40;
+struct mr_dmabuf {
+  int fd;
+  uint64_t offset;
+  size_t bytes;
+  void* base;
+};
+
+/* The memory of which a dmabuf tells; none where it is not as the caller says. */
+static struct iovec exported(const struct fi_mr_attr* attr) {
+  const struct mr_dmabuf* dmabuf = (const struct mr_dmabuf*)attr->mr_iov;
+  const struct iovec none = {NULL, 1};
+  fake_dmabuf is;
+  if (pread(dmabuf->fd, &is, sizeof is, 0) != (ssize_t)sizeof is) return none;
+  if (strcmp(is.magic, "dmabuf") != 0 || is.address != dmabuf->base) return none;
+  if (dmabuf->offset > is.bytes || dmabuf->bytes > is.bytes - dmabuf->offset) return none;
+  return (struct iovec){(char*)is.address + dmabuf->offset, dmabuf->bytes};
+}
+
 static int regattr(struct fid* fid, const struct fi_mr_attr* attr, uint64_t flags,
                    struct fid_mr** out) {
   struct domain* own = (struct domain*)((struct fid_domain*)fid)->ops;
   if (!own->hmem) return (int)refuse(FI_EINVAL, own->card, "was opened without FI_HMEM");
-  if (attr->iov_count != 1 || flags != 0 || attr->requested_key != 0)
+  if (attr->iov_count != 1 || (flags & ~kMrDmabuf) != 0 || attr->requested_key != 0)
     return (int)refuse(FI_EINVAL, own->card, "cannot register that");
   if ((int)attr->iface >= kIfaces || kRuntimes[attr->iface] == NULL)
     return (int)refuse(FI_EINVAL, own->card, "knows no such runtime");
@@ -220,11 +243,12 @@ static int regattr(struct fid* fid, const struct fi_mr_attr* attr, uint64_t flag
     add(&told()->device_refusals, 1);
     return -FI_ENOMEM;
   }
-  char* view = view_of(kRuntimes[attr->iface], attr->mr_iov->iov_base, attr->mr_iov->iov_len);
+  const struct iovec memory = flags == 0 ? *attr->mr_iov : exported(attr);
+  char* view = view_of(kRuntimes[attr->iface], memory.iov_base, memory.iov_len);
   if (view == NULL) return (int)refuse(FI_EFAULT, own->card, "is no memory of that runtime");
   add(&told()->device_keys, 1);
-  return enroll(fid, attr->mr_iov->iov_base, view, attr->mr_iov->iov_len, attr->access, out,
-                attr->context);
+  if (flags != 0) add(&told()->dmabufs, 1);
+  return enroll(fid, memory.iov_base, view, memory.iov_len, attr->access, out, attr->context);
 }
 
 static int holds(const struct card_key* key, uint64_t at, size_t bytes) {
@@ -465,7 +489,8 @@ struct fi_info* fi_dupinfo(const struct fi_info* info) {
 
 uint32_t fi_version(void) {
   uint32_t (*ask)(void) = real("fi_version", NULL);
-  return ask == NULL ? 0 : ask(); /* no libfabric: too old */
+  const uint32_t is = ask == NULL ? 0 : ask();                       /* no libfabric: too old */
+  return is == 0 || is > FI_VERSION(1, 20) ? is : FI_VERSION(1, 20); /* these know dmabufs */
 }
 
 const char* fi_strerror(int code) {

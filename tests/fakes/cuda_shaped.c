@@ -152,4 +152,10 @@ FAKE_API int D(DeviceGetName)(char* out, int capacity, int device) {
   snprintf(out, (size_t)capacity, "Fake %s %d", TEXT(FAKE_PREFIX), device);
   return 0;
 }
+FAKE_API int D(MemGetHandleForAddressRange)(void* handle, uintptr_t address, size_t bytes, int type,
+                                            unsigned long long flags) {
+  FAIL_HERE("MemGetHandleForAddressRange");
+  if (type != 1 || flags != 0) return told(fake_misuse());
+  return told(fake_export(handle, (const void*)address, bytes));
+}
 #endif

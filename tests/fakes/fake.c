@@ -61,6 +61,8 @@ static int set_locked(const char* setting) {
     fake_set_to.gbps = number;
   } else if (IS("memory")) {
     fake_set_to.memory = (int64_t)number;
+  } else if (IS("dmabuf")) {
+    fake_set_to.dmabuf = number != 0;
   } else if (IS("lost")) {
     fake_set_to.lose_in = (int64_t)number;
     if (fake_set_to.lose_in == 0) memset(fake_lost, 0, sizeof fake_lost);
@@ -190,6 +192,21 @@ void* fake_host_view(const void* device, size_t bytes) {
   void* view = found != NULL ? found->alias + ((const char*)device - found->user) : NULL;
   pthread_mutex_unlock(&fake_lock);
   return view;
+}
+
+int fake_export(int* fd, const void* address, size_t bytes) {
+  pthread_mutex_lock(&fake_lock);
+  const block* found = fake_find(fake_device_blocks, address, 1);
+  const int good = found != NULL && (uintptr_t)address % 4096 == 0 && bytes % 4096 == 0 &&
+                   bytes <= found->mapped - (size_t)((const char*)address - found->user);
+  const int allowed = fake_set_to.dmabuf;
+  pthread_mutex_unlock(&fake_lock);
+  if (!allowed) return FAKE_NO_DEVICE;
+  if (!good) return fake_misuse();
+  const fake_dmabuf told = {"dmabuf", address, bytes};
+  *fd = memfd_create("fake dmabuf", MFD_CLOEXEC);
+  return *fd >= 0 && pwrite(*fd, &told, sizeof told, 0) == (ssize_t)sizeof told ? FAKE_OK
+                                                                                : FAKE_MEMORY;
 }
 
 /* Two mappings of one memfd: the caller's has no permissions, ours has all. */

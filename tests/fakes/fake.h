@@ -12,6 +12,7 @@
  *   gbps=0               of copies, per device and direction; 0: as fast as memory is
  *   memory=1073741824    bytes a device has; beyond them there are none
  *   fail=CALL:N:CODE     the N-th next CALL (without prefix) fails with CODE
+ *   dmabuf=0             1: memory can be exported as a dmabuf, in pages of 4096 bytes
  *   lost=N               the N-th next copy fails behind the caller's back; the device stays lost
  */
 #ifndef HCCOMM_TESTS_FAKE_H
@@ -34,6 +35,13 @@ enum {
 };
 
 typedef enum { FAKE_TO_DEVICE, FAKE_TO_HOST, FAKE_ON_DEVICE } fake_direction;
+
+/* What stands in a dmabuf: which memory it is. */
+typedef struct fake_dmabuf {
+  char magic[8]; /* "dmabuf" */
+  const void* address;
+  size_t bytes;
+} fake_dmabuf;
 
 typedef struct fake_stream fake_stream;
 typedef struct fake_event fake_event;
@@ -71,6 +79,7 @@ int fake_free(void* address);
 int fake_pin(void** address, size_t bytes); /* allocates when *address is NULL */
 int fake_unpin(void* address, int release);
 int fake_is_pinned(const void* address, size_t bytes);
+int fake_export(int* fd, const void* address, size_t bytes); /* fake_dmabuf, for fake cards */
 
 int fake_stream_create(fake_stream** stream);
 int fake_stream_destroy(fake_stream* stream);

@@ -55,6 +55,7 @@ typedef struct fake_settings {
     int64_t in; /* 0: free */
     int code;
   } failures[FAKE_MAX_FAILURES];
+  int dmabuf;
 } fake_settings;
 
 extern pthread_mutex_t fake_lock; /* guards all of these */

@@ -36,20 +36,12 @@ struct Dmabuf {
   void* base;
 };
 
-// What libfabric calls the runtimes that it knows itself; FI_HMEM_SYSTEM for the others.
-static fi_hmem_iface iface_of(std::string_view kind) {
-  return kind == "cuda"         ? FI_HMEM_CUDA
-         : kind == "hip"        ? FI_HMEM_ROCR
-         : kind == "level_zero" ? FI_HMEM_ZE
-                                : FI_HMEM_SYSTEM;
-}
-
 static Attributes attributes_of(const Rail& rail, const DeviceMemory& memory) {
   Attributes out = {};
   out.known.access = FI_SEND | FI_RECV | FI_WRITE | FI_READ | FI_REMOTE_WRITE | FI_REMOTE_READ;
   out.known.requested_key = wanted_key(rail);
   out.known.iov_count = 1;
-  out.known.iface = iface_of(memory.kind);
+  out.known.iface = static_cast<fi_hmem_iface>(memory.fabric_interface);
   out.known.device.reserved = static_cast<std::uint64_t>(memory.index);
   return out;
 }
@@ -86,7 +78,7 @@ static int enroll_on(const Rail& rail, unsigned index, const DeviceMemory& memor
 
 Result<Registration> enroll(const Rails& rails, const DeviceMemory& memory, std::string& how) {
   const std::string what = text("the memory of ", memory.kind, ":", memory.index);
-  if (iface_of(memory.kind) == FI_HMEM_SYSTEM) {
+  if (memory.fabric_interface == 0) {
     return Status(Code::System, text("libfabric has no name for ", what));
   }
   Registration out;

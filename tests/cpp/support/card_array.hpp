@@ -63,8 +63,9 @@ class CardArray {
 
  private:
   void* inside() {
-    void* const library =
-        dlopen(std::getenv(device::library_setting(kind_).c_str()), RTLD_NOW | RTLD_NOLOAD);
+    const bool driver = kind_ == "level_zero";  // the runtime is the real loader
+    const std::string setting = driver ? "ZE_ENABLE_ALT_DRIVERS" : device::library_setting(kind_);
+    void* const library = dlopen(std::getenv(setting.c_str()), RTLD_NOW | RTLD_NOLOAD);
     auto* const view =
         reinterpret_cast<void* (*)(const void*, std::size_t)>(dlsym(library, "fake_host_view"));
     void* const at = view(place_.handle, bytes_);

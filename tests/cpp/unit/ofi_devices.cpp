@@ -45,6 +45,7 @@ class Devices : public testing::Test {
     for (const char* kind : {"cuda", "hip", "musa"}) {
       setenv(device::library_setting(kind).c_str(), fake_path(kind).c_str(), 1);
     }
+    setenv("ZE_ENABLE_ALT_DRIVERS", fake_path("level_zero_driver").c_str(), 1);
     if (dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
       GTEST_SKIP() << "no libfabric here";
     }
@@ -128,6 +129,38 @@ TEST_F(Devices, MeetPeersOnTheHost) {
 
   EXPECT_GE(from_devices(), kLarge * 8);
   EXPECT_GE(to_devices(), kLarge * 8 - 8192) << "all but what fits a small slot";
+}
+
+// The others are told of by address: their runtimes refuse to give a dmabuf, or have no such call.
+TEST_F(Devices, WhoseRuntimeGivesADmabufAreRegisteredByIt) {
+  Cluster& cluster = meet(2);
+  Fake("cuda").set("dmabuf=1");
+
+  send_one(cluster, "cuda", "hip", kLarge);
+  send_one(cluster, "hip", "cuda", kLarge);
+
+  Fake("cuda").set("dmabuf=0");
+  EXPECT_EQ(from_devices(), 2 * kLarge * 8);
+  EXPECT_EQ(seen().device_keys - before_.device_keys, 8u) << "of two buffers twice, on two cards";
+  EXPECT_EQ(seen().dmabufs - before_.dmabufs, 4u);
+}
+
+TEST_F(Devices, OfLevelZeroAreReadAndWrittenInPlace) {
+  auto& registry = device::Registry::global();
+  if (auto runtime = registry.runtime(device::Kind::LevelZero); !runtime.ok()) {
+    GTEST_SKIP() << runtime.status().text();
+  }
+  Cluster& cluster = meet(2);
+  const std::uint64_t copied = copies("level_zero");
+
+  send_one(cluster, "level_zero", "cuda", kLarge);
+  send_one(cluster, "cuda", "level_zero", kLarge);
+  send_one(cluster, nullptr, "level_zero", kLarge);
+
+  EXPECT_EQ(from_devices(), 2 * kLarge * 8);
+  EXPECT_GE(to_devices(), 3 * kLarge * 8 - 8192);
+  EXPECT_EQ(copies("level_zero"), copied);
+  EXPECT_EQ(Fake("level_zero").count("misuses"), 0);
 }
 
 TEST_F(Devices, OfAVendorThatTheLibraryDoesNotKnowAreStaged) {
