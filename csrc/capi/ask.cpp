@@ -24,8 +24,11 @@
 using hccomm::Code;
 using hccomm::Error;
 using hccomm::Json;
+using hccomm::Status;
 using hccomm::text;
 using hccomm::device::Registry;
+using hccomm::device::Runtime;
+using hccomm::transport::Transport;
 
 static int64_t answer_with(const std::string& answer, char* out, size_t capacity) {
   if (out != nullptr && capacity > 0) {
@@ -74,20 +77,42 @@ class Nobody final : public hccomm::transport::Acceptor {
   void abandoned(const std::string&) override {}
 };
 
-// What the transports that choose among several ways have found.
-static Json fabrics() {
+// Whether the cards of a transport reach a device's memory: they are told of some. Nothing is
+// allocated where they look at none (0 bytes).
+static Status reach(Transport& cards, Runtime& runtime, const std::string& kind, int index) {
+  constexpr std::uint64_t kBytes = 1 << 16;
+  hccomm::transport::DeviceMemory memory;
+  memory.kind = kind;
+  memory.index = index;
+  memory.fabric_interface = runtime.fabric_interface();
+  Status status = cards.enroll(memory);
+  if (!status.ok()) return status;
+  auto made = runtime.allocate(index, kBytes);
+  if (!made) return made.status();
+  memory.data = static_cast<std::byte*>(made.value().handle) + made.value().offset;
+  memory.bytes = kBytes;
+  if (runtime.lacks(hccomm::device::Feature::Dmabuf).empty()) {
+    memory.dmabuf = [&](std::byte* pages, std::uint64_t length) {
+      return runtime.dmabuf(index, {pages, 0}, length);
+    };
+  }
+  status = cards.enroll(memory);
+  if (status.ok()) cards.expel(memory);
+  runtime.release(index, made.value());
+  return status;
+}
+
+// Of each device here, direct or staged, and why.
+static Json memory_of_devices(Transport& cards) {
   Json all = Json::array();
-  for (const auto& each : hccomm::transport::transports()) {
-    if (each.survey == nullptr) continue;
-    auto found = each.survey();
-    if (!found) continue;  // its reason stands beside the transport
-    for (const hccomm::transport::Finding& one : found.value()) {
+  for (const auto& each : Registry::global().survey()) {
+    auto count = each.runtime != nullptr ? each.runtime->count() : hccomm::Result<int>(0);
+    for (int index = 0; count.ok() && index < count.value(); ++index) {
+      const Status status = reach(cards, *each.runtime, each.name, index);
       all.push(Json::object()
-                   .add("transport", each.name)
-                   .add("way", one.what)
-                   .add("used", one.used)
-                   .add("reason", one.reason)
-                   .add("capabilities", one.detail));
+                   .add("device", text(each.name, ":", index))
+                   .add("memory", status.ok() ? "direct" : "staged")
+                   .add("reason", status.text()));
     }
   }
   return all;
@@ -97,6 +122,24 @@ static Json fabrics() {
 static std::string sums_of(const hccomm::device::Runtime& runtime) {
   const std::string why = runtime.lacks(hccomm::device::Feature::Reduce);
   return why.empty() ? "on the device where a trial finds that quicker" : "on the host: " + why;
+}
+
+// What a transport that chooses among several ways has found. `cards`: it, where it could be
+// opened.
+static void add_ways(const hccomm::transport::Builtin& each, Transport* cards, Json& all) {
+  if (each.survey == nullptr) return;
+  auto found = each.survey();
+  if (!found) return;  // its reason stands beside the transport
+  const Json memory = cards != nullptr ? memory_of_devices(*cards) : Json::array();
+  for (const hccomm::transport::Finding& one : found.value()) {
+    all.push(Json::object()
+                 .add("transport", each.name)
+                 .add("way", one.what)
+                 .add("used", one.used)
+                 .add("reason", one.reason)
+                 .add("capabilities", one.detail)
+                 .add("devices", one.used ? memory : Json::array()));
+  }
 }
 
 // What the probe of each kind of device found, or why it found nothing; each device by name.
@@ -166,7 +209,7 @@ int64_t hccomm_info(char* out, size_t capacity) {
   return answered(out, capacity, [] {
     Nobody nobody;
     const hccomm::transport::Identity identity{std::string(16, '\1'), "", std::string(16, '\2')};
-    Json transports = Json::array();
+    Json transports = Json::array(), fabrics = Json::array();
     for (const auto& each : hccomm::transport::transports()) {
       auto opened = each.open(identity, nobody);
       transports.push(Json::object()
@@ -175,6 +218,7 @@ int64_t hccomm_info(char* out, size_t capacity) {
                           .add("available", opened.ok())
                           .add("reason", opened.ok() ? std::string() : opened.status().text())
                           .add("address", opened.ok() ? opened.value()->address() : ""));
+      add_ways(each, opened.ok() ? opened.value().get() : nullptr, fabrics);
       if (opened.ok()) opened.value()->stop();
     }
     Json algorithms = Json::array();
@@ -193,7 +237,7 @@ int64_t hccomm_info(char* out, size_t capacity) {
         .add("transports", transports)
         .add("devices", devices_here())
         .add("collective_libraries", ccls_here())
-        .add("fabrics", fabrics())
+        .add("fabrics", fabrics)
         .add("algorithms", algorithms)
         .str();
   });

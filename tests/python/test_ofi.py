@@ -508,6 +508,41 @@ def test_a_provider_that_vanishes_fails_all_ranks_with_its_text(
         assert "Input/output error" in out or "given up the connection" in out, told
 
 
+def test_info_says_for_each_device_and_card_whether_its_memory_is_reached(tmp_path: Path) -> None:
+    """One card of two refuses: the device is staged, and that card named."""
+    environment("system", "net")
+    code = "import hccomm, json; print(json.dumps(hccomm.info()['fabrics']))"
+    with_fakes = {
+        "HCCOMM_OFI_LIB": str(fake_arrays.cards_fabric(tmp_path)),
+        "HCCOMM_TRANSPORTS": "ofi",
+        "HCCOMM_CUDA_LIB": str(fake_arrays.library("cuda", tmp_path)),
+        "HCCOMM_MUSA_LIB": str(fake_arrays.library("musa", tmp_path)),
+        "HCCOMM_OFI_RAILS": "2",
+        "FAKE_CARDS_FILE": str(tmp_path / "cards"),
+    }
+    told: dict[str, dict[str, str]] = {}
+    for second in ("up+hmem", "up+hmem+refuses"):
+        cards = f"mlx5_0 0000:01:00.0 up+hmem, mlx5_1 0000:81:00.0 {second}"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **with_fakes, "FAKE_CARDS": cards},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        used = [each for each in json.loads(done.stdout) if each["used"]]
+        assert len(used) == 2, done.stderr
+        for each in used:
+            found = {one["device"]: one for one in each["devices"]}
+            assert "no name for the memory of musa:0" in found["musa:0"]["reason"]
+            told[second] = found["cuda:0"]
+
+    assert told["up+hmem"]["memory"] == "direct", told
+    assert told["up+hmem+refuses"]["memory"] == "staged"
+    assert "mlx5_1" in told["up+hmem+refuses"]["reason"]
+
+
 def test_info_lists_fabrics_with_reasons() -> None:
     environment("system", "net")
 

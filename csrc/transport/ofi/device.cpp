@@ -78,9 +78,6 @@ static int enroll_on(const Rail& rail, unsigned index, const DeviceMemory& memor
 
 Result<Registration> enroll(const Rails& rails, const DeviceMemory& memory, std::string& how) {
   const std::string what = text("the memory of ", memory.kind, ":", memory.index);
-  if (memory.fabric_interface == 0) {
-    return Status(Code::System, text("libfabric has no name for ", what));
-  }
   Registration out;
   out.data = memory.data;
   out.bytes = memory.bytes;
@@ -103,6 +100,10 @@ Status Fabric::keep(const DeviceMemory& memory) {
   if (ended_ || !reaches_devices_)
     return {Code::System, "no card here reaches devices (no FI_HMEM)"};
   const std::string device = text(memory.kind, ":", memory.index);
+  if (memory.fabric_interface == 0) {
+    return {Code::System, "libfabric has no name for the memory of " + device};
+  }
+  if (memory.bytes == 0) return {};  // somebody only asks
   if (const auto found = refused_.find(device); found != refused_.end()) return found->second;
   std::string how;
   auto entry = cache_.keep(memory, how);
