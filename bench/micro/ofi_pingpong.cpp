@@ -5,7 +5,9 @@
 // data) and through a link over the same provider, in turns. Half a round trip, median of the
 // rounds.
 //
-//   HCCOMM_OFI_PROVIDER=net ofi_pingpong [rounds = 60]
+//   HCCOMM_OFI_PROVIDER=net ofi_pingpong [rounds = 60 [bytes [way]]]
+//
+// Of one size or one way alone (0: sent, 1: written, 2: link) for a profiler.
 #include <rdma/fi_cm.h>
 #include <rdma/fi_domain.h>
 #include <rdma/fi_endpoint.h>
@@ -284,12 +286,17 @@ class Linked final : public Inbox {
 
 // ---- both ---------------------------------------------------------------------------------------
 
+// Nothing of this is timed: both ends are there, and the first receives are known to both.
+void prepare(Bare& bare, Linked& linked, int way, bool first, std::size_t bytes) {
+  if (way == 0) bare.expect(bytes);
+  if (way == 2 && bytes > linked.eager_bytes()) linked.expect(bytes);
+  for (const bool sends : {first, !first}) sends ? linked.send(8) : linked.wait(8);
+}
+
 // `trips` messages each way, by the way of that number. A receive is posted before it is needed; so
 // does the link learn of it, as the engine tells it ahead of large ones.
 void go(Bare& bare, Linked& linked, int way, bool first, std::size_t bytes, int trips) {
   const bool large = way == 2 && bytes > linked.eager_bytes();
-  if (way == 0) bare.expect(bytes);
-  if (large) linked.expect(bytes);
   for (int i = 1; i <= trips; ++i) {
     for (const bool sends : {first, !first}) {
       if (sends) {
@@ -306,24 +313,28 @@ void go(Bare& bare, Linked& linked, int way, bool first, std::size_t bytes, int 
   bare.settle();
 }
 
-void run(int fd, bool first, int rounds) {
+void run(int fd, bool first, int rounds, std::size_t only_bytes, int only_way) {
   auto interfaces = tcp::chosen_interfaces();
   Bare bare(std::move(ofi::choose(interfaces.value().front().ip).take().front()), fd);
   Linked linked(fd, first);
   if (first)
     std::printf("%s\n    bytes  sent us  written us  link us   link/best\n", bare.name().c_str());
   for (const std::size_t bytes : kSizes) {
+    if (only_bytes != 0 && bytes != only_bytes) continue;
     const int trips = static_cast<int>(std::clamp<std::size_t>((4 << 20) / bytes, 2, 100));
     double medians[3];
     std::vector<double> times[3];
     for (int round = 0; round < rounds; ++round) {
       for (const int way : {0, 1, 2}) {
+        if (only_way >= 0 && way != only_way) continue;
+        prepare(bare, linked, way, first, bytes);
         const auto start = Clock::now();
         go(bare, linked, way, first, bytes, trips);
         times[way].push_back(Seconds(Clock::now() - start).count() / trips / 2 * 1e6);
       }
     }
     for (const int way : {0, 1, 2}) {
+      if (times[way].empty()) times[way].push_back(0);
       std::sort(times[way].begin(), times[way].end());
       medians[way] = times[way][times[way].size() / 2];
     }
@@ -352,6 +363,8 @@ void pin(int side) {
 
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::max(1, std::atoi(argv[1])) : 60;
+  const std::size_t only_bytes = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
+  const int only_way = argc > 3 ? std::atoi(argv[3]) : -1;
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) quit("socketpair");
   pid_t children[2];
@@ -361,7 +374,7 @@ int main(int argc, char** argv) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     alarm(300);
     pin(each);
-    run(ends[each], each == 0, rounds);
+    run(ends[each], each == 0, rounds, only_bytes, only_way);
     std::fflush(stdout);
     char over = 0;
     tell(ends[each], &over, 1);

@@ -34,7 +34,10 @@ struct Arrived {
   std::byte* data = nullptr;
   std::size_t bytes = 0;  // of the whole slot
   std::uint16_t number = 0;
-  std::uint8_t slot = 0;  // of the grant that was written
+  std::uint8_t slot = 0;     // of the grant that was written
+  std::uint16_t credit = 0;  // what has come in its header (Peer::credit), where `credits`
+  bool credits = false, held = false;  // held: it is still to be taken back
+  bool given = false;                  // the peer may write some message in its place
 };
 
 // A part of a message that has come straight to its place.
@@ -94,8 +97,9 @@ class Fabric {
   void came(Peer& peer, const wire::Header& header);  // a frame by another way
 
   bool ready(Peer& peer);  // something is next in order, or the peer has failed
-  bool next(Peer& peer, Arrived& arrived, bool look);  // look: reads the queue where nothing is
-  void take_back(Peer& peer, const Arrived& arrived);
+  // Takes back what `arrived` holds and gives the next. look: reads the queue where nothing is.
+  bool next(Peer& peer, Arrived& arrived, bool look);
+  void take_back(Peer& peer, Arrived& arrived);
   void listen(Peer& peer);  // looks at the control connection
   Status failure(Peer& peer);
   void fail(Peer& peer, Status why);
@@ -122,7 +126,7 @@ class Fabric {
   void completed(const fi_cq_data_entry& entry);
   void arrived(Immediate what);
   void numbered(Peer& peer, Immediate what);
-  void take_credit(Peer& peer, const Arrived& arrived);
+  void taken(Peer& peer, Arrived& arrived);
   void queue_error(Rail& rail);
   void finished(Op& op);
   void suspect(const Status& why);

@@ -159,12 +159,14 @@ bool OfiLink::poll(Inbox& inbox, std::size_t budget) noexcept {
   Arrived arrived;
   std::size_t taken = 0;
   // What has been taken may want an answer: that comes before a further look at the queue.
-  while (taken < std::min(budget, kPollFrames) && fabric_->next(peer_, arrived, taken == 0)) {
-    const bool good = take(inbox, arrived);
-    fabric_->take_back(peer_, arrived);
-    if (!good) return false;
+  bool good = true;
+  while (good && taken < std::min(budget, kPollFrames) &&
+         fabric_->next(peer_, arrived, taken == 0)) {
+    good = take(inbox, arrived);
     ++taken;
   }
+  if (arrived.held) fabric_->take_back(peer_, arrived);
+  if (!good) return false;
   if (taken != 0) return true;
   look_around();
   if (Status why = fabric_->failure(peer_); !why.ok()) return end(std::move(why));
@@ -193,7 +195,7 @@ bool OfiLink::take_direct(Inbox& inbox, const Arrived& arrived) {
 }
 
 // Slots hold a frame, or its beginning; a ring slot also a further part.
-bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
+bool OfiLink::take(Inbox& inbox, Arrived& arrived) {
   if (large_.active && arrived.kind == Kind::Ring) {
     part(inbox, arrived.data, std::min<std::size_t>(arrived.bytes, large_.left));
     return true;
@@ -209,6 +211,10 @@ bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
   if (arrived.kind == Kind::Direct) return take_direct(inbox, arrived);
   wire::Header header;
   std::memcpy(&header, arrived.data, sizeof header);
+  if ((header.flags & wire::kSealed) == 0) {  // a credit lies where a sealed frame has its seal
+    arrived.credit = std::exchange(header.source, 0);
+    arrived.credits = true;
+  }
   if (const Status wrong = wire::check(header); !wrong.ok()) {
     return bad("no valid " + wrong.text());
   }
@@ -218,7 +224,7 @@ bool OfiLink::take(Inbox& inbox, const Arrived& arrived) {
     return bad(text("a frame of ", header.length, " bytes in a slot of ", room));
   }
   if (header.length <= room) {
-    if (is_data(header)) fabric_->came(peer_, header);
+    if (arrived.given && is_data(header)) fabric_->came(peer_, header);
     inbox.deliver(header, payload);
     return true;
   }

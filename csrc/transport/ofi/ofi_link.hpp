@@ -54,7 +54,7 @@ class OfiLink final : public Link {
   Progress send_parts(Outgoing& frame);
   Progress send_direct(Outgoing& frame);
   Progress sent_all(Outgoing& frame);
-  bool take(Inbox& inbox, const Arrived& arrived);
+  bool take(Inbox& inbox, Arrived& arrived);
   bool take_direct(Inbox& inbox, const Arrived& arrived);
   void part(Inbox& inbox, const std::byte* data, std::size_t bytes);
   bool end(Status why);

@@ -94,6 +94,11 @@ struct Window {
     const auto ahead = static_cast<std::uint16_t>(taken - static_cast<std::uint16_t>(acked));
     if (ahead <= sent - acked) acked += ahead;
   }
+  // Of the count its last 8 bits: more than a window.
+  void credit8(std::uint8_t taken) {
+    const auto ahead = static_cast<std::uint8_t>(taken - static_cast<std::uint8_t>(acked));
+    if (ahead <= sent - acked) acked += ahead;
+  }
 };
 
 struct Taken {
@@ -167,6 +172,18 @@ struct Peer {
   std::uint16_t bye = 0;  // how many frames it says it has sent
   Clock::time_point left_at{};
 
+  // What rides in a frame: how many eager and ring slots have been taken.
+  std::uint16_t credit() const {
+    return static_cast<std::uint16_t>((eager_in.count & 0xff) | (ring_in.count & 0xff) << 8);
+  }
+  void credited(std::uint16_t said) {
+    eager.credit8(static_cast<std::uint8_t>(said));
+    ring.credit8(static_cast<std::uint8_t>(said >> 8));
+  }
+  void told() {
+    eager_in.told = eager_in.count;
+    ring_in.told = ring_in.count;
+  }
   unsigned lane_for(std::uint32_t number) const { return works[number % working]; }
   Arrival& slot_of(std::uint16_t number) { return arrived[number % kWindow]; }
   // What a hello with kAsleep shall say; and whether something has been sent that who said it had

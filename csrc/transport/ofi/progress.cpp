@@ -153,6 +153,7 @@ bool Fabric::ready(Peer& peer) {
 
 bool Fabric::next(Peer& peer, Arrived& out, bool look) {
   const std::lock_guard lock(mutex_);
+  if (out.held) taken(peer, out);
   const auto comes = [&] {
     return in_order(peer) && is_settled(peer, peer.slot_of(peer.expected));
   };
@@ -168,30 +169,26 @@ bool Fabric::next(Peer& peer, Arrived& out, bool look) {
   if (place.kind == Kind::Eager || place.kind == Kind::Advert) {
     out.data = peer.inbox.data + kNothingBytes + peer.eager_in.count % kEagerSlots * kEagerBytes;
     out.bytes = kEagerBytes;
-    take_credit(peer, out);
   } else if (place.kind == Kind::Ring) {
     out.data = peer.inbox.data + kRingAt + peer.ring_in.count % kRingSlots * kRingSlotBytes;
     out.bytes = kRingSlotBytes;
   }
+  out.held = true;
+  out.given = peer.given != 0;
   place = {};
   ++peer.expected;
   peer.announced = false;
   return true;
 }
 
-// One rides where a sealed frame has its seal.
-static bool carries_credit(const wire::Header& header) {
-  return (header.flags & wire::kSealed) == 0;
-}
-
-void Fabric::take_credit(Peer& peer, const Arrived& arrived) {
-  if (arrived.kind != Kind::Eager) return;
-  auto& header = *reinterpret_cast<wire::Header*>(arrived.data);
-  if (carries_credit(header)) peer.eager.credit(std::exchange(header.source, 0));
-}
-
-void Fabric::take_back(Peer& peer, const Arrived& arrived) {
+void Fabric::take_back(Peer& peer, Arrived& arrived) {
   const std::lock_guard lock(mutex_);
+  taken(peer, arrived);
+}
+
+void Fabric::taken(Peer& peer, Arrived& arrived) {
+  arrived.held = false;
+  if (std::exchange(arrived.credits, false)) peer.credited(arrived.credit);
   ++(arrived.kind == Kind::Ring     ? peer.ring_in
      : arrived.kind == Kind::Direct ? peer.direct_in
                                     : peer.eager_in)

@@ -139,17 +139,19 @@ Progress Fabric::write_small(Peer& peer, Kind kind, const iovec* parts, int coun
   return outcome;
 }
 
+// A credit rides along, but not where a sealed frame has its seal.
+static bool has_room(const wire::Header& header) { return (header.flags & wire::kSealed) == 0; }
+
 Progress Fabric::send_eager(Peer& peer, const wire::Header& header, const std::byte* payload) {
   const std::lock_guard lock(mutex_);
   if (shut(peer)) return Progress::Broken;
   wire::Header marked = header;
-  // A credit rides along, but not where a sealed frame has its seal.
-  const bool room = (header.flags & wire::kSealed) == 0;
-  if (room) marked.source = static_cast<std::uint16_t>(peer.eager_in.count);
+  const bool room = has_room(header);
+  if (room) marked.source = peer.credit();
   const iovec parts[2] = {{&marked, sizeof marked},
                           {const_cast<std::byte*>(payload), header.length}};
   const Progress outcome = write_small(peer, Kind::Eager, parts, 2);
-  if (outcome == Progress::Done && room) peer.eager_in.told = peer.eager_in.count;
+  if (outcome == Progress::Done && room) peer.told();
   return outcome;
 }
 
@@ -194,6 +196,8 @@ Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_
   op->entry = entry;
   iovec pieces[2];
   const int pieces_count = gather(*op, parts, count, copies, pieces);
+  const bool begins = count == 2 && has_room(*static_cast<wire::Header*>(parts[0].iov_base));
+  if (begins) reinterpret_cast<wire::Header*>(op->block.data)->source = peer.credit();
   const unsigned lane = peer.lane_for(peer.next), own = peer.rail_of[lane];
   void* descriptors[2] = {op->block.memory->descriptor[own], nullptr};
   if (entry != nullptr) descriptors[pieces_count - 1] = entry->memory.descriptor[own];
@@ -214,6 +218,7 @@ Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_
       "fi_writemsg");
   if (outcome != Progress::Done) return outcome;
   ++peer.ring.sent;
+  if (begins) peer.told();
   peer.sent_bytes[lane] += bytes;
   return outcome;
 }
