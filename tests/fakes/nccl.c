@@ -47,7 +47,10 @@ API int F(CommInitRank)(ccl_comm** out, int size, unique_id id, int rank) {
 }
 static _Atomic int destroyed;
 API int fake_ccl_destroyed(void) { return destroyed; }
-API int F(CommDestroy)(ccl_comm* own) { return ++destroyed, ccl_leave(own, 0), CCL_OK; }
+API int F(CommDestroy)(ccl_comm* own) {
+  ++destroyed;
+  return ccl_leave(own, 0), CCL_OK;
+}
 API int F(CommAbort)(ccl_comm* own) { return ccl_leave(own, 1), CCL_OK; }
 API int F(CommGetAsyncError)(ccl_comm* own, int* error) {
   *error = ccl_error(own);
