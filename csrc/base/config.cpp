@@ -50,8 +50,9 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_ISLAND_FAILURE", "auto|fallback|fail", "auto",
      "When a vendor's library fails: `auto` goes on without it where ranks cannot join it, and "
      "fails later calls; `fallback` repeats these too; `fail` fails always."},
-    {"HCCOMM_INTEGRITY", "off|crc32c", "off",
-     "`crc32c` checks every frame from end to end; damage is an Integrity error naming the hop."},
+    {"HCCOMM_INTEGRITY", "off|crc32c|crc32c-all", "off",
+     "`crc32c` checks every frame from end to end; damage is an Integrity error naming the hop. "
+     "`crc32c-all` also what goes from memory to memory inside a machine, by frames."},
     {"HCCOMM_KEY", "text", "",
      "The job key, base64 of 32 bytes; removed from the environment after reading."},
     {"HCCOMM_KEY_FILE", "text", "", "File (0600, owned by the user) that holds the job key."},

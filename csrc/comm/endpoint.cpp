@@ -114,10 +114,15 @@ Endpoint::Endpoint(std::string job, std::string key, bool encrypts) {
   card_.machine = machine_id();
   card_.pid = getpid();
   card_.cores = static_cast<std::uint32_t>(available_cores());
-  checks_ = config::raw("HCCOMM_INTEGRITY") == "crc32c";
+  const std::string& integrity = config::raw("HCCOMM_INTEGRITY");
+  seal_ = integrity == "off"      ? transport::Seal::Nothing
+          : integrity == "crc32c" ? transport::Seal::Frames
+                                  : transport::Seal::Everything;
   card_.choices = hash_of(text(config::raw("HCCOMM_ALGO"), '\n', config::raw("HCCOMM_SEGMENT"),
                                '\n', select::table_text()));
-  card_.choices = (card_.choices & ~(kChecksFrames | kEncrypts)) | (checks_ ? kChecksFrames : 0) |
+  card_.choices = (card_.choices & ~(kChecksFrames | kEncrypts | kChecksCopies)) |
+                  (seal_ != transport::Seal::Nothing ? kChecksFrames : 0) |
+                  (seal_ == transport::Seal::Everything ? kChecksCopies : 0) |
                   (encrypts ? kEncrypts : 0);
   for (const transport::Builtin* each : allowed_transports()) {
     if (encrypts && !each->keeps_secret) {
@@ -188,7 +193,8 @@ Status Endpoint::dial(const transport::Card& peer) {
 }
 
 std::unique_ptr<transport::Link> Endpoint::finished(std::unique_ptr<transport::Link> link) const {
-  return checks_ ? transport::sealed(std::move(link)) : std::move(link);
+  if (seal_ == transport::Seal::Nothing) return link;
+  return transport::sealed(std::move(link), seal_);
 }
 
 Result<std::unique_ptr<transport::Link>> Endpoint::connect(const transport::Card& peer) {

@@ -13,12 +13,12 @@
 #include <vector>
 
 #include "engine/engine.hpp"
-#include "transport/transport.hpp"
+#include "transport/transports.hpp"
 
 namespace hccomm::comm {
 
 // Bits of Card::choices that say which setting differs; the rest of it is a hash.
-inline constexpr std::uint64_t kChecksFrames = 1, kEncrypts = 2;
+inline constexpr std::uint64_t kChecksFrames = 1, kEncrypts = 2, kChecksCopies = 4;
 
 // A transport that this process could not open, or a pair could not use, and why.
 struct Refusal {
@@ -72,7 +72,7 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
 
   transport::Identity identity_;
   transport::Card card_;
-  bool checks_ = false;  // HCCOMM_INTEGRITY
+  transport::Seal seal_ = transport::Seal::Nothing;  // HCCOMM_INTEGRITY
   std::unique_ptr<engine::Engine> engine_;
   std::vector<std::unique_ptr<transport::Transport>> transports_;  // best first
   std::vector<Refusal> closed_;

@@ -156,10 +156,11 @@ static void check_choices(const std::vector<transport::Card>& cards) {
   for (std::size_t rank = 1; rank < cards.size(); ++rank) {
     const std::uint64_t differs = cards[rank].choices ^ cards[0].choices;
     if (differs == 0) continue;
-    const char* what = (differs & kEncrypts) != 0       ? "HCCOMM_ENCRYPT"
-                       : (differs & kChecksFrames) != 0 ? "HCCOMM_INTEGRITY"
-                                                        : "HCCOMM_ALGO, HCCOMM_SEGMENT or "
-                                                          "HCCOMM_TABLE (its content)";
+    const char* what = (differs & kEncrypts) != 0 ? "HCCOMM_ENCRYPT"
+                       : (differs & (kChecksFrames | kChecksCopies)) != 0
+                           ? "HCCOMM_INTEGRITY"
+                           : "HCCOMM_ALGO, HCCOMM_SEGMENT or "
+                             "HCCOMM_TABLE (its content)";
     throw Error(Code::Mismatch,
                 text("init: rank ", rank, " (host ", cards[rank].host, ", pid ", cards[rank].pid,
                      ") has another ", what, " than rank 0; set it alike on all ranks"),

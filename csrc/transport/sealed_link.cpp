@@ -3,8 +3,9 @@
 // HCCOMM_INTEGRITY=crc32c: a link between the engine and a real one that seals every frame it sends
 // and opens every frame that comes, so that no flipped bit, lost, repeated or overtaken frame on
 // the way (memory, driver, network card, a switch that mends checksums) becomes a wrong result.
-// What passes frames by has no seal: so pull() and expect() are not offered to the engine, and all
-// goes in frames.
+// What passes frames by has no seal. Copies between the memories of two processes of one machine
+// may all the same (Seal::Frames): no wire, card or driver carries them. Nothing else may: where a
+// card would write, the message goes in frames.
 #include <utility>
 
 #include "base/crc32c.hpp"
@@ -21,7 +22,8 @@ namespace {
 //         A damaged piece is not: the last one of a frame waits for the verdict.
 class SealedLink final : public Link, private Inbox {
  public:
-  explicit SealedLink(std::unique_ptr<Link> link) : link_(std::move(link)) {}
+  SealedLink(std::unique_ptr<Link> link, Seal seal)
+      : link_(std::move(link)), copies_(seal == Seal::Frames && link_->pulls()) {}
 
   Progress send(Outgoing& frame) noexcept override {
     const bool fresh = frame.sent == 0;
@@ -44,6 +46,29 @@ class SealedLink final : public Link, private Inbox {
   }
   void recall() noexcept override { link_->recall(); }
 
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override {
+    if (copies_) link_->expect(which, data, bytes);
+  }
+  void release(const wire::Header& of) noexcept override { link_->release(of); }
+  void reclaim(const wire::Header& of) noexcept override { link_->reclaim(of); }
+  Turn claim(const wire::Header& which, Piece& piece, bool patient) noexcept override {
+    return link_->claim(which, piece, patient);
+  }
+  void settle(const wire::Header& which) noexcept override { link_->settle(which); }
+  bool awaited(const wire::Header& which, std::uint64_t bytes) noexcept override {
+    return copies_ && link_->awaited(which, bytes);
+  }
+  Result<Progress> write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
+                         std::uint64_t& wrote) noexcept override {
+    return link_->write(which, data, bytes, wrote);
+  }
+  Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override {
+    return link_->pull(dst, address, bytes);
+  }
+  bool pulls() const noexcept override { return copies_; }
+  void withdraw(std::uint64_t key) noexcept override { link_->withdraw(key); }
+  bool withdrawn(std::uint64_t key) const noexcept override { return link_->withdrawn(key); }
+
   bool sleeping(bool asleep) noexcept override { return link_->sleeping(asleep); }
   void flush() noexcept override { link_->flush(); }
   int fd() const noexcept override { return link_->fd(); }
@@ -51,7 +76,9 @@ class SealedLink final : public Link, private Inbox {
   std::size_t eager_bytes() const noexcept override { return link_->eager_bytes(); }
   std::size_t frame_bytes() const noexcept override { return link_->frame_bytes(); }
   Status status() const override { return status_.ok() ? link_->status() : status_; }
-  std::string describe() const override { return link_->describe() + ", checked"; }
+  std::string describe() const override {
+    return link_->describe() + (copies_ ? ", frames checked" : ", checked");
+  }
 
  private:
   // The frame that arrives in parts.
@@ -127,6 +154,7 @@ class SealedLink final : public Link, private Inbox {
   }
 
   std::unique_ptr<Link> link_;
+  const bool copies_;
   Inbox* outer_ = nullptr;  // during poll()
   std::uint64_t sent_ = 0, received_ = 0;
   Incoming incoming_;
@@ -135,8 +163,8 @@ class SealedLink final : public Link, private Inbox {
 
 }  // namespace
 
-std::unique_ptr<Link> sealed(std::unique_ptr<Link> link) {
-  return std::make_unique<SealedLink>(std::move(link));
+std::unique_ptr<Link> sealed(std::unique_ptr<Link> link, Seal seal) {
+  return std::make_unique<SealedLink>(std::move(link), seal);
 }
 
 }  // namespace hccomm::transport

@@ -3,9 +3,9 @@
 // All built-in transports: builtins.inc lists them, one line each; this makes a table of them.
 #pragma once
 
-#include <span>
-
+#include <cstdint>
 #include <memory>
+#include <span>
 
 #include "transport/transport.hpp"
 
@@ -18,9 +18,15 @@ std::span<const Builtin> transports();
 #include "transport/builtins.inc"
 #undef HCCOMM_TRANSPORT
 
-// HCCOMM_INTEGRITY: the link with every frame checked from end to end, damage to payload or order
-// being Code::Integrity. Both ends must do so. It does not pull: what is not in a frame is not
-// seen.
-std::unique_ptr<Link> sealed(std::unique_ptr<Link> link);
+// HCCOMM_INTEGRITY: what is checked from end to end, damage to payload or order being
+// Code::Integrity. Both ends must do the same.
+enum class Seal : std::uint8_t {
+  Nothing,
+  Frames,      // crc32c: what one process copies from another's memory is in no frame
+  Everything,  // crc32c-all: so nothing is copied past them
+};
+
+// Requires: seal is not Nothing.
+std::unique_ptr<Link> sealed(std::unique_ptr<Link> link, Seal seal);
 
 }  // namespace hccomm::transport

@@ -67,7 +67,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const UniqueFd peer(ends[1]);
   Reader reader((data[0] & 1) != 0);
   std::unique_ptr<Link> link = std::make_unique<StreamLink>(UniqueFd(ends[0]), "fuzzed");
-  if ((data[0] & 2) != 0) link = sealed(std::move(link));
+  if ((data[0] & 2) != 0) link = sealed(std::move(link), Seal::Everything);
   const std::size_t step = (data[0] & 4) != 0 ? 1 + std::size_t{data[1]} * 7 : size;
   for (std::size_t at = 2; at < size; at += step) {
     const std::size_t bytes = std::min(step, size - at);

@@ -64,8 +64,8 @@ TEST_P(EachTransport, KeepsTheOrderOfManySmallFrames) {
 // HCCOMM_INTEGRITY: no field of a sealed header is the transport's to use.
 TEST_P(EachTransport, CarriesSealedFramesAsTheyAre) {
   ASSERT_NO_FATAL_FAILURE(connect());
-  dialed_ = sealed(std::move(dialed_));
-  taken_ = sealed(std::move(taken_));
+  dialed_ = sealed(std::move(dialed_), Seal::Everything);
+  taken_ = sealed(std::move(taken_), Seal::Everything);
   std::vector<std::size_t> sizes = kSizes;
   sizes.resize(300, 100);
   Collector forth, back;

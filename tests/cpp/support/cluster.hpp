@@ -35,9 +35,10 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     std::memcpy(uuid.data(), &number, sizeof number);
     identity_ = {std::string(16, 'j'), "", uuid};
     engine_ = std::make_unique<engine::Engine>(static_cast<engine::Dialer&>(*this), uuid, settings);
-    std::string name = transport;  // "tcp", "faulty-tcp", "sealed-tcp" or "sealed-faulty-tcp"
-    sealed_ = name.starts_with("sealed-");
-    if (sealed_) name = name.substr(7);
+    std::string name = transport;  // "tcp", "faulty-tcp", "sealed-tcp", "framed-faulty-tcp" ...
+    if (name.starts_with("sealed-")) seal_ = transport::Seal::Everything;
+    if (name.starts_with("framed-")) seal_ = transport::Seal::Frames;
+    if (seal_ != transport::Seal::Nothing) name = name.substr(7);
     transport_ = open_transport(name, identity_, *this, mischief_).take();
     card_ = {uuid, host_id(), machine_id(), getpid(), 1, 0, {}};
     card_.addresses = {{transport_->name(), transport_->address()}};
@@ -69,6 +70,10 @@ class Node final : private engine::Dialer, private transport::Acceptor {
   void refuse_to_dial(bool refuses) { refuses_to_dial_ = refuses; }
 
  private:
+  std::unique_ptr<transport::Link> finished(std::unique_ptr<transport::Link> link) const {
+    if (seal_ == transport::Seal::Nothing) return link;
+    return transport::sealed(std::move(link), seal_);
+  }
   Status dial(const transport::Card& peer) override {
     if (refuses_to_dial_) return {Code::System, "no thread can be started"};
     const std::lock_guard lock(mutex_);
@@ -80,7 +85,7 @@ class Node final : private engine::Dialer, private transport::Acceptor {
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
         link = transport_->connect(peer, deadline);
       }
-      if (link.ok() && sealed_) link = transport::sealed(std::move(link).value());
+      if (link.ok()) link = finished(std::move(link).value());
       engine_->dialed(peer.uuid, std::move(link));
     });
     return {};
@@ -91,13 +96,12 @@ class Node final : private engine::Dialer, private transport::Acceptor {
   void expel(const transport::DeviceMemory& memory) noexcept override { transport_->expel(memory); }
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
-    if (sealed_) peer.link = transport::sealed(std::move(peer.link));
-    engine_->accepted(peer.uuid, std::move(peer.link));
+    engine_->accepted(peer.uuid, finished(std::move(peer.link)));
   }
   void abandoned(const std::string& uuid) override { engine_->abandoned(uuid); }
 
   int rank_, size_;
-  bool sealed_ = false;
+  transport::Seal seal_ = transport::Seal::Nothing;
   std::atomic<bool> refuses_to_dial_{false};
   transport::Identity identity_;
   transport::Card card_;

@@ -53,9 +53,7 @@ class FaultyLink final : public transport::Link {
   }
   void discard() noexcept override { link_->discard(); }
   Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override {
-    Status status = link_->pull(dst, address, bytes);
-    if (status.ok() && bytes != 0 && mischief_->flips_pulls()) flip(dst, bytes / 2);
-    return status;
+    return link_->pull(dst, address, bytes);
   }
   bool pulls() const noexcept override { return link_->pulls(); }
   void withdraw(std::uint64_t key) noexcept override { link_->withdraw(key); }

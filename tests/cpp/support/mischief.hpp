@@ -24,17 +24,9 @@ class Mischief {
     const std::lock_guard lock(mutex_);
     on_send_ = std::move(what);
   }
-  void flip_pulls(bool yes) {
-    const std::lock_guard lock(mutex_);
-    flip_pulls_ = yes;
-  }
   Deed decide(const wire::Header& header) {
     const std::lock_guard lock(mutex_);
     return on_send_ ? on_send_(header) : Deed::Pass;
-  }
-  bool flips_pulls() {
-    const std::lock_guard lock(mutex_);
-    return flip_pulls_;
   }
   // Does `deed` to the n-th frame (from 0) that `which` says yes to, and to no other.
   void once(Deed deed, int n, std::function<bool(const wire::Header&)> which) {
@@ -46,7 +38,6 @@ class Mischief {
  private:
   std::mutex mutex_;
   OnSend on_send_;
-  bool flip_pulls_ = false;
 };
 
 }  // namespace hccomm::test

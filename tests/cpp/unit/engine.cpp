@@ -71,7 +71,7 @@ class EngineOver : public testing::TestWithParam<const char*> {
 // Over ofi where a provider is chosen for tests (tests/cpp/CMakeLists.txt).
 static std::vector<const char*> ways() {
   if (getenv("HCCOMM_OFI_PROVIDER") != nullptr) return {"ofi", "sealed-ofi"};
-  return {"inproc", "tcp", "shm", "sealed-inproc", "sealed-tcp", "sealed-shm"};
+  return {"inproc", "tcp", "shm", "framed-shm", "sealed-inproc", "sealed-tcp", "sealed-shm"};
 }
 
 TEST_P(EngineOver, AllreduceOfEverySizeIsRight) {

@@ -253,7 +253,9 @@ class SealedOver : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(SealedOver, AFlippedBitOfASmallMessageIsNamed) { expect_integrity(Deed::FlipPayload, 3, 2); }
-TEST_P(SealedOver, AFlippedBitOfALargeMessageIsNamed) {
+// Those that leave nothing to copies between memories.
+class SealedWhole : public SealedOver {};
+TEST_P(SealedWhole, AFlippedBitOfALargeMessageIsNamed) {
   expect_integrity(Deed::FlipPayload, 300'000, 3);
 }
 TEST_P(SealedOver, AFlippedBitOfAHeaderIsNamed) { expect_integrity(Deed::FlipHeader, 1000, 1); }
@@ -275,6 +277,17 @@ INSTANTIATE_TEST_SUITE_P(Transports, SealedOver,
                          testing::Values("sealed-faulty-inproc", "sealed-faulty-tcp",
                                          "sealed-faulty-shm"),
                          [](const auto& each) { return std::string(each.param).substr(14); });
+INSTANTIATE_TEST_SUITE_P(Frames, SealedOver,
+                         testing::Values("framed-faulty-inproc", "framed-faulty-shm"),
+                         [](const auto& each) { return std::string(each.param).substr(14); });
+INSTANTIATE_TEST_SUITE_P(Transports, SealedWhole,
+                         testing::Values("sealed-faulty-inproc", "sealed-faulty-tcp",
+                                         "framed-faulty-tcp", "sealed-faulty-shm"),
+                         [](const auto& each) {
+                           std::string name = each.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 INSTANTIATE_TEST_SUITE_P(Transports, LinksOver,
                          testing::Values("faulty-inproc", "faulty-tcp", "faulty-shm"),

@@ -14,7 +14,8 @@ namespace {
 // Takes the header of a frame and not yet its payload.
 class Noting final : public Link {
  public:
-  explicit Noting(int& recalls, int& expected) : recalls_(recalls), expected_(expected) {}
+  explicit Noting(int& recalls, int& expected, bool pulls = false)
+      : recalls_(recalls), expected_(expected), pulls_(pulls) {}
 
   Progress send(Outgoing& frame) noexcept override {
     frame.sent = sizeof frame.header;
@@ -25,6 +26,8 @@ class Noting final : public Link {
   void discard() noexcept override {}
   void recall() noexcept override { ++recalls_; }
   void expect(const wire::Header&, std::byte*, std::size_t) noexcept override { ++expected_; }
+  bool pulls() const noexcept override { return pulls_; }
+  bool awaited(const wire::Header&, std::uint64_t) noexcept override { return true; }
   bool sleeping(bool) noexcept override { return true; }
   int fd() const noexcept override { return -1; }
   std::size_t eager_bytes() const noexcept override { return 64; }
@@ -35,11 +38,12 @@ class Noting final : public Link {
  private:
   int& recalls_;
   int& expected_;
+  const bool pulls_;
 };
 
 TEST(SealedLink, RecallsWhatTheRealLinkStillReads) {
   int recalls = 0, expected = 0;
-  const auto link = sealed(std::make_unique<Noting>(recalls, expected));
+  const auto link = sealed(std::make_unique<Noting>(recalls, expected), Seal::Frames);
   const std::byte payload[1000] = {};
   Outgoing frame;
   frame.header.type = wire::Type::Data;
@@ -52,18 +56,25 @@ TEST(SealedLink, RecallsWhatTheRealLinkStillReads) {
   EXPECT_EQ(recalls, 1);
 }
 
-// What the peer would write in its place would come without a seal.
-TEST(SealedLink, LetsNothingPassTheSealBy) {
-  int recalls = 0, expected = 0;
-  const auto link = sealed(std::make_unique<Noting>(recalls, expected));
+// What a card, or with Seal::Everything the peer, would write in its place would come without a
+// seal.
+TEST(SealedLink, LetsNothingPassTheSealByButCopiesWhereTheyMay) {
   std::byte place[1000] = {};
   wire::Header which;
   which.type = wire::Type::Data;
+  for (const bool pulls : {false, true}) {
+    for (const Seal seal : {Seal::Frames, Seal::Everything}) {
+      int recalls = 0, expected = 0;
+      const auto link = sealed(std::make_unique<Noting>(recalls, expected, pulls), seal);
 
-  link->expect(which, place, sizeof place);
+      link->expect(which, place, sizeof place);
 
-  EXPECT_EQ(expected, 0);
-  EXPECT_FALSE(link->pulls());
+      const bool may = pulls && seal == Seal::Frames;
+      EXPECT_EQ(expected, may ? 1 : 0);
+      EXPECT_EQ(link->pulls(), may);
+      EXPECT_EQ(link->awaited(which, sizeof place), may);
+    }
+  }
 }
 
 }  // namespace
