@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tight storm: many ranks on few ports, and folders where nobody may write.
+"""The tight storm: many ranks on few ports, and folders where nobody may, or can, write.
 
 Promise: a rank listens on one port, which the system chooses, so 64 ranks fit into a range of 512
 that serves their connections, too. Nothing is written to the home or to the folder for temporary
-files of a job that meets over tcp; a meeting in a folder that is read-only says so.
+files of a job that meets over tcp; a meeting in a folder that is read-only or full says so.
 
 storm.py runs this in namespaces of its own, whose ports and folders SETUP makes so.
 """
@@ -17,9 +17,10 @@ from typing import Any
 from pool import Hung, Pool, others_say, set_to_work
 from report import Trial
 
-CLOSED = "/mnt"
+CLOSED, FULL = "/mnt", "/media"
 SETUP = (
-    f"mount -t tmpfs -o ro tmpfs {CLOSED} && "
+    f"mount -t tmpfs -o ro tmpfs {CLOSED} && mount -t tmpfs -o size=4k tmpfs {FULL} && "
+    f"head -c 4096 /dev/zero > {FULL}/all && "
     "echo 40000 40511 > /proc/sys/net/ipv4/ip_local_port_range"
 )
 TIMEOUT = 60.0
@@ -35,6 +36,8 @@ def trials(ranks: int = 64) -> Iterator[Trial]:
         yield _trial(pool, 1, "closed home", 2, "tcp://127.0.0.1:39001", TIMEOUT, "")
         url, said = f"file://{CLOSED}/job", "Read-only file system"
         yield _trial(pool, 2, "closed meeting", 2, url, SHORT, said)
+        url, said = f"file://{FULL}/job", "No space left on device"
+        yield _trial(pool, 3, "full meeting", 2, url, SHORT, said)
 
 
 def _trial(
