@@ -255,7 +255,7 @@ void Engine::tick(Clock::time_point now) {
     if (!channel.idle()) continue;
     wire::Header beat;
     beat.type = wire::Type::Beat;
-    const auto unheard = std::chrono::floor<std::chrono::milliseconds>(channel.silence.lasted());
+    const auto unheard = std::chrono::floor<std::chrono::milliseconds>(channel.silence.unheard());
     beat.address = static_cast<std::uint64_t>(unheard.count());
     channel.send(beat, nullptr);
     channel.flush();

@@ -41,12 +41,17 @@ class Silence {
         looked_ == Clock::time_point{} ? Clock::duration{} : now - looked_;
     if (since > longest) away_ = now;  // then it is we who were silent
     if (now - away_ < kForgiven) told_ = {};
-    lasted_ = heard_ ? told_ : lasted_ + std::min(since, longest);
+    const Clock::duration counted = std::min(since, longest);
+    unheard_ = heard_ ? Clock::duration{} : unheard_ + counted;
+    lasted_ = heard_ ? told_ : lasted_ + counted;
     heard_ = false;
     told_ = {};
     looked_ = now;
   }
   Clock::duration lasted() const { return lasted_; }
+  // The part of it that is our own ears', for our beats. To tell the peer what it has told us would
+  // echo, and grow with each beat.
+  Clock::duration unheard() const { return unheard_; }
 
   // A cut in one direction lets a beat through that says nothing yet; then it may take a look to
   // count it, another to see the end, and a third to tell all ranks. Goes off the silence that may
@@ -60,7 +65,7 @@ class Silence {
 
   bool heard_ = true;
   Clock::time_point looked_{}, away_{};
-  Clock::duration lasted_{}, told_{};
+  Clock::duration unheard_{}, lasted_{}, told_{};
 };
 
 }  // namespace hccomm::engine

@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
+
 namespace hccomm::engine {
 namespace {
 
@@ -92,6 +94,29 @@ TEST(Silence, LastsForThePeerThatHearsUsNoMore) {
   looker.silence.told(milliseconds(300));  // as between any two beats
   looker.look_for(milliseconds(50));
   EXPECT_EQ(looker.silence.lasted(), milliseconds(0));
+}
+
+// A queue on a slow line: one beat comes late, and the next ones in time.
+TEST(Silence, DoesNotEchoBetweenTwoThatHearEachOther) {
+  Looker one, other;
+  one.look_for(milliseconds(1000));
+  other.look_for(milliseconds(1000));
+  one.silence.heard();
+  one.look_for(milliseconds(50));
+  other.look_for(milliseconds(500));  // without a word
+
+  for (int beats = 0; beats < 20; ++beats) {
+    for (auto [from, to] : {std::pair(&other, &one), std::pair(&one, &other)}) {
+      to->silence.heard();
+      to->silence.told(from->silence.unheard());
+      to->look_for(milliseconds(50));
+    }
+    one.look_for(milliseconds(200));
+    other.look_for(milliseconds(200));
+  }
+
+  EXPECT_LE(one.silence.lasted(), kBeat);
+  EXPECT_LE(other.silence.lasted(), kBeat);
 }
 
 // We were stopped: of course they have heard nothing.
