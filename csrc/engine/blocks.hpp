@@ -66,8 +66,12 @@ class Blocks {
       delete[] block;
       return;
     }
-    spare_bytes_ += bytes_of(grade);
-    spare_[grade].push_back(block);
+    try {
+      spare_[grade].push_back(block);
+      spare_bytes_ += bytes_of(grade);
+    } catch (const std::bad_alloc&) {
+      delete[] block;
+    }
   }
 
   std::array<std::vector<std::byte*>, kGrades> spare_;

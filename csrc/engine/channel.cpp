@@ -6,6 +6,7 @@
 
 #include "base/log.hpp"
 #include "engine/engine.hpp"
+#include "engine/guard.hpp"
 
 namespace hccomm::engine {
 
@@ -251,12 +252,18 @@ void Channel::keep_for_later(const Header& header, const std::byte* payload) {
   strangers_[header.context].push_back(engine_.keep(-1, header, payload));
 }
 
+// ---- what comes: from inside the link, where nothing may throw ----------------------------------
+
 void Channel::deliver(const Header& header, const std::byte* payload) {
   if (header.type == Type::Beat) {
     constexpr std::uint64_t kMost = 3'600'000;  // what is longer is no truer
     silence.told(std::chrono::milliseconds(std::min(header.address, kMost)));
     return;
   }
+  engine_.surely([&] { hand_over(header, payload); });
+}
+
+void Channel::hand_over(const Header& header, const std::byte* payload) {
   const Binding* binding = binding_of(header.context);
   if (binding == nullptr) {
     keep_for_later(header, payload);
@@ -288,6 +295,12 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
 Placement Channel::begin(const Header& header) {
   incoming_ = {};
   incoming_.header = header;
+  Placement place;
+  engine_.surely([&] { place = place_of(header); });  // refused: the frame is dropped
+  return place;
+}
+
+Placement Channel::place_of(const Header& header) {
   const Binding* binding = binding_of(header.context);
   if (binding != nullptr) incoming_.binding = *binding;
   if (binding != nullptr && header.type == Type::Data) {
@@ -320,15 +333,17 @@ Placement Channel::begin(const Header& header) {
       return {found->second->data + header.address};
     }
   }
-  incoming_.mode = Incoming::Mode::Keep;
   incoming_.buffer = std::make_unique_for_overwrite<std::byte[]>(header.length);
+  incoming_.mode = Incoming::Mode::Keep;
   return {incoming_.buffer.get()};
 }
 
 void Channel::landed(const Header& header) {
-  const Binding* const binding = binding_of(header.context);
-  if (binding != nullptr) engine_.landed(*binding->context, binding->rank, header);
-  engine_.drain();
+  engine_.surely([&] {
+    const Binding* const binding = binding_of(header.context);
+    if (binding != nullptr) engine_.landed(*binding->context, binding->rank, header);
+    engine_.drain();
+  });
 }
 
 void Channel::consume(const std::byte* piece, std::size_t bytes) {
@@ -336,26 +351,30 @@ void Channel::consume(const std::byte* piece, std::size_t bytes) {
   const std::uint64_t offset = incoming_.offset;
   incoming_.offset += bytes;
   // apply() may complete the operation: the rest of this function must not touch it.
-  engine_.apply(*incoming_.operation, incoming_.step, offset, piece, bytes);
-  engine_.drain();
+  engine_.surely([&] {
+    engine_.apply(*incoming_.operation, incoming_.step, offset, piece, bytes);
+    engine_.drain();
+  });
 }
 
 void Channel::end() {
   const Incoming incoming = std::exchange(incoming_, {});
-  switch (incoming.mode) {
-    case Incoming::Mode::Keep: deliver(incoming.header, incoming.buffer.get()); break;
-    case Incoming::Mode::Direct:
-      if (incoming.header.type == Type::TaggedData) {
-        engine_.receive_tagged_control(*incoming.binding.context, incoming.binding.rank,
-                                       incoming.header, nullptr);
-      } else {
-        engine_.apply(*incoming.operation, incoming.step, incoming.header.address, nullptr,
-                      incoming.header.length);
-      }
-      break;
-    default: break;
-  }
-  engine_.drain();
+  engine_.surely([&] {
+    switch (incoming.mode) {
+      case Incoming::Mode::Keep: deliver(incoming.header, incoming.buffer.get()); break;
+      case Incoming::Mode::Direct:
+        if (incoming.header.type == Type::TaggedData) {
+          engine_.receive_tagged_control(*incoming.binding.context, incoming.binding.rank,
+                                         incoming.header, nullptr);
+        } else {
+          engine_.apply(*incoming.operation, incoming.step, incoming.header.address, nullptr,
+                        incoming.header.length);
+        }
+        break;
+      default: break;
+    }
+    engine_.drain();
+  });
 }
 
 }  // namespace hccomm::engine

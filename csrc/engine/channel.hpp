@@ -122,6 +122,8 @@ class Channel final : public transport::Inbox {
   void landed(const wire::Header& header) override;
 
  private:
+  void hand_over(const wire::Header& header, const std::byte* payload);
+  transport::Placement place_of(const wire::Header& header);
   void keep(const transport::Outgoing& frame, Operation* operation, std::uint32_t step);
   bool next_bulk_part();
   std::optional<wire::Header> expected(const Operation& op) const;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/engine.hpp"
+#include "engine/guard.hpp"
 
 namespace hccomm::engine {
 
@@ -31,47 +32,52 @@ static bool first_use(Context& context, std::uint64_t fingerprint) {
 }
 
 Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>& staged) {
-  Operation& op = allocate(context, OperationKind::Collective, job.timeout);
+  Operation& op = fresh();
   op.recipe = std::move(job.recipe);
   const Recipe& recipe = *op.recipe;
-  op.sequence = context.next_sequence++;
-  context.history[op.sequence % context.history.size()] = recipe.fingerprint;
-  context.recorder.begin(op);
-  op.confirms = recipe.rooted && first_use(context, recipe.fingerprint);
-  while (context.window[op.sequence & (context.window.size() - 1)] != nullptr) {
+  op.steps.assign(recipe.initial.begin(), recipe.initial.end());
+  const std::size_t scratch = recipe.plan.scratch_count * recipe.element_bytes;
+  if (scratch > op.scratch_bytes) {
+    op.scratch_bytes = 0;
+    op.scratch = std::make_unique_for_overwrite<std::byte[]>(scratch + 64);
+    op.scratch_bytes = scratch;
+  }
+  while (context.window[context.next_sequence & (context.window.size() - 1)] != nullptr) {
     std::vector<Operation*> wider(context.window.size() * 2, nullptr);
     for (Operation* each : context.window) {
       if (each != nullptr) wider[each->sequence & (wider.size() - 1)] = each;
     }
     context.window = std::move(wider);
   }
+  // From here on it has been called, whatever memory is refused.
+  enlist(op, context, OperationKind::Collective, job.timeout);
+  op.sequence = context.next_sequence++;
+  context.history[op.sequence % context.history.size()] = recipe.fingerprint;
+  context.recorder.begin(op);
+  op.confirms = recipe.rooted && first_use(context, recipe.fingerprint);
   context.window[op.sequence & (context.window.size() - 1)] = &op;
   op.factor = job.factor;
-  op.steps.assign(recipe.initial.begin(), recipe.initial.end());
   op.left = static_cast<std::uint32_t>(recipe.plan.steps.size());
-  const std::size_t scratch = recipe.plan.scratch_count * recipe.element_bytes;
-  if (scratch > op.scratch_bytes) {
-    op.scratch = std::make_unique_for_overwrite<std::byte[]>(scratch + 64);
-    op.scratch_bytes = scratch;
-  }
   const auto raw = reinterpret_cast<std::uintptr_t>(op.scratch.get());
   op.base[static_cast<int>(plan::Space::Scratch)] =
       reinterpret_cast<std::byte*>((raw + 63) & ~std::uintptr_t{63});
   op.base[static_cast<int>(plan::Space::Input)] = job.input;
   op.base[static_cast<int>(plan::Space::Output)] = job.output;
-  if (job.device != nullptr && !begin_staged(op, staged)) return op;
-  if (op.staged == nullptr || op.staged->plan->placed.empty()) {
-    issue_opens(op);
-  } else if (op.staged->open) {  // else opened() does it: where messages shall lie is told first
+  surely([&] {
+    if (job.device != nullptr && !begin_staged(op, staged)) return;
+    if (op.staged == nullptr || op.staged->plan->placed.empty()) {
+      issue_opens(op);
+    } else if (op.staged->open) {  // else opened() does it: where messages shall lie is told first
+      drain();
+      issue_opens(op);
+    }
+    if (!op.running()) return;
+    const auto& roots = op.staged == nullptr ? recipe.roots : op.staged->plan->roots;
+    for (const std::uint32_t step : roots) ready_.emplace_back(&op, step);
+    if (op.left == 0) end(op);
     drain();
-    issue_opens(op);
-  }
-  if (!op.running()) return op;
-  const auto& roots = op.staged == nullptr ? recipe.roots : op.staged->plan->roots;
-  for (const std::uint32_t step : roots) ready_.emplace_back(&op, step);
-  if (op.left == 0) end(op);
-  drain();
-  if (!context.early.empty()) receive_early(op);
+    if (!context.early.empty()) receive_early(op);
+  });
   return op;
 }
 
@@ -188,13 +194,16 @@ void Engine::complete(Operation& op, std::uint32_t id) {
 
 void Engine::drain() {
   if (draining_) return;
-  draining_ = true;
+  struct Draining {
+    bool& is;
+    explicit Draining(bool& flag) : is(flag) { is = true; }
+    ~Draining() { is = false; }  // also where memory is refused
+  } const draining(draining_);
   while (!ready_.empty()) {
     const auto [op, step] = ready_.back();
     ready_.pop_back();
     run_step(*op, step);
   }
-  draining_ = false;
 }
 
 void Engine::run_step(Operation& op, std::uint32_t id) {

@@ -37,12 +37,14 @@ static void relax() {
 bool Engine::progress() {
   bool moved = false;
   graveyard_.clear();
-  for (std::size_t i = 0; i < up_.size(); ++i) {  // a broken channel leaves up_ meanwhile
-    moved = up_[i]->progress() || moved;
-  }
-  if (!pushes_.empty() || !pulls_.empty()) moved = copy_large() || moved;
-  if (staging_.busy()) moved = staging_.progress() || moved;
-  if (!ready_.empty()) drain();
+  surely([&] {
+    for (std::size_t i = 0; i < up_.size(); ++i) {  // a broken channel leaves up_ meanwhile
+      moved = up_[i]->progress() || moved;
+    }
+    if (!pushes_.empty() || !pulls_.empty()) moved = copy_large() || moved;
+    if (staging_.busy()) moved = staging_.progress() || moved;
+    if (!ready_.empty()) drain();
+  });
   return moved;
 }
 
@@ -51,11 +53,23 @@ void Engine::flush() {
 }
 
 void Engine::call_back(Guard& guard) {
-  if (callbacks_.empty()) return;
-  const std::vector<Callback> due = std::exchange(callbacks_, {});
-  guard.unlock();
-  for (const Callback& each : due) each.function(each.context, each.code);
-  guard.lock();
+  for (std::size_t left = callbacks_.size(); left > 0 && !callbacks_.empty();) {  // those due now
+    std::array<Callback, 16> due;
+    const std::size_t count = std::min({due.size(), left, callbacks_.size()});
+    left -= count;
+    for (std::size_t i = 0; i < count; ++i) {
+      due[i] = callbacks_.front();
+      callbacks_.pop_front();
+    }
+    guard.unlock();
+    for (std::size_t i = 0; i < count; ++i) due[i].function(due[i].context, due[i].code);
+    guard.lock();
+  }
+}
+
+static void wake_links(const std::vector<Channel*>& up, bool& asleep) {
+  for (Channel* channel : up) channel->link()->sleeping(false);
+  asleep = false;
 }
 
 // Looks at all deadlines, where that is due.
@@ -73,7 +87,7 @@ void Engine::look_around(Guard& guard, Clock::time_point now) {
 // Another waiter that drives already does it for us; the service thread steps back for any waiter.
 void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
   const auto over = [&] { return until != nullptr ? until->done() : running_.empty(); };
-  if (asleep_) wake_links();
+  if (asleep_) wake_links(up_, asleep_);
   if (until == nullptr && running_.empty()) {
     if (driving_) {
       let_in(guard);
@@ -159,11 +173,6 @@ void Engine::let_in(Guard& guard) {
   guard.lock();
 }
 
-void Engine::wake_links() {
-  for (Channel* channel : up_) channel->link()->sleeping(false);
-  asleep_ = false;
-}
-
 // Sleeps with the mutex released. False when there was no need to.
 bool Engine::sleep(Guard& guard, Deadline deadline) {
   flush();
@@ -197,7 +206,7 @@ bool Engine::sleep(Guard& guard, Deadline deadline) {
     eventfd_t ignored = 0;
     eventfd_read(bell_.get(), &ignored);
   }
-  if (asleep_) wake_links();
+  if (asleep_) wake_links(up_, asleep_);
   return quiet;
 }
 
@@ -213,6 +222,7 @@ void Engine::start_service() {
                     "engine: nothing goes on behind the program, and a silent peer is noticed "
                     "late: " +
                         no_thread(refused).text());
+  } catch (const std::bad_alloc&) {  // it is tried again
   }
 }
 
@@ -221,14 +231,14 @@ void Engine::ring_service() {
   eventfd_write(service_bell_.get(), 1);
 }
 
-bool Engine::awaited(const Channel& channel) const {
+static bool awaited(const Channel& channel, const std::vector<Operation*>& running) {
   const auto& bindings = channel.bindings();
   const bool watched = std::ranges::any_of(bindings, [](const auto& each) {
     Context& context = *each.second.context;
     return std::atomic_ref(context.watched) > 0 && context.gone[each.second.rank] == 0;
   });
   if (watched && channel.up()) return true;
-  return std::ranges::any_of(running_, [&](const Operation* op) {
+  return std::ranges::any_of(running, [&](const Operation* op) {
     const auto binding = bindings.find(op->context->id);
     return binding != bindings.end() && waits_for(*op, binding->second.rank);
   });
@@ -239,7 +249,10 @@ bool Engine::awaited(const Channel& channel) const {
 // times a second tells every one that this process is alive.
 void Engine::tick(Clock::time_point now) {
   if (take_dump_request()) {
-    for (Context* context : contexts_) write_dump(*context);
+    for (Context* context : contexts_) {
+      if (!settings_.dump_folder.empty())
+        write_dump(*context, settings_.dump_folder, dump_locked(*context));
+    }
   }
   for (std::size_t i = up_.size(); i-- > 0;) {
     if (i >= up_.size()) continue;  // the end of one may have taken others with it
@@ -273,10 +286,10 @@ void Engine::look_for_the_silent(Clock::time_point now) {
     if (channel->up()) {
       silence.look(now);
     } else if (beat || channel->state() == Channel::State::Dialing) {
-      if (!awaited(*channel)) silence.heard();
+      if (!awaited(*channel, running_)) silence.heard();
       silence.look(now, kBeat);
     }
-    if (silence.lasted() < limit || !awaited(*channel)) continue;
+    if (silence.lasted() < limit || !awaited(*channel, running_)) continue;
     if (channel->up() && channel->link()->pending()) {
       silence.heard();
       eventfd_write(bell_.get(), 1);
@@ -304,7 +317,7 @@ void Engine::serve() {
   while (!stopping_) {
     const Clock::time_point now = Clock::now();
     if (now >= next_look_) {
-      tick(now);
+      surely([&] { tick(now); });
       call_back(guard);
     }
     if (running_.empty() || driving_) {

@@ -107,11 +107,9 @@ std::string Engine::dump(Context& context) {
 }
 
 // Writes the dump to the folder HCCOMM_DUMP; says once when it cannot.
-void Engine::write_dump(Context& context) {
-  if (settings_.dump_folder.empty()) return;
-  const std::string body = dump_locked(context);
-  const std::string path = text(settings_.dump_folder, "/hccomm-", hex(context.id), "-rank",
-                                context.rank, "-", getpid(), ".json");
+void write_dump(const Context& context, const std::string& folder, const std::string& body) {
+  const std::string path =
+      text(folder, "/hccomm-", hex(context.id), "-rank", context.rank, "-", getpid(), ".json");
   const std::string draft = path + ".part";
   const UniqueFd file(
       open(draft.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));

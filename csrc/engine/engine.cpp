@@ -57,11 +57,23 @@ Engine::~Engine() {
 
 // ---- groups and links -----------------------------------------------------------------------
 
+// Takes the memory for one more now, so that adding it cannot fail.
+template <typename T>
+static void make_room(std::vector<T>& list, std::size_t count) {
+  if (list.capacity() < count) list.reserve(std::max(count, 2 * list.capacity()));
+}
+
 Channel& Engine::channel_of(const transport::Card& card) {
-  auto& slot = channels_[card.uuid];
-  if (slot == nullptr) slot = std::make_unique<Channel>(*this, card);
-  slot->know(card);
-  return *slot;
+  auto found = channels_.find(card.uuid);
+  if (found == channels_.end()) {
+    const std::size_t all = channels_.size() + retired_.size() + 1;
+    make_room(up_, all);
+    make_room(retired_, all);  // where broken ones end
+    make_room(graveyard_, all + graveyard_.size());
+    found = channels_.emplace(card.uuid, std::make_unique<Channel>(*this, card)).first;
+  }
+  found->second->know(card);
+  return *found->second;
 }
 
 void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
@@ -70,12 +82,18 @@ void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   context.told.assign(context.size, 0);
   context.matching.next_index.assign(context.size, 0);
   context.channels.assign(context.size, nullptr);
-  contexts_.push_back(&context);
-  for (int rank = 0; rank < context.size; ++rank) {
-    if (rank != context.rank) context.channels[rank] = &sound_channel_of(cards[rank]);
-  }
-  for (int rank = 0; rank < context.size; ++rank) {
-    if (rank != context.rank) context.channels[rank]->bind(context, rank);
+  make_room(contexts_, contexts_.size() + 1);
+  try {
+    for (int rank = 0; rank < context.size; ++rank) {
+      if (rank != context.rank) context.channels[rank] = &sound_channel_of(cards[rank]);
+    }
+    contexts_.push_back(&context);
+    for (int rank = 0; rank < context.size; ++rank) {
+      if (rank != context.rank) context.channels[rank]->bind(context, rank);
+    }
+  } catch (const std::bad_alloc&) {
+    leave(context);
+    throw;
   }
   if (asleep_) eventfd_write(bell_.get(), 1);  // looking at the links has disarmed their bells
   call_back(guard);
@@ -85,7 +103,7 @@ void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
 Channel& Engine::sound_channel_of(const transport::Card& card) {
   Channel& channel = channel_of(card);
   if (!channel.up()) return channel;
-  look_at(channel);
+  surely([&] { look_at(channel); });
   return channel_of(card);
 }
 
@@ -122,10 +140,11 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
       wire::Header header;
       header.type = wire::Type::Bye;
       header.context = context.id;
-      channel->send(header, nullptr);
+      surely([&] { channel->send(header, nullptr); });
     }
   }
-  poison_locked(context, Status(Code::Aborted, context.name + " is closed"), false);
+  surely(
+      [&] { poison_locked(context, Status(Code::Aborted, context.name + " is closed"), false); });
   // The failed operations end soon, even if their copies do not (check_deadlines).
   const auto here = [&](const Operation* op) { return op->context == &context; };
   while (std::ranges::any_of(running_, here)) {
@@ -137,13 +156,20 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
       drive(guard, nullptr, Deadline::after(Seconds(0.001)));
     }
     channel->flush();
+  }
+  leave(context);
+  context.matching.arrived.clear();
+  closed_[next_closed_++ % closed_.size()] = context.id;
+}
+
+void Engine::leave(Context& context) {
+  for (Channel* channel : context.channels) {
+    if (channel == nullptr) continue;
     channel->unbind(context);
     drop_unused(*channel);
   }
   for (Channel*& channel : context.channels) channel = nullptr;
-  context.matching.arrived.clear();
   std::erase(contexts_, &context);
-  closed_[next_closed_++ % closed_.size()] = context.id;
 }
 
 // A channel that broke stays with the communicators that have it; others get a new one.
@@ -202,8 +228,10 @@ bool Engine::reserve(const std::string& uuid) {
   if (found != channels_.end() && found->second->up()) {
     wire::Header beat;  // a peer that has closed its end answers it with a reset
     beat.type = wire::Type::Beat;
-    found->second->send(beat, nullptr);
-    look_at(*found->second);
+    surely([&] {
+      found->second->send(beat, nullptr);
+      look_at(*found->second);
+    });
     if (asleep_) eventfd_write(bell_.get(), 1);
     call_back(guard);
     found = channels_.find(uuid);
@@ -219,13 +247,12 @@ bool Engine::reserve(const std::string& uuid) {
 void Engine::accepted(const std::string& uuid, std::unique_ptr<transport::Link> link) {
   Guard guard(*this);
   reserved_.erase(uuid);
-  auto& channel = channels_[uuid];
-  if (channel == nullptr) {
+  surely([&] {
     transport::Card card;
     card.uuid = uuid;
-    channel = std::make_unique<Channel>(*this, std::move(card));
-  }
-  if (!channel->up()) attach(*channel, std::move(link));
+    Channel& channel = channel_of(card);
+    if (!channel.up()) attach(channel, std::move(link));
+  });
   call_back(guard);
 }
 
@@ -233,7 +260,8 @@ void Engine::abandoned(const std::string& uuid) {
   Guard guard(*this);
   reserved_.erase(uuid);
   const auto found = channels_.find(uuid);
-  if (found != channels_.end()) late_dials_.emplace_back(Clock::now(), found->second.get());
+  if (found == channels_.end()) return;
+  surely([&] { late_dials_.emplace_back(Clock::now(), found->second.get()); });
 }
 
 void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link) {
@@ -241,16 +269,18 @@ void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::L
   const auto found = channels_.find(uuid);
   if (found == channels_.end() || found->second->up()) return;
   Channel& channel = *found->second;
-  if (link.ok()) {
-    attach(channel, std::move(link).value());
-  } else if (link.status().code() == Code::Aborted) {
-    channel.set_idle();
-    late_dials_.emplace_back(Clock::now() + kDialAgain, &channel);
-  } else if (link.status().code() == Code::System) {
-    cannot_dial(channel, link.status());
-  } else {
-    channel_broken(channel, link.status());
-  }
+  surely([&] {
+    if (link.ok()) {
+      attach(channel, std::move(link).value());
+    } else if (link.status().code() == Code::Aborted) {
+      channel.set_idle();
+      late_dials_.emplace_back(Clock::now() + kDialAgain, &channel);
+    } else if (link.status().code() == Code::System) {
+      cannot_dial(channel, link.status());
+    } else {
+      channel_broken(channel, link.status());
+    }
+  });
   call_back(guard);
 }
 
@@ -275,9 +305,18 @@ void Engine::share_machine(int ranks, int cores) {
 
 // ---- operations -------------------------------------------------------------------------------
 
-Operation& Engine::allocate(Context& context, OperationKind kind, Seconds timeout) {
-  if (free_.empty()) free_.push_back(&storage_.emplace_back());
-  Operation& op = *free_.back();
+// The one that enlist() takes next, with room for `count`: what it needs is prepared in it before,
+// and may be refused.
+Operation& Engine::fresh(std::size_t count) {
+  while (free_.size() < count) {
+    make_room(free_, storage_.size() + 1);  // all may be free at once
+    make_room(running_, storage_.size() + 1);
+    free_.push_back(&storage_.emplace_back());
+  }
+  return *free_.back();
+}
+
+void Engine::enlist(Operation& op, Context& context, OperationKind kind, Seconds timeout) {
   free_.pop_back();
   op.kind = kind;
   op.state.store(Operation::Running, std::memory_order_relaxed);
@@ -290,7 +329,6 @@ Operation& Engine::allocate(Context& context, OperationKind kind, Seconds timeou
   op.record = ~std::uint64_t{0};
   op.position = running_.size();
   running_.push_back(&op);
-  return op;
 }
 
 // No frame finds the operation any more.
@@ -308,16 +346,17 @@ void Engine::finish(Operation& op, Status status) {
   if (op.done()) return;
   if (op.held && !(op.running() && status.ok())) return linger(op, status);
   if (op.staged != nullptr && !leave_device(op, status)) return;
+  if (op.on_done != nullptr) {  // first, as it may be refused
+    const Status& outcome = status.ok() ? op.status : status;
+    callbacks_.push_back({op.on_done, op.on_done_context, static_cast<int>(outcome.code())});
+    op.on_done = nullptr;
+  }
   if (!status.ok()) op.status = std::move(status);
   if (op.running()) detach(op);
   op.context->recorder.end(op);
   running_[op.position] = running_.back();
   running_[op.position]->position = op.position;
   running_.pop_back();
-  if (op.on_done != nullptr) {
-    callbacks_.push_back({op.on_done, op.on_done_context, static_cast<int>(op.status.code())});
-    op.on_done = nullptr;
-  }
   op.state.store(Operation::Done, std::memory_order_release);
   if (waiters_ > 0) done_.notify_all();
   drop_reference(op);
@@ -370,11 +409,12 @@ Operation* Engine::start(Context& context, Job job, Follow follow) {
     staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
   }
   Guard guard(*this);
+  const Leftover leftover(staging_, staged);
   Operation* op = nullptr;
   if (!context.poison.ok()) {
-    staging_.discard(staged);
-    op = &allocate(context, OperationKind::Send, job.timeout);
-    finish(*op, context.poison);
+    op = &fresh();
+    enlist(*op, context, OperationKind::Send, job.timeout);
+    surely([&] { finish(*op, context.poison); });
   } else {
     op = handle(begin_collective(context, job, staged), follow);
   }
@@ -388,14 +428,12 @@ Status Engine::run(Context& context, Job job) {
     staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
   }
   Guard guard(*this);
-  if (!context.poison.ok()) {
-    staging_.discard(staged);
-    return context.poison;
-  }
+  const Leftover leftover(staging_, staged);
+  if (!context.poison.ok()) return context.poison;
   Operation& op = begin_collective(context, job, staged);
   if (!op.done()) drive(guard, &op, Deadline::never());
   flush();
-  Status status = op.status;
+  Status status = std::move(op.status);
   drop_reference(op);
   call_back(guard);
   return status;

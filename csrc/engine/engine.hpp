@@ -24,7 +24,7 @@ namespace hccomm::engine {
 // Owns:   channels, operations, the service thread.
 // Thread: every public function from any thread. One mutex guards everything below; it is released
 //         while a waiter sleeps, and callbacks run outside it.
-// Fails:  operations carry their Status; the engine itself never throws after construction.
+// Fails:  operations carry their Status; std::bad_alloc from a call that has not begun (surely).
 class Engine final : private StagingClient {
  public:
   Engine(Dialer& dialer, std::string uuid, Settings settings);
@@ -71,7 +71,8 @@ class Engine final : private StagingClient {
   Channel& sound_channel_of(const transport::Card& card);
   void need(Channel& channel);
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
-  Operation& allocate(Context& context, OperationKind kind, Seconds timeout);
+  Operation& fresh(std::size_t count = 1);
+  void enlist(Operation& op, Context& context, OperationKind kind, Seconds timeout);
   void finish(Operation& op, Status status);
   void drop_reference(Operation& op);
   Operation* handle(Operation& op, Follow follow);
@@ -136,26 +137,26 @@ class Engine final : private StagingClient {
   void tell_damage(Channel& channel, const Status& why);
   void fell_silent(Channel& channel);
   void lost(Context& context, int rank);
+  void leave(Context& context);
   void retire(Channel& channel);
   void drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank);
   void differs(Context& context, std::uint64_t mine, int source, const Header& header);
   void check_deadlines(Clock::time_point now);
   void look_around(Guard& guard, Clock::time_point now);
+  void surely(auto&& body);
+  void lament();
   void probe(Operation& op);
   void receive_absent(Context& context, const Header& header, const std::byte* payload);
   std::string dump_locked(Context& context);
-  void write_dump(Context& context);
   // drive.cpp
   bool progress();
   void drive(Guard& guard, const Operation* until, Deadline deadline);
   bool sleep(Guard& guard, Deadline deadline);
   void let_in(Guard& guard);
-  void wake_links();
   void flush();
   void call_back(Guard& guard);
   void serve();
-  bool awaited(const Channel& channel) const;
   void tick(Clock::time_point now);
   void look_for_the_silent(Clock::time_point now);
   void start_service();
@@ -165,7 +166,6 @@ class Engine final : private StagingClient {
   Dialer& dialer_;
   const std::string uuid_;
   Settings settings_;
-
   std::mutex mutex_;                                // guards everything below, except the atomics
   std::atomic<int> abort_word_{0}, contenders_{0};  // 1: aborted; threads that want the mutex
   std::condition_variable done_;                    // an operation is done, or the driver has left
@@ -184,13 +184,13 @@ class Engine final : private StagingClient {
   std::size_t next_closed_ = 0;
   std::deque<Operation> storage_;
   std::vector<Operation*> free_, running_, looked_at_;
-  std::vector<std::pair<Operation*, std::uint32_t>> ready_;  // steps to run, last in first out
-  bool draining_ = false, stopping_ = false;
+  std::vector<std::pair<Operation*, std::uint32_t>> ready_;     // steps to run, last in first out
+  bool draining_ = false, stopping_ = false, starved_ = false;  // last: memory was refused
   Line<Pull> pulls_;
   Line<Push> pushes_;
   std::atomic<bool> reaches_devices_{false};  // a link has been seen that does
   std::vector<std::byte> bounce_;             // pulled data on its way into a reduction
-  std::vector<Callback> callbacks_;
+  Line<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Staging staging_;
   Clock::time_point armed_until_{}, next_look_{}, next_beat_{}, next_check_{};  // last: deadlines

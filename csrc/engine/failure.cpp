@@ -58,12 +58,13 @@ void Engine::fail(Operation& op, const Status& why) {
 // Sends one rank the reason, once. Where there is no link yet it leaves as soon as there is one.
 void tell(Context& context, int rank) {
   Channel* channel = context.channels[rank];
-  if (channel == nullptr || std::exchange(context.told[rank], 1) != 0) return;
+  if (channel == nullptr || context.told[rank] != 0) return;
   Header header;
   header.type = Type::Status;
   header.context = context.id;
   channel->send_text(header, wire::encode_status(context.poison));
   channel->flush();
+  context.told[rank] = 1;
 }
 
 // A tolerant context without that rank: what needs the rank fails, the rest goes on.
@@ -95,7 +96,10 @@ void Engine::poison_locked(Context& context, Status why, bool should_tell) {
   }
   context.poison = why;
   for (int rank = 0; should_tell && rank < context.size; ++rank) tell(context, rank);
-  if (should_tell || why.rank() >= 0) write_dump(context);  // not for a communicator that closes
+  const bool closes = !should_tell && why.rank() < 0;  // a communicator: no dump of it
+  if (!closes && !settings_.dump_folder.empty()) {
+    write_dump(context, settings_.dump_folder, dump_locked(context));
+  }
   const std::vector<Operation*> all = running_;
   for (Operation* op : all) {
     if (op->context == &context) fail(*op, context.poison);
@@ -105,8 +109,36 @@ void Engine::poison_locked(Context& context, Status why, bool should_tell) {
 
 void Engine::poison(Context& context, Status why, bool tell) {
   Guard guard(*this);
-  poison_locked(context, std::move(why), tell);
+  surely([&] { poison_locked(context, std::move(why), tell); });
   call_back(guard);
+}
+
+// Memory was refused amid something: every group fails, as what it lacks now nobody knows. What is
+// refused meanwhile is done at the next look.
+void Engine::lament() {
+  starved_ = false;
+  for (Context* context : contexts_) {
+    const int blamed = context->tolerant ? -1 : context->rank;
+    surely([&] {
+      poison_locked(*context,
+                    Status(Code::System,
+                           text(context->who[context->rank],
+                                " was refused memory; it has too little, or a limit (RLIMIT_AS, "
+                                "its control group's) is too low"),
+                           blamed),
+                    true);
+    });
+    const bool refused = context->poison.code() == Code::System;
+    for (int rank = 0; refused && rank < context->size; ++rank) {
+      surely([&] { tell(*context, rank); });
+    }
+  }
+  for (std::size_t i = running_.size();
+       i-- > 0;) {  // one that ends leaves its place to a later one
+    Operation& op = *running_[i];
+    if (op.context->poison.ok()) continue;
+    surely([&] { fail(op, op.context->poison); });
+  }
 }
 
 Status Engine::trouble(const Context& context) {
@@ -347,54 +379,58 @@ void Engine::receive_absent(Context& context, const Header& header, const std::b
 
 // Deadlines, probes, dials that are due. Called every few milliseconds by whoever drives.
 void Engine::check_deadlines(Clock::time_point now) {
-  if (abort_word_.exchange(0, std::memory_order_acq_rel) != 0) {
-    for (Context* context : contexts_) {
-      poison_locked(*context, Status(Code::Aborted, "aborted by a signal"), true);
-    }
-  }
-  for (std::size_t i = 0; i < late_dials_.size();) {
-    const auto [at, channel] = late_dials_[i];
-    const bool wanted = !channel->bindings().empty();
-    const bool coming = reserved_.contains(channel->card().uuid);
-    if (wanted && channel->state() == Channel::State::Idle && (now < at || coming)) {
-      ++i;
-      continue;
-    }
-    late_dials_.erase(late_dials_.begin() + static_cast<std::ptrdiff_t>(i));
-    if (wanted && channel->state() == Channel::State::Idle) {
-      channel->set_dialing();
-      if (Status begun = dialer_.dial(channel->card()); !begun.ok()) cannot_dial(*channel, begun);
-    }
-  }
-  looked_at_ = running_;  // a copy: failing one changes the list
-  for (Operation* op : looked_at_) {
-    if (!op->running()) {
-      const bool ending = op->state.load(std::memory_order_relaxed) == Operation::Ending;
-      if (ending && now >= op->deadline) give_up(*op);
-      continue;
-    }
-    if (op->probe_at == Clock::time_point{}) {
-      op->probe_at = now + kProbeAfter;
-      op->deadline = deadline_from(now, op->timeout);
-      continue;
-    }
-    if (now >= op->deadline) {
-      const Status late =
-          !op->doubt.ok() ? op->doubt
-                          : Status(Code::Timeout,
-                                   text("the deadline has passed (", progress_text(*op),
-                                        "); look for the rank that is late, or raise the timeout"));
-      if (op->kind == OperationKind::Collective) {
-        poison_locked(*op->context, late, true);
-      } else {
-        fail(*op, late);
+  if (starved_) lament();
+  surely([&] {
+    if (abort_word_.exchange(0, std::memory_order_acq_rel) != 0) {
+      for (Context* context : contexts_) {
+        poison_locked(*context, Status(Code::Aborted, "aborted by a signal"), true);
       }
-      continue;
     }
-    if (op->kind != OperationKind::Collective || now < op->probe_at) continue;
-    probe(*op);
-    op->probe_at = now + kProbeEvery;
-  }
+    for (std::size_t i = 0; i < late_dials_.size();) {
+      const auto [at, channel] = late_dials_[i];
+      const bool wanted = !channel->bindings().empty();
+      const bool coming = reserved_.contains(channel->card().uuid);
+      if (wanted && channel->state() == Channel::State::Idle && (now < at || coming)) {
+        ++i;
+        continue;
+      }
+      late_dials_.erase(late_dials_.begin() + static_cast<std::ptrdiff_t>(i));
+      if (wanted && channel->state() == Channel::State::Idle) {
+        channel->set_dialing();
+        if (Status begun = dialer_.dial(channel->card()); !begun.ok()) cannot_dial(*channel, begun);
+      }
+    }
+    looked_at_ = running_;  // a copy: failing one changes the list
+    for (Operation* op : looked_at_) {
+      if (!op->running()) {
+        const bool ending = op->state.load(std::memory_order_relaxed) == Operation::Ending;
+        if (ending && now >= op->deadline) give_up(*op);
+        continue;
+      }
+      if (op->probe_at == Clock::time_point{}) {
+        op->probe_at = now + kProbeAfter;
+        op->deadline = deadline_from(now, op->timeout);
+        continue;
+      }
+      if (now >= op->deadline) {
+        const Status late =
+            !op->doubt.ok()
+                ? op->doubt
+                : Status(Code::Timeout,
+                         text("the deadline has passed (", progress_text(*op),
+                              "); look for the rank that is late, or raise the timeout"));
+        if (op->kind == OperationKind::Collective) {
+          poison_locked(*op->context, late, true);
+        } else {
+          fail(*op, late);
+        }
+        continue;
+      }
+      if (op->kind != OperationKind::Collective || now < op->probe_at) continue;
+      probe(*op);
+      op->probe_at = now + kProbeEvery;
+    }
+  });
 }
 
 }  // namespace hccomm::engine

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The engine's lock, as its own files take it.
+// What the engine's own files share: its lock, what becomes of memory that is refused, and of what
+// a device had prepared.
 #pragma once
+
+#include <new>
 
 #include "engine/engine.hpp"
 
@@ -31,6 +34,31 @@ class Engine::Guard {
  private:
   Engine& engine_;
   bool held_ = false;
+};
+
+// Runs what must not be left half done and cannot be undone. Where memory is refused in it nobody
+// knows what is missing: every group fails, at the next look (lament()).
+void Engine::surely(auto&& body) {
+  try {
+    body();
+  } catch (const std::bad_alloc&) {
+    starved_ = true;
+  }
+}
+
+// Gives back what was prepared, if anything, for an operation that has not taken it.
+class Leftover {
+ public:
+  Leftover(Staging& staging, Result<Staged*>& staged) : staging_(staging), staged_(staged) {}
+  ~Leftover() {
+    if (staged_.ok() && staged_.value() != nullptr) staging_.recycle(*staged_.value());
+  }
+  Leftover(const Leftover&) = delete;
+  Leftover& operator=(const Leftover&) = delete;
+
+ private:
+  Staging& staging_;
+  Result<Staged*>& staged_;
 };
 
 }  // namespace hccomm::engine

@@ -174,5 +174,7 @@ void detach(Operation& op);
 void forget_tagged(Operation& op);
 std::string progress_text(const Operation& op);
 void note_waits(const Operation& op);
+// Writes what dump_locked() says to the folder HCCOMM_DUMP.
+void write_dump(const Context& context, const std::string& folder, const std::string& body);
 
 }  // namespace hccomm::engine

@@ -19,6 +19,7 @@ bool Engine::begin_staged(Operation& op, Result<Staged*>& staged) {
   if (status.ok()) {
     Staged& mine = *staged.value();
     op.staged = &mine;
+    staged = nullptr;  // taken
     if (op.kind == OperationKind::Collective) {
       const StagePlan& plan = *mine.plan;
       op.steps.assign(plan.initial.begin(), plan.initial.end());

@@ -107,10 +107,6 @@ class Staging {
   Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent, const Reach& reach);
   // One that never began, or whose copies are over.
   void recycle(Staged& staged);
-  // What was prepared, if anything, for an operation that cannot begin.
-  void discard(Result<Staged*>& staged) {
-    if (staged.ok() && staged.value() != nullptr) recycle(*staged.value());
-  }
 
   Status begin(Staged& staged, Operation& operation);
   // Bytes of memory 0 have been written, at an offset from the plan's Output.

@@ -28,7 +28,8 @@ static Result<Staged*> stage(Staging& staging, OperationKind kind, const Parcel&
 
 Operation& Engine::begin_message(Context& context, OperationKind kind, const Parcel& parcel,
                                  Result<Staged*>& staged) {
-  Operation& op = allocate(context, kind, parcel.timeout);
+  Operation& op = fresh();
+  enlist(op, context, kind, parcel.timeout);
   op.peer = parcel.peer;
   op.tag = parcel.tag;
   op.element_kind = parcel.kind;
@@ -37,17 +38,16 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
   op.moved = 0;
   op.order = context.matching.next_order++;
   context.recorder.begin(op);
-  if (!context.poison.ok()) {
-    staging_.discard(staged);
-    finish(op, context.poison);
-    return op;
-  }
-  if (on_device(parcel) && !begin_staged(op, staged)) return op;
-  if (kind == OperationKind::Send) {
-    issue_tagged(op);
-  } else {
-    want(op);
-  }
+  surely([&] {
+    if (!context.poison.ok()) return finish(op, context.poison);
+    if (on_device(parcel) && !begin_staged(op, staged)) return;
+    if (kind == OperationKind::Send) {
+      issue_tagged(op);
+    } else {
+      want(op);
+    }
+    drain();
+  });
   return op;
 }
 
@@ -55,8 +55,8 @@ Operation* Engine::start(Context& context, OperationKind kind, const Parcel& par
   Result<Staged*> staged = nullptr;
   if (on_device(parcel)) staged = stage(staging_, kind, parcel, reach(context, parcel.bytes));
   Guard guard(*this);
+  const Leftover leftover(staging_, staged);
   Operation& op = begin_message(context, kind, parcel, staged);
-  drain();
   handle(op, parcel.follow);
   call_back(guard);
   return &op;
@@ -71,6 +71,8 @@ Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, i
     staged_out = stage(staging_, OperationKind::Send, out, reach(context, out.bytes));
   }
   Guard guard(*this);
+  const Leftover left_in(staging_, staged_in), left_out(staging_, staged_out);
+  fresh(2);                 // once the first has begun, the second must not be refused
   Operation* both[2] = {};  // what is received, what is sent
   const auto receive = [&] {
     both[0] = &begin_message(context, OperationKind::Recv, in, staged_in);
@@ -83,7 +85,6 @@ Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, i
   if (self) receive();
   send();
   if (!self) receive();
-  drain();
   Status status;
   for (Operation* op : both) {
     if (!op->done()) drive(guard, op, Deadline::never());
