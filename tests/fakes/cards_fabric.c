@@ -77,7 +77,7 @@ struct memory {
 static struct card_key* take_key(void) {
   struct card_key* keys = told()->keys;
   for (int i = 0; i < kKeys; ++i) {
-    uint64_t owner = __atomic_load_n(&keys[i].pid, __ATOMIC_ACQUIRE);
+    uint64_t owner = owner_of(&keys[i]);
     if (owner != 0 && kill((pid_t)owner, 0) == 0) continue; /* what was killed holds none */
     if (__atomic_compare_exchange_n(&keys[i].pid, &owner, (uint64_t)getpid(), 0, __ATOMIC_ACQ_REL,
                                     __ATOMIC_ACQUIRE))
@@ -112,8 +112,7 @@ static int mapped(const void* data, size_t bytes) {
   return 1;
 }
 
-/* ---- objects: each has tables of its own, before what its calls must know
- * -----------------------*/
+/* ---- objects: each has tables of its own, before what its calls must know --------------------*/
 
 struct fabric {
   struct fi_ops_fabric ops, *real;
@@ -266,7 +265,7 @@ static ssize_t check(const struct endpoint* from, const struct iovec* parts,
       return refuse(FI_EFAULT, card, "injects what lies on a device");
     if (descriptors == NULL) continue; /* injected: read before the call ends */
     const struct card_key* own = key_named((uintptr_t)descriptors[i]);
-    if (own == NULL || own->pid != (uint64_t)getpid())
+    if (own == NULL || owner_of(own) != (uint64_t)getpid())
       return refuse(FI_EINVAL, card, "sends from memory that is not registered");
     if (own->card != (uint64_t)card) return refuse(FI_EINVAL, card, "another card's descriptor");
     if ((own->access & FI_WRITE) == 0) return refuse(FI_EACCES, card, "registered for no sending");
@@ -340,13 +339,13 @@ static ssize_t read_from(struct fid_ep* ep, void* data, size_t bytes, void* desc
                          uint64_t at, uint64_t name, void* context) {
   struct endpoint* own = (struct endpoint*)ep->rma;
   const struct card_key *to = key_named((uintptr_t)desc), *key = key_named(name);
-  if (to == NULL || to->pid != (uint64_t)getpid() || to->card != (uint64_t)own->card ||
+  if (to == NULL || owner_of(to) != (uint64_t)getpid() || to->card != (uint64_t)own->card ||
       (to->access & FI_READ) == 0 || !holds(to, (uintptr_t)data, bytes) || to->view != 0)
     return refuse(FI_EINVAL, own->card, "reads to where it may not");
   if (key == NULL || key->card != (uint64_t)own->card || (key->access & FI_REMOTE_READ) == 0 ||
       !holds(key, at, bytes))
     return refuse(FI_EKEYREJECTED, own->card, "reads what it may not");
-  if (key->view != 0 && key->pid == (uint64_t)getpid()) {
+  if (key->view != 0 && owner_of(key) == (uint64_t)getpid()) {
     settle(key);
     add(&told()->reads, 1);
   }

@@ -27,5 +27,9 @@ int refuses(const char* name); /* whether it registers no device memory */
 /* The info of a card as net knows it, and the name of net's fabric. */
 struct fi_info* below(const struct fi_info* info);
 char* fabric_below(void);
+/* Whose memory it is. Atomic: another thread may just be trying to take the place. */
+static inline uint64_t owner_of(const struct card_key* key) {
+  return __atomic_load_n(&key->pid, __ATOMIC_ACQUIRE);
+}
 
 #endif
