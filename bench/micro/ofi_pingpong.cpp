@@ -98,6 +98,16 @@ class Bare {
     if (fi_av_insert(addresses_, theirs.name, 1, &peer_, 0, nullptr) != 1) quit("fi_av_insert");
     remote_ = theirs;
   }
+  Bare(const Bare&) = delete;
+  Bare& operator=(const Bare&) = delete;
+  ~Bare() {  // the shm provider keeps a file in /dev/shm for an endpoint
+    fi_close(&endpoint_->fid);
+    fi_close(&memory_->fid);
+    fi_close(&addresses_->fid);
+    fi_close(&queue_->fid);
+    fi_close(&domain_->fid);
+    fi_close(&fabric_->fid);
+  }
 
   void send(std::size_t bytes) {
     post([&] {
