@@ -99,6 +99,27 @@ def test_encryption_on_some_ranks_only_is_an_error_on_all(key_file: str, tmp_pat
             assert "HCCOMM_ENCRYPT" in each["text"], each
 
 
+@pytest.mark.parametrize(
+    ("value", "over"), [("crc32c", "frames checked"), ("crc32c-all", ", checked")]
+)
+def test_checked_links_compute_the_same_and_say_what_is_checked(value: str, over: str) -> None:
+    """512 KiB: where the kernel permits it they are copied, but not with crc32c-all."""
+    checked = {"HCCOMM_INTEGRITY": value, "HCCOMM_TRANSPORTS": "shm,tcp"}
+
+    for each in _job(checked, checked, hosts=False):
+        assert each.get("sum") == [0.0, 2.0, 4.0], each
+        links = [link for link in each["links"] if "single copy" in link]
+        assert all(over in link for link in links), each
+        assert all(", checked" in link for link in each["links"] if link not in links), each
+
+
+def test_ranks_that_check_different_things_are_told_so() -> None:
+    """All frames, or copies, too: each rank would wait for what the other does not send."""
+    for each in _job({"HCCOMM_INTEGRITY": "crc32c"}, {"HCCOMM_INTEGRITY": "crc32c-all"}):
+        assert each.get("error") == "Mismatch", each
+        assert "HCCOMM_INTEGRITY" in each["text"]
+
+
 def test_encryption_without_a_key_is_refused_with_the_remedy() -> None:
     for each in _job({"HCCOMM_ENCRYPT": "1"}, {"HCCOMM_ENCRYPT": "1"}):
         assert each["error"] == "InvalidArgument"
