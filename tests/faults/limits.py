@@ -20,7 +20,8 @@ from report import Trial
 TIMEOUT = 3.0
 PATIENCE = 30.0
 ENDED = "its process has ended"
-ENOUGH_MIB = 256
+# Addresses, of which each thread that connects takes a stack of 8 MiB, and glibc 128 for its arena.
+ENOUGH_MIB = 1024
 
 
 def trials(

@@ -202,7 +202,7 @@ def test_a_rank_without_descriptors_says_so_and_the_others_end() -> None:
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_a_rank_without_memory_says_so_or_ends_and_so_do_the_others(transport: str) -> None:
     """Its address space is at its limit, or nearly, or large enough: nobody hangs."""
-    assert_calm(limits.trials(more=(), each=(), mib=(0, 40, 256), transports=(transport,)))
+    assert_calm(limits.trials(more=(), each=(), mib=(0, 40, 1024), transports=(transport,)))
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
