@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "bench" / "instructions.json"
-CASES = ("alone", "sendrecv_8B", "allreduce_8B", "allreduce_256K", "plan")
+CASES = ("alone", "sendrecv_8B", "allreduce_8B", "allreduce_512K", "plan")
 TOLERANCE = 0.08
 
 

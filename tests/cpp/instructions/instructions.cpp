@@ -134,12 +134,12 @@ int run(const std::string& name, int times) {
   if (name == "plan") return make_plan(times), 0;
   TwoRanks ranks("shm");
   if (name == "allreduce_8B") return measured([&] { ranks.allreduce(2, "direct"); }, times), 0;
-  if (name == "allreduce_256K") {
-    return measured([&] { ranks.allreduce(1 << 16, "scatter_gather"); }, times), 0;
+  if (name == "allreduce_512K") {
+    return measured([&] { ranks.allreduce(1 << 17, "scatter_gather"); }, times), 0;
   }
   if (name == "sendrecv_8B") return measured([&] { ranks.sendrecv(); }, times), 0;
   std::fprintf(stderr,
-               "instructions: \"%s\" is no case; alone, plan, allreduce_8B, allreduce_256K, "
+               "instructions: \"%s\" is no case; alone, plan, allreduce_8B, allreduce_512K, "
                "sendrecv_8B\n",
                name.c_str());
   return 2;
