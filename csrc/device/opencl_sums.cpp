@@ -223,7 +223,7 @@ void OpenClSums::forget(void* queue) {
   const std::lock_guard lock(mutex_);
   const auto found = scratch_.find(queue);
   if (found == scratch_.end()) return;
-  call_.buffer_release(found->second.buffer);
+  if (found->second.buffer != nullptr) call_.buffer_release(found->second.buffer);
   scratch_.erase(found);
 }
 

@@ -133,8 +133,8 @@ void Engine::lament() {
       surely([&] { tell(*context, rank); });
     }
   }
-  for (std::size_t i = running_.size();
-       i-- > 0;) {  // one that ends leaves its place to a later one
+  // From the end: one that ends leaves its place to a later one.
+  for (std::size_t i = running_.size(); i-- > 0;) {
     Operation& op = *running_[i];
     if (op.context->poison.ok()) continue;
     surely([&] { fail(op, op.context->poison); });

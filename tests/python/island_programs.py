@@ -225,7 +225,9 @@ def slow_copies(comm: hccomm.Communicator) -> tuple[str, int]:
         except hccomm.Error as error:
             said = f"{type(error).__name__}: {error}"
     runtime.fake_set(b"latency_us=5")
+    deadline = time.monotonic() + 30.0
     while group.rank == 0 and runtime.fake_count(b"copies") == copies:
+        assert time.monotonic() < deadline, "the slow copy never ended"
         time.sleep(0.01)  # the next test finds nothing of it
     return said, runtime.fake_count(b"misuses") - before
 
