@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <new>
 
 #include "base/log.hpp"
 #include "transport/handshake_io.hpp"
@@ -101,10 +102,14 @@ void KeyDoor::serve() noexcept {
       std::this_thread::sleep_for(kBusyPause);
       continue;
     }
-    std::string who;
-    if (!ours(guest.get(), who)) {
-      log::write_once(log::Level::Warn, "door/" + who,
-                      text("rendezvous: ", who, " asked for the job key and got none"));
+    try {
+      std::string who;
+      if (!ours(guest.get(), who)) {
+        log::write_once(log::Level::Warn, "door/" + who,
+                        text("rendezvous: ", who, " asked for the job key and got none"));
+        continue;
+      }
+    } catch (const std::bad_alloc&) {  // who it is takes words: it asks in vain
       continue;
     }
     // An empty socket buffer takes so little at once; who has left needs it no more.

@@ -144,11 +144,12 @@ void TcpServer::finish(Deadline deadline) noexcept {
 }
 
 void TcpServer::serve() noexcept {
-  while (!over()) {
+  for (bool ended = false; !ended;) {
     try {
-      turn();
+      ended = over();
+      if (!ended) turn();
     } catch (const std::exception& failure) {  // no memory: what is in hand is lost, no more
-      log::write_once(log::Level::Error, "store/turn", text("rendezvous: ", failure.what()));
+      log::write(log::Level::Error, failure.what());
     }
   }
   guests_.clear();

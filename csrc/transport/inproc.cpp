@@ -11,6 +11,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "transport/transport.hpp"
@@ -65,7 +66,13 @@ class InprocLink final : public Link {
     if (theirs_.closed) return Progress::Broken;
     blocked_ = theirs_.arrived_bytes != 0 && theirs_.arrived_bytes + bytes > kQueueBytes;
     if (blocked_) return Progress::Again;
-    theirs_.arrived.push_back({frame.header, {frame.payload, frame.payload + frame.header.length}});
+    try {
+      theirs_.arrived.push_back(
+          {frame.header, {frame.payload, frame.payload + frame.header.length}});
+    } catch (const std::bad_alloc&) {  // it is tried again
+      blocked_ = true;
+      return Progress::Again;
+    }
     theirs_.arrived_bytes += bytes;
     frame.sent = bytes;
     return Progress::Done;
@@ -99,7 +106,12 @@ class InprocLink final : public Link {
   bool pulls() const noexcept override { return true; }
   void withdraw(std::uint64_t key) noexcept override {
     const std::lock_guard lock(wire_->mutex);
-    mine_.withdrawn.push_back(key);
+    try {
+      mine_.withdrawn.push_back(key);
+    } catch (const std::bad_alloc&) {  // the peer must not read: nothing more passes
+      mine_.closed = theirs_.closed = true;
+      theirs_.wake();
+    }
   }
   bool withdrawn(std::uint64_t key) const noexcept override {
     const std::lock_guard lock(wire_->mutex);

@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "base/log.hpp"
+#include "base/worded.hpp"
 #include "transport/handshake_io.hpp"
 
 namespace hccomm::transport {
@@ -148,7 +149,9 @@ void Listener::uncut(Visit& visit) noexcept {
 Status Listener::await_first_word(Visit& visit, const Guest& guest) noexcept {
   pollfd entry{guest.fd(), POLLIN, 0};
   while (poll(&entry, 1, guest.deadline().left_ms()) <= 0) {
-    if (guest.deadline().passed()) return {Code::Timeout, "handshake: the peer said nothing"};
+    if (!guest.deadline().passed()) continue;
+    return worded(Code::Timeout,
+                  []() -> Status { return {Code::Timeout, "handshake: the peer said nothing"}; });
   }
   const std::lock_guard lock(mutex_);
   visit.spoke = true;
@@ -192,7 +195,7 @@ void Listener::reap(bool all) noexcept {
   for (Visit& visit : over) visit.thread.join();
 }
 
-void Listener::report(const std::string& source, const std::string& reason) noexcept try {
+void Listener::report(const std::string& source, std::string_view reason) noexcept try {
   const std::lock_guard lock(mutex_);
   if (stopping_ || sources_.size() >= kMaxSources || !sources_.insert(source).second) return;
   HCCOMM_LOG(Warn, terms_.transport, ": a connection from ", source, " was dropped: ", reason,

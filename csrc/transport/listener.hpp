@@ -94,7 +94,7 @@ class Listener {
   void receive(Visit& visit, UniqueFd socket) noexcept;
   void uncut(Visit& visit) noexcept;
   void reap(bool all) noexcept;
-  void report(const std::string& source, const std::string& reason) noexcept;
+  void report(const std::string& source, std::string_view reason) noexcept;
 
   UniqueFd socket_;      // until stop()
   const UniqueFd wake_;  // eventfd, readable for ever once stop() was called

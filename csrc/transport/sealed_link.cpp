@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/crc32c.hpp"
+#include "base/worded.hpp"
 #include "transport/transports.hpp"
 
 namespace hccomm::transport {
@@ -106,11 +107,13 @@ class SealedLink final : public Link, private Inbox {
   }
   void damaged(const wire::Header& header, const char* what) {
     if (!status_.ok()) return;
-    status_ = Status(
-        Code::Integrity,
-        text("frame ", received_, " (", wire::name(header.type), ", operation #", header.sequence,
-             ", ", header.length, " bytes) over ", link_->describe(), ": ", what,
-             " (HCCOMM_INTEGRITY); look at the memory and the network between the two"));
+    status_ = worded(Code::Integrity, [&]() -> Status {
+      return {
+          Code::Integrity,
+          text("frame ", received_, " (", wire::name(header.type), ", operation #", header.sequence,
+               ", ", header.length, " bytes) over ", link_->describe(), ": ", what,
+               " (HCCOMM_INTEGRITY); look at the memory and the network between the two")};
+    });
   }
   static constexpr const char* kWrong =
       "its CRC-32C is wrong: damaged on the way, or a frame before it is missing";

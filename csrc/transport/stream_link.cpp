@@ -9,6 +9,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/worded.hpp"
+
 namespace hccomm::transport {
 
 using wire::Header;
@@ -58,7 +60,7 @@ Progress StreamLink::send(Outgoing& frame) noexcept {
     }
     if (taken < 0) {
       cut_ = true;
-      if (status_.ok()) status_ = stream_.failed(err, description_ + ": send");
+      if (status_.ok()) status_ = failed(err, ": send");
       return Progress::Broken;
     }
     frame.sent += static_cast<std::size_t>(taken);
@@ -97,7 +99,7 @@ bool StreamLink::receive() noexcept {
   if (ended_) return false;
   if (buffer_ == nullptr) {
     buffer_.reset(static_cast<std::byte*>(std::aligned_alloc(kPageBytes, kBufferBytes)));
-    if (buffer_ == nullptr) return end({Code::System, description_ + ": no memory to receive"});
+    if (buffer_ == nullptr) return end(told(Code::System, ": no memory to receive"));
   }
   const bool placed = large_.active && large_.direct != nullptr;
   const std::size_t room = kBufferBytes - end_;
@@ -108,9 +110,9 @@ bool StreamLink::receive() noexcept {
     if (const int err = errno; got < 0) {
       if (err == EINTR) continue;
       if (err == EAGAIN || err == EWOULDBLOCK) return false;
-      return end(stream_.failed(err, description_ + ": receive"));
+      return end(failed(err, ": receive"));
     }
-    if (got == 0) return end({Code::PeerLost, description_ + ": the peer closed the connection"});
+    if (got == 0) return end(told(Code::PeerLost, ": the peer closed the connection"));
     received_ = static_cast<std::size_t>(got);
     break;
   }
@@ -120,6 +122,14 @@ bool StreamLink::receive() noexcept {
   end_ += received_ - in_place;
   drained_ = received_ < (placed ? parts[0].iov_len + parts[1].iov_len : room) && !stream_.holds();
   return true;
+}
+
+Status StreamLink::failed(int err, const char* doing) const noexcept {
+  return worded(Code::PeerLost, [&] { return stream_.failed(err, description_ + doing); });
+}
+
+Status StreamLink::told(Code code, const char* what) const noexcept {
+  return worded(code, [&]() -> Status { return {code, description_ + what}; });
 }
 
 bool StreamLink::end(Status why) noexcept {
@@ -134,8 +144,11 @@ bool StreamLink::next_frame(Inbox& inbox) noexcept {
   const std::size_t have = end_ - begin_;
   if (have < sizeof header) return false;
   std::memcpy(&header, buffer_.get() + begin_, sizeof header);
-  if (const Status wrong = wire::check(header); !wrong.ok()) {
-    end({wrong.code(), description_ + ": the peer sent no valid " + wrong.text()});
+  const Status wrong = worded(Code::Integrity, [&] { return wire::check(header); });
+  if (!wrong.ok()) {
+    end(worded(wrong.code(), [&]() -> Status {
+      return {wrong.code(), description_ + ": the peer sent no valid " + wrong.text()};
+    }));
     return false;
   }
   const std::size_t total = sizeof header + header.length;

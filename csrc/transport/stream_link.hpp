@@ -56,6 +56,8 @@ class StreamLink final : public Link {
 
   bool receive() noexcept;
   bool end(Status why) noexcept;
+  Status failed(int err, const char* doing) const noexcept;
+  Status told(Code code, const char* what) const noexcept;
   bool next_frame(Inbox& inbox) noexcept;
   bool next_part(Inbox& inbox) noexcept;
   void compact() noexcept;

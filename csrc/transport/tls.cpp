@@ -18,6 +18,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <new>
 
 #include "base/unique_fd.hpp"
 #include "transport/tls_library.hpp"
@@ -223,7 +224,7 @@ Result<std::unique_ptr<Tls>> Tls::open(int fd, wire::Role role, const std::strin
 }
 
 // What an unsuccessful call means, as errno: 0 for the end of the connection.
-int Tls::State::explain(int error) noexcept {
+int Tls::State::explain(int error) noexcept try {
   const int err = errno;
   const Library& lib = library();
   if (error == kErrorRead || error == kErrorWrite) return EAGAIN;
@@ -237,9 +238,11 @@ int Tls::State::explain(int error) noexcept {
   if (code != 0) lib.ERR_error_string_n(code, text, sizeof text);
   if (why.empty()) why = text;
   return EPROTO;
+} catch (const std::bad_alloc&) {  // for the words
+  return EPROTO;
 }
 
-Tls::Step Tls::shake() noexcept {
+Tls::Step Tls::shake() noexcept try {
   const Library& ssl = library();
   ssl.ERR_clear_error();
   errno = 0;
@@ -261,6 +264,9 @@ Tls::Step Tls::shake() noexcept {
   const int err = state_->explain(error);
   if (err == 0) state_->why = "the peer closed the connection";
   errno = err == 0 ? ECONNRESET : err;
+  return Step::Failed;
+} catch (const std::bad_alloc&) {
+  errno = ENOMEM;
   return Step::Failed;
 }
 

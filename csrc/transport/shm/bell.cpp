@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "base/worded.hpp"
+
 namespace hccomm::transport::shm {
 
 static UniqueFd open_pidfd(pid_t pid) {
@@ -39,8 +41,14 @@ Result<Bell> Bell::make(UniqueFd socket, pid_t peer) {
   return bell;
 }
 
-void Bell::lose(std::string why) noexcept {
-  if (!gone_) why_ = std::move(why);
+void Bell::lose(const char* how, int err) noexcept {
+  if (!gone_) {
+    why_ = worded(Code::PeerLost, [&]() -> Status {
+      const std::string process = text("process ", peer_);
+      if (err != 0) return Status::from_errno(err, "connection to " + process);
+      return {Code::PeerLost, process + how};
+    });
+  }
   gone_ = true;
 }
 
@@ -60,11 +68,11 @@ bool Bell::drain() noexcept {
       rung = true;
       if (static_cast<std::size_t>(got) < sizeof bytes) break;
     } else if (got == 0) {
-      lose(text("process ", peer_, " has closed the connection or ended"));
+      lose(" has closed the connection or ended");
     } else if (err == EAGAIN) {
       break;
     } else if (err != EINTR) {
-      lose(Status::from_errno(err, text("connection to process ", peer_)).text());
+      lose("", err);
     }
   }
   return rung;
@@ -75,7 +83,7 @@ bool Bell::listen() noexcept {
   const int count = gone_ ? 0 : epoll_wait(epoll_.get(), events, 2, 0);
   for (int i = 0; i < count; ++i) {
     if (process_ && events[i].data.fd == process_.get()) {
-      lose(text("process ", peer_, " has ended"));
+      lose(" has ended");
     } else {
       drain();
     }

@@ -31,18 +31,18 @@ class Bell {
   // One system call: whether the peer has ended. Drains rings on the way.
   bool listen() noexcept;
   bool gone() const noexcept { return gone_; }
-  const std::string& why() const noexcept { return why_; }
+  const std::string& why() const noexcept { return why_.text(); }
   pid_t peer() const noexcept { return peer_; }
 
  private:
-  void lose(std::string why) noexcept;
+  void lose(const char* how, int err = 0) noexcept;
 
   UniqueFd socket_;
   UniqueFd process_;
   UniqueFd epoll_;
   pid_t peer_ = 0;
   bool gone_ = false;
-  std::string why_;
+  Status why_;
 };
 
 }  // namespace hccomm::transport::shm

@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/worded.hpp"
+
 namespace hccomm::transport::shm {
 
 // One call copies at most this much, as for read(2).
@@ -24,13 +26,18 @@ static Status copy(Call call, const char* verb, pid_t pid, std::byte* ours, std:
     const ssize_t got = call(pid, &here, 1, &there, 1, 0);
     const int err = errno;  // before text() may change it
     if (got < 0 && err == ESRCH) {
-      return {Code::PeerLost, text("shm: process ", pid, " has ended while its memory was ", verb)};
+      return worded(Code::PeerLost, [&]() -> Status {
+        return {Code::PeerLost,
+                text("shm: process ", pid, " has ended while its memory was ", verb)};
+      });
     }
     if (got < 0 && err == EINTR) continue;
     if (got <= 0) {
-      return Status::from_errno(got < 0 ? err : EFAULT, text("shm: ", bytes, " bytes of process ",
-                                                             pid, "'s memory cannot be ", verb,
-                                                             " (HCCOMM_CMA=off avoids this)"));
+      return worded(Code::System, [&] {
+        return Status::from_errno(got < 0 ? err : EFAULT, text("shm: ", bytes, " bytes of process ",
+                                                               pid, "'s memory cannot be ", verb,
+                                                               " (HCCOMM_CMA=off avoids this)"));
+      });
     }
     ours += got;
     address += static_cast<std::uint64_t>(got);

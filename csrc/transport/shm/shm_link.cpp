@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "base/worded.hpp"
 #include "transport/shm/peer_memory.hpp"
 
 namespace hccomm::transport::shm {
@@ -48,8 +49,11 @@ std::size_t ShmLink::frame_bytes() const noexcept { return kFrameBytes; }
 
 std::string ShmLink::describe() const { return parts_.pulls ? "shm (single copy)" : "shm (ring)"; }
 
-bool ShmLink::fail(Code code, const std::string& why) noexcept {
-  if (status_.ok()) status_ = Status(code, "shm: " + why);
+// `why` gives the words.
+bool ShmLink::fail(Code code, auto&& why) noexcept {
+  if (status_.ok()) {
+    status_ = worded(code, [&]() -> Status { return {code, "shm: " + why()}; });
+  }
   return false;
 }
 
@@ -60,7 +64,8 @@ Progress ShmLink::send(Outgoing& frame) noexcept {
   owes_frames_ |= frame.sent != before;
   blocked_ = progress == Progress::Again;
   if (progress == Progress::Broken) {
-    fail(Code::Integrity, text("process ", parts_.bell.peer(), " has overwritten the ring"));
+    fail(Code::Integrity,
+         [this] { return text("process ", parts_.bell.peer(), " has overwritten the ring"); });
   }
   return progress;
 }
@@ -76,13 +81,14 @@ bool ShmLink::poll(Inbox& inbox, std::size_t budget) noexcept {
       if (peer_waits_for_room()) ring_if_asleep();
       return true;
     case RingReader::Taken::Nothing:
-      if (gone) return fail(Code::PeerLost, parts_.bell.why());
+      if (gone) return fail(Code::PeerLost, [this] { return parts_.bell.why(); });
       idle();
       return true;
     case RingReader::Taken::Bad: break;
   }
-  return fail(Code::Integrity,
-              text("the ring of process ", parts_.bell.peer(), " is damaged: ", reader_.fault()));
+  return fail(Code::Integrity, [this] {
+    return text("the ring of process ", parts_.bell.peer(), " is damaged: ", reader_.fault());
+  });
 }
 
 bool ShmLink::pending() noexcept {
@@ -183,7 +189,9 @@ Status ShmLink::pull(void* dst, std::uint64_t address, std::size_t bytes) noexce
   Status read = read_peer(parts_.bell.peer(), dst, address, bytes);
   // The number may have passed to another process; while ours lives it has not.
   if (read.ok() && parts_.bell.listen()) {
-    read = Status(Code::PeerLost, text("shm: ", parts_.bell.why(), " while its memory was read"));
+    read = worded(Code::PeerLost, [this]() -> Status {
+      return {Code::PeerLost, text("shm: ", parts_.bell.why(), " while its memory was read")};
+    });
   }
   return read;
 }

@@ -70,7 +70,7 @@ class ShmLink final : public Link {
   void idle() noexcept;
   bool listen_now_and_then() noexcept;
   void take_back(const wire::Header* of) noexcept;
-  bool fail(Code code, const std::string& why) noexcept;
+  bool fail(Code code, auto&& why) noexcept;
 
   Parts parts_;
   RingWriter writer_;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "capi/hccomm.h"
+#include "support/each_transport.hpp"
 
 namespace {
 
@@ -197,6 +198,70 @@ class Refused : public ::testing::TestWithParam<const char*> {
 TEST_P(Refused, InCallsAndCloseNoRankEndsOrGoesOnUnseen) { jobs(false, 2); }
 // Who is left in init waits for the other until its deadline.
 TEST_P(Refused, InInitNoRankEnds) { jobs(true, 97); }
+
+// A link ends when its peer goes, whatever it cannot say for want of memory: links may not throw.
+class RefusedLink : public hccomm::transport::EachTransport {
+ protected:
+  // Refuses the n-th allocation of `body`. False when it had fewer.
+  template <typename Body>
+  static bool refuse(long n, Body&& body) {
+    until_refusal = n;
+    body();
+    return until_refusal.exchange(-1) < 0;
+  }
+  bool all_is_over(hccomm::test::Collector& inbox) {
+    return !hccomm::test::poll_until(*dialed_, inbox, [] { return false; });
+  }
+};
+
+TEST_P(RefusedLink, TheEndOfThePeerIsNoticed) {
+  if (std::string(builtin().name) == "ofi") GTEST_SKIP() << "libfabric has memory of its own";
+  bool reached = true;
+  for (long n = 0; reached; ++n) {
+    connect();
+    hccomm::test::Collector inbox;
+    taken_.reset();
+
+    bool noticed = false;
+    reached = refuse(n, [&] { noticed = all_is_over(inbox); });
+
+    EXPECT_TRUE(noticed) << "allocation " << n;
+    EXPECT_EQ(dialed_->status().code(), hccomm::Code::PeerLost) << dialed_->status().text();
+  }
+}
+
+TEST_P(RefusedLink, WhatIsSentToNobodyIsRefused) {
+  if (std::string(builtin().name) == "ofi") GTEST_SKIP() << "libfabric has memory of its own";
+  const std::vector<std::byte> payload(100'000);
+  bool reached = true;
+  for (long n = 0; reached; ++n) {
+    connect();
+    hccomm::test::Collector inbox;
+    taken_.reset();
+
+    bool sent = true;
+    reached = refuse(n, [&] {
+      for (int each = 0; sent && each < 1000; ++each) {
+        sent = hccomm::test::send_all(*dialed_, inbox, hccomm::test::header_of(1, payload.size()),
+                                      payload.data());
+      }
+    });
+
+    EXPECT_FALSE(sent) << "allocation " << n;
+  }
+}
+
+static std::vector<hccomm::transport::Way> ways() {
+  std::vector<hccomm::transport::Way> all;
+  for (const hccomm::transport::Builtin& each : hccomm::transport::transports()) {
+    all.push_back({&each, false});
+    if (each.keeps_secret && each.preference < 100) all.push_back({&each, true});
+  }
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(builtins, RefusedLink, ::testing::ValuesIn(ways()), [](const auto& each) {
+  return std::string(each.param.builtin->name) + (each.param.encrypts ? "_encrypted" : "");
+});
 
 INSTANTIATE_TEST_SUITE_P(transports, Refused, ::testing::Values("shm", "tcp"),
                          [](const auto& each) { return std::string(each.param); });
