@@ -51,7 +51,8 @@ static constexpr Setting kSettings[] = {
      "When a vendor's library fails: `auto` goes on without it where ranks cannot join it, and "
      "fails later calls; `fallback` repeats these too; `fail` fails always."},
     {"HCCOMM_INTEGRITY", "off|crc32c|crc32c-all", "off",
-     "`crc32c` checks every frame from end to end; damage is an Integrity error naming the hop. "
+     "`crc32c` checks every frame from end to end, and reads again what was copied from or to a "
+     "device; damage is an Integrity error naming the hop. "
      "`crc32c-all` also what goes from memory to memory inside a machine, by frames."},
     {"HCCOMM_KEY", "text", "",
      "The job key, base64 of 32 bytes; removed from the environment after reading."},

@@ -25,13 +25,17 @@ Archipelago::Archipelago(Communicator& parent, Chart chart, engine::Where where,
 Status Archipelago::open() {
   if (where_.runtime == nullptr) return {};
   device::Runtime& runtime = *where_.runtime;
-  ferry_.emplace(runtime, where_.index);
+  ferry_.emplace(where_);
   try {
     stream_ = runtime.stream_create(where_.index).take();
     done_ = runtime.event_create(where_.index).take();
     for (Slot& slot : slots_) {
       if (chart_.islands.size() == 1) break;
       slot.host = static_cast<std::byte*>(runtime.host_allocate(where_.index, kBlockBytes).take());
+      if (Ferry::checks()) {
+        slot.again =
+            static_cast<std::byte*>(runtime.host_allocate(where_.index, kBlockBytes).take());
+      }
       slot.out = runtime.event_create(where_.index).take();
       slot.in = runtime.event_create(where_.index).take();
       if (group_ != nullptr) slot.scratch = runtime.allocate(where_.index, kBlockBytes).take();
@@ -61,7 +65,9 @@ Archipelago::~Archipelago() {
     if (slot.out.native != nullptr) runtime.event_destroy(slot.out);
     if (slot.in.native != nullptr) runtime.event_destroy(slot.in);
     if (slot.scratch.handle != nullptr) runtime.release(where_.index, slot.scratch);
-    if (slot.host != nullptr) runtime.host_free(where_.index, slot.host);
+    for (std::byte* const each : {slot.host, slot.again}) {
+      if (each != nullptr) runtime.host_free(where_.index, each);
+    }
   }
   if (done_.native != nullptr) runtime.event_destroy(done_);
   if (stream_.native != nullptr) runtime.stream_destroy(stream_);
@@ -229,6 +235,7 @@ Communicator& Archipelago::rail(const std::vector<int>& ranks) {
 Status Archipelago::cross_all(Work& work) {
   const std::vector<Block> blocks = blocks_of(work);
   Turn turns[kSlots];
+  for (Slot& slot : slots_) slot.bytes = 0;  // of a call that failed
   const std::size_t count = blocks.size();
   Status status;
   for (std::size_t now = 0; now < count + 2 && status.ok(); ++now) {
@@ -236,7 +243,7 @@ Status Archipelago::cross_all(Work& work) {
       Turn& turn = turns[now % kSlots];
       begin_turn(work, turn, blocks[now], now);
       if (where_.runtime != nullptr && now >= kSlots) {
-        status = work.watch.await(*where_.runtime, turn.slot->in, group_.get());
+        status = await(work, *turn.slot, false);
       }
       if (status.ok()) status = leave(work, turn);
     }
@@ -269,6 +276,9 @@ Status Archipelago::run(const Request& request, const Gate (&gates)[2], Watch& w
   if (status.ok() && where_.runtime != nullptr) {
     status = where_.runtime->event_record(done_, stream_);
     if (status.ok()) status = watch.await(*where_.runtime, done_, group_.get());
+    for (Slot& slot : slots_) {
+      if (status.ok()) status = prove(slot, false);
+    }
   }
   bool quiet = true;
   if (!status.ok() && !guests.empty()) {  // the library may be at work on them

@@ -79,9 +79,11 @@ class Archipelago {
   };
   struct Slot {
     std::byte* host = nullptr;
-    std::vector<std::byte> memory;  // where host memory is an island of its own
-    device::Place scratch;          // on the device: what the library has reduced
-    device::Event out, in;          // its copies from and to the device
+    std::byte* again = nullptr;           // what is read again, where copies are checked
+    std::vector<std::byte> memory;        // where host memory is an island of its own
+    device::Place scratch;                // on the device: what the library has reduced
+    device::Event out, in;                // its copies from and to the device
+    std::uint64_t offset = 0, bytes = 0;  // of the last copy, until it is proved
   };
   struct Turn {
     Block block;
@@ -122,7 +124,9 @@ class Archipelago {
   Status enter(Work& work, Turn& turn);
   Status gather_parts(Work& work, const Turn& turn);
   Status copy_out(Slot& slot, device::Place from, std::uint64_t bytes);
-  Status copy_in(device::Place to, const Slot& slot, std::uint64_t bytes);
+  Status copy_in(device::Place to, Slot& slot, std::uint64_t bytes);
+  Status await(Work& work, Slot& slot, bool to_host);
+  Status prove(Slot& slot, bool to_host);
   // archipelago_direct.cpp
   Status direct(Work& work);
   Status messages(Work& work);

@@ -49,7 +49,7 @@ Status Archipelago::pass(Guest& guest, bool in, Watch& watch) {
   if (status.ok() && !from_host) {
     Result<engine::Where> there = locate("islands", guest.of->device);
     if (!there.ok()) return there.status();
-    Ferry ferry(*there.value().runtime, there.value().index);
+    Ferry ferry(there.value());
     status = in ? ferry.out(host, there.value().place, guest.bytes, watch)
                 : ferry.in(there.value().place, host, guest.bytes, watch);
   }

@@ -2,9 +2,11 @@
 //
 // What one block of a call over islands does: it leaves the device, crosses, and enters again.
 #include <cstring>
+#include <utility>
 
 #include "comm/archipelago.hpp"
 #include "dtype/reduce.hpp"
+#include "engine/proof.hpp"
 
 namespace hccomm::comm {
 
@@ -27,15 +29,38 @@ void Archipelago::begin_turn(Work& work, Turn& turn, const Block& block, std::si
 }
 
 Status Archipelago::copy_out(Slot& slot, device::Place from, std::uint64_t bytes) {
-  if (where_.runtime != nullptr) return where_.runtime->copy_out(stream_, slot.host, from, bytes);
-  std::memcpy(slot.host, address(from), bytes);
-  return {};
+  if (where_.runtime == nullptr) {
+    std::memcpy(slot.host, address(from), bytes);
+    return {};
+  }
+  Status status = where_.runtime->copy_out(stream_, slot.host, from, bytes);
+  if (!status.ok() || slot.again == nullptr) return status;
+  slot.bytes = bytes;
+  return where_.runtime->copy_out(stream_, slot.again, from, bytes);
 }
 
-Status Archipelago::copy_in(device::Place to, const Slot& slot, std::uint64_t bytes) {
-  if (where_.runtime != nullptr) return where_.runtime->copy_in(stream_, to, slot.host, bytes);
-  std::memcpy(address(to), slot.host, bytes);
-  return {};
+Status Archipelago::copy_in(device::Place to, Slot& slot, std::uint64_t bytes) {
+  if (where_.runtime == nullptr) {
+    std::memcpy(address(to), slot.host, bytes);
+    return {};
+  }
+  Status status = where_.runtime->copy_in(stream_, to, slot.host, bytes);
+  if (!status.ok() || slot.again == nullptr) return status;
+  slot.bytes = bytes;
+  return where_.runtime->copy_out(stream_, slot.again, to, bytes);
+}
+
+// Waits for the slot's copies, and has them proved.
+Status Archipelago::await(Work& work, Slot& slot, bool to_host) {
+  Status status = work.watch.await(*where_.runtime, to_host ? slot.out : slot.in, group_.get());
+  return status.ok() ? prove(slot, to_host) : status;
+}
+
+Status Archipelago::prove(Slot& slot, bool to_host) {
+  const std::uint64_t bytes = std::exchange(slot.bytes, 0);
+  if (bytes == 0) return {};
+  return engine::proved({text(where_.name, ":", where_.index), to_host, slot.offset}, slot.host,
+                        slot.again, bytes);
 }
 
 // Calls `call` with place, begin and count of each rank's part that is not empty, together.
@@ -93,6 +118,7 @@ Status Archipelago::leave(Work& work, Turn& turn) {
     }
     from = at(from, begin * work.element);
   }
+  turn.slot->offset = (block.in + begin) * work.element;
   if (status.ok() && count > 0) status = copy_out(*turn.slot, from, count * work.element);
   if (!status.ok() || where_.runtime == nullptr) return status;
   return where_.runtime->event_record(turn.slot->out, stream_);
@@ -106,7 +132,7 @@ Status Archipelago::cross(Work& work, Turn& turn) {
   const std::uint64_t count = turn.begins[static_cast<std::size_t>(chart_.place) + 1] - begin;
   const bool sends = work.up || (block.root >= 0 && island_of(block.root) == chart_.island);
   if (sends && where_.runtime != nullptr) {
-    Status status = work.watch.await(*where_.runtime, turn.slot->out, group_.get());
+    Status status = await(work, *turn.slot, true);
     if (!status.ok()) return status;
   }
   if (work.up && work.how.op == RedOp::PremulSum && group_ == nullptr && count > 0) {
@@ -174,6 +200,7 @@ Status Archipelago::enter(Work& work, Turn& turn) {
       address(work.in) + block.in * work.element != address(work.out) + block.out * work.element;
   const bool lands = work.up ? (block.root < 0 || root) : (!home || (root && apart));
   if (lands && count > 0) {
+    turn.slot->offset = (block.out + begin) * work.element;
     status =
         copy_in(at(work.out, (block.out + begin) * work.element), *turn.slot, count * work.element);
   }

@@ -6,7 +6,9 @@
 #include <cstring>
 #include <thread>
 
+#include "base/config.hpp"
 #include "base/log.hpp"
+#include "engine/proof.hpp"
 
 namespace hccomm::comm {
 
@@ -51,6 +53,17 @@ Status Ferry::wait(Watch& watch) {
   return status;
 }
 
+bool Ferry::checks() { return config::raw("HCCOMM_INTEGRITY") != "off"; }
+
+// Reads a piece again: it must be what the host has.
+Status Ferry::prove(bool to_host, const std::byte* host, device::Place there, std::uint64_t at,
+                    std::uint64_t bytes, Watch& watch) {
+  Status status = runtime_.copy_out(stream_, block_, {there.handle, there.offset + at}, bytes);
+  if (status.ok()) status = wait(watch);
+  if (!status.ok()) return status;
+  return engine::proved({name_, to_host, at}, host + at, block_, bytes);
+}
+
 Status Ferry::out(std::byte* host, device::Place from, std::uint64_t bytes, Watch& watch) {
   Status status = open();
   for (std::uint64_t at = 0; at < bytes && status.ok(); at += kBlock) {
@@ -58,6 +71,7 @@ Status Ferry::out(std::byte* host, device::Place from, std::uint64_t bytes, Watc
     status = runtime_.copy_out(stream_, block_, {from.handle, from.offset + at}, piece);
     if (status.ok()) status = wait(watch);
     if (status.ok()) std::memcpy(host + at, block_, piece);
+    if (status.ok() && checks()) status = prove(true, host, from, at, piece, watch);
   }
   return status;
 }
@@ -69,6 +83,7 @@ Status Ferry::in(device::Place to, const std::byte* host, std::uint64_t bytes, W
     std::memcpy(block_, host + at, piece);
     status = runtime_.copy_in(stream_, {to.handle, to.offset + at}, block_, piece);
     if (status.ok()) status = wait(watch);
+    if (status.ok() && checks()) status = prove(false, host, to, at, piece, watch);
   }
   return status;
 }

@@ -13,7 +13,8 @@ namespace hccomm::comm {
 // Fails:  as the runtime; with what ends the call.
 class Ferry {
  public:
-  Ferry(device::Runtime& runtime, int index) : runtime_(runtime), index_(index) {}
+  explicit Ferry(const engine::Where& where)
+      : runtime_(*where.runtime), index_(where.index), name_(text(where.name, ":", where.index)) {}
   ~Ferry();
   Ferry(const Ferry&) = delete;
   Ferry& operator=(const Ferry&) = delete;
@@ -24,14 +25,19 @@ class Ferry {
   // Waits for what is in the stream, a while: false where that does not end, and goes on using its
   // memory. True where the device is lost. The event is the caller's.
   static bool drain(device::Runtime& runtime, device::Event event, device::Stream stream);
+  // Whether HCCOMM_INTEGRITY wants copies to be read again.
+  static bool checks();
 
  private:
   static constexpr std::uint64_t kBlock = 1 << 20;
   Status open();
   Status wait(Watch& watch);
+  Status prove(bool to_host, const std::byte* host, device::Place there, std::uint64_t at,
+               std::uint64_t bytes, Watch& watch);
 
   device::Runtime& runtime_;
   const int index_;
+  const std::string name_;
   device::Stream stream_;
   device::Event event_;
   std::byte* block_ = nullptr;

@@ -44,7 +44,7 @@ Status Islands::save(const Request& request, std::vector<std::byte>& saved, bool
   }
   Result<engine::Where> where = locate("islands", request.input.device);
   if (!where.ok()) return where.status();
-  Ferry ferry(*where.value().runtime, where.value().index);
+  Ferry ferry(where.value());
   return back ? ferry.in(where.value().place, saved.data(), bytes, watch)
               : ferry.out(saved.data(), where.value().place, bytes, watch);
 }

@@ -28,6 +28,7 @@ struct Copy {
   std::uint32_t cell = 0;
   device::Event event;
   std::byte* block = nullptr;  // what it goes through where the mirror is not pinned
+  std::byte* again = nullptr;  // what the device has, read once more, where copies are checked
 };
 
 // The copies of one device in one direction, in one stream.
@@ -55,9 +56,11 @@ struct Device {
   std::unique_ptr<PinnedPool> pool;
   Lane lanes[2];  // to the mirrors, to the device
   std::vector<device::Event> events;
-  Lease reserve;                   // what blocks are cut from
+  Lease reserve;                   // what blocks and proofs are cut from
   std::vector<std::byte*> blocks;  // free ones
   std::uint64_t block_bytes = 0;
+  std::vector<std::byte*> proofs;  // free ones; what is read again goes there
+  std::uint64_t proof_bytes = 0;   // the largest copy that can be checked; 0: none is
   // Buffers that found the pool full, and those that cards have reached.
   std::atomic<std::uint64_t> bounced{0}, in_place{0};
   std::string why_staged;  // the last one that cards were told of

@@ -43,6 +43,7 @@ struct Settings {
   std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured
   Sums staging_sums = Sums::Auto;
   std::size_t in_place_bytes = 0;  // of device buffers that cards shall reach; 0: none
+  bool check_copies = false;       // from and to devices: what they moved is read again
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
   std::string dump_folder;  // where the flight recorder is written on errors; "": nowhere
 };

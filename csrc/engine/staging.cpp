@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/log.hpp"
+#include "engine/proof.hpp"
 
 namespace hccomm::engine {
 
@@ -191,7 +192,7 @@ Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_
   const Staged::Memory& memory = staged.memory[cell.memory];
   auto event = take_event(device);
   if (!event.ok()) return event.status();
-  Copy copy{&staged, index, event.value(), nullptr};
+  Copy copy{&staged, index, event.value()};
   std::byte* host = memory.mirror + cell.offset;
   if (memory.pageable != nullptr) {
     copy.block = device.blocks.back();
@@ -213,10 +214,17 @@ Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_
   } else {
     status = device.runtime->copy_in(lane.stream, place, host, cell.bytes);
   }
+  if (status.ok() && checks_) {
+    HCCOMM_CHECK(cell.bytes <= device.proof_bytes, "copies that are checked fit a proof");
+    copy.again = device.proofs.back();
+    device.proofs.pop_back();
+    status = device.runtime->copy_out(lane.stream, copy.again, place, cell.bytes);
+  }
   if (status.ok()) status = device.runtime->event_record(copy.event, lane.stream);
   if (!status.ok()) {
     device.events.push_back(copy.event);
     if (copy.block != nullptr) device.blocks.push_back(copy.block);
+    if (copy.again != nullptr) device.proofs.push_back(copy.again);
     return status;
   }
   if (lane.flying.empty()) {
@@ -248,6 +256,7 @@ bool Staging::pump(Device& device, Lane& lane) {
     const std::uint32_t index = lane.in ? staged.next_in : staged.due[staged.next_due];
     const Cell cell = staged.cell(lane.in, index);
     if (staged.memory[cell.memory].pageable != nullptr && device.blocks.empty()) break;
+    if (checks_ && device.proofs.empty()) break;
     lane.waiting.pop_front();
     moved = true;
     const Status status = enqueue(device, lane, staged, index);
@@ -282,6 +291,15 @@ void Staging::learn(Lane& lane) {
   }
 }
 
+// A copy that is over, as HCCOMM_INTEGRITY wants it.
+Status Staging::proved(const Device& device, const Lane& lane, const Copy& copy) {
+  if (copy.again == nullptr || copy.staged->over) return {};
+  const Cell cell = copy.staged->cell(lane.in, copy.cell);
+  const std::byte* const mirror = copy.staged->memory[cell.memory].mirror + cell.offset;
+  return engine::proved({device.name, lane.in, cell.offset},
+                        copy.block != nullptr ? copy.block : mirror, copy.again, cell.bytes);
+}
+
 void Staging::land(Device& device, Lane& lane, Copy copy, const Status& status) {
   Staged& staged = *copy.staged;
   const Cell cell = staged.cell(lane.in, copy.cell);
@@ -294,6 +312,7 @@ void Staging::land(Device& device, Lane& lane, Copy copy, const Status& status) 
     if (lane.in && status.ok() && !staged.over) std::memcpy(mirror, copy.block, cell.bytes);
     device.blocks.push_back(copy.block);
   }
+  if (copy.again != nullptr) device.proofs.push_back(copy.again);
   --staged.flying;
   if (staged.over) {
     if (staged.flying > 0) return;
@@ -323,7 +342,9 @@ bool Staging::poll(Device& device, Lane& lane) {
     const Copy copy = lane.flying.front();
     lane.flying.pop_front();
     moved = true;
-    land(device, lane, copy, here.ok() ? Status() : here.status());
+    Status status = here.ok() ? Status() : here.status();
+    if (status.ok()) status = proved(device, lane, copy);
+    land(device, lane, copy, status);
   }
   return moved;
 }

@@ -98,7 +98,8 @@ class Staging {
         pool_bytes_(settings.staging_bytes),
         segment_bytes_(settings.staging_segment),
         in_place_bytes_(settings.in_place_bytes),
-        sums_(settings.staging_sums) {}
+        sums_(settings.check_copies ? Sums::Host : settings.staging_sums),
+        checks_(settings.check_copies) {}
   ~Staging();  // Requires: no operation is staged.
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
@@ -165,13 +166,15 @@ class Staging {
   Status enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_t index);
   bool pump(Device& device, Lane& lane);
   bool poll(Device& device, Lane& lane);
+  static Status proved(const Device& device, const Lane& lane, const Copy& copy);
   void land(Device& device, Lane& lane, Copy copy, const Status& status);
   static void learn(Lane& lane);
 
   StagingClient& client_;
   Dialer& cards_;
   const std::uint64_t pool_bytes_, segment_bytes_, in_place_bytes_;
-  const Sums sums_;
+  const Sums sums_;  // on the host where copies are checked: what a sum has read cannot be
+  const bool checks_;
   std::vector<Staged*> gated_;   // wait for the caller's streams
   std::vector<Device*> active_;  // have copies waiting or in flight
   int nap_us_ = kShortestNap;

@@ -17,6 +17,7 @@ static constexpr std::uint64_t kSmallestSegment = 64 << 10, kLargestSegment = 16
 static constexpr double kPieceCost = 60e-6;  // seconds: two looks at events, a message, its reply
 static constexpr std::uint64_t kBlock = 256 << 10;  // what copies of unpinned mirrors go through
 static constexpr std::uint64_t kBlocks = 4;
+static constexpr std::uint64_t kProof = 1 << 20, kProofs = 8;  // what copies are read again into
 static constexpr std::uint64_t kCongruence = 256;  // mirror and device address agree modulo this
 static constexpr std::size_t kMostStagePlans = 8;  // kept per recipe
 
@@ -63,8 +64,13 @@ Result<std::unique_ptr<Device>> Staging::open(const Where& where) const {
     lane.stream = stream.value();
   }
   device->block_bytes = std::min(kBlock, pool_bytes_ / (2 * kBlocks) / 4096 * 4096);
+  if (checks_) {
+    device->proof_bytes =
+        std::min(kProof, std::max<std::uint64_t>(pool_bytes_ / (4 * kProofs) / 4096, 1) * 4096);
+  }
   if (status.ok()) {
-    auto reserve = device->pool->lease(kBlocks * device->block_bytes);
+    auto reserve =
+        device->pool->lease(kBlocks * device->block_bytes + kProofs * device->proof_bytes);
     if (reserve.ok()) device->reserve = reserve.value();
     if (!reserve.ok()) status = reserve.status();
   }
@@ -75,12 +81,17 @@ Result<std::unique_ptr<Device>> Staging::open(const Where& where) const {
   for (std::uint64_t k = 0; k < kBlocks; ++k) {
     device->blocks.push_back(device->reserve.data + k * device->block_bytes);
   }
+  for (std::uint64_t k = 0; checks_ && k < kProofs; ++k) {
+    device->proofs.push_back(device->reserve.data + kBlocks * device->block_bytes +
+                             k * device->proof_bytes);
+  }
   return device;
 }
 
 std::uint64_t Staging::segment_of(const Device& device, std::uint64_t bytes, bool pinned) const {
-  if (!pinned) return device.block_bytes;
-  if (segment_bytes_ != 0) return segment_bytes_;
+  const std::uint64_t most = checks_ ? device.proof_bytes : kLargestSegment;
+  if (!pinned) return std::min(device.block_bytes, most);
+  if (segment_bytes_ != 0) return checks_ ? std::min(segment_bytes_, most) : segment_bytes_;
   double latency = 0, per_byte = 0;
   for (const Lane& lane : device.lanes) {
     latency = std::max(latency, lane.latency + kPieceCost);
@@ -89,8 +100,8 @@ std::uint64_t Staging::segment_of(const Device& device, std::uint64_t bytes, boo
   const double size = static_cast<double>(bytes);
   const double best = std::min(std::sqrt(size * latency / per_byte), size / 2);
   const auto whole = static_cast<std::uint64_t>(best * 1.414);
-  return std::clamp(std::bit_floor(std::max<std::uint64_t>(whole, 1)), kSmallestSegment,
-                    kLargestSegment);
+  return std::min(most, std::clamp(std::bit_floor(std::max<std::uint64_t>(whole, 1)),
+                                   kSmallestSegment, kLargestSegment));
 }
 
 std::vector<Staging::Report> Staging::report() {
@@ -267,6 +278,7 @@ bool Staging::sums_pay(const Staged& staged, const Recipe& recipe, const StagePl
 
 std::string Staging::report_sums(const Device& device) const {
   if (!device.why_no_sums.empty()) return "sums on the host: " + device.why_no_sums;
+  if (checks_) return "sums on the host: copies are checked (HCCOMM_INTEGRITY)";
   if (sums_ == Sums::Host) return "sums on the host: HCCOMM_STAGING_SUMS=host";
   const auto& [trial, there, why] = device.last_sums;
   if (trial == nullptr && why.empty()) return "no sums yet that end on it";

@@ -19,7 +19,7 @@ fake_stream* fake_streams;
 int fake_lost[FAKE_MAX_DEVICES];
 __thread int fake_device;
 __thread int fake_injected;
-fake_settings fake_set_to = {2, 5, 0, 1 << 30, 0, {{{0}, 0, 0}}};
+fake_settings fake_set_to = {.devices = 2, .latency_us = 5, .memory = 1 << 30};
 static const char* library_name = "";
 static int64_t used_bytes[FAKE_MAX_DEVICES];
 
@@ -63,6 +63,10 @@ static int set_locked(const char* setting) {
     fake_set_to.memory = (int64_t)number;
   } else if (IS("dmabuf")) {
     fake_set_to.dmabuf = number != 0;
+  } else if (IS("flip_in")) {
+    fake_set_to.flip_in[FAKE_TO_DEVICE] = (int64_t)number;
+  } else if (IS("flip_out")) {
+    fake_set_to.flip_in[FAKE_TO_HOST] = (int64_t)number;
   } else if (IS("lost")) {
     fake_set_to.lose_in = (int64_t)number;
     if (fake_set_to.lose_in == 0) memset(fake_lost, 0, sizeof fake_lost);

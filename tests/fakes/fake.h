@@ -14,6 +14,7 @@
  *   fail=CALL:N:CODE     the N-th next CALL (without prefix) fails with CODE
  *   dmabuf=0             1: memory can be exported as a dmabuf, in pages of 4096 bytes
  *   lost=N               the N-th next copy fails behind the caller's back; the device stays lost
+ *   flip_in=N, flip_out=N  the N-th next copy to a device (from one) changes a bit on its way
  */
 #ifndef HCCOMM_TESTS_FAKE_H
 #define HCCOMM_TESTS_FAKE_H

@@ -50,6 +50,7 @@ typedef struct fake_settings {
   int devices;
   double latency_us, gbps;
   int64_t memory, lose_in;
+  int64_t flip_in[3]; /* by fake_direction */
   struct {
     char call[40];
     int64_t in; /* 0: free */

@@ -40,8 +40,11 @@ static void do_copy(fake_stream* stream, const task* each) {
   *engine = end;
   if (fake_set_to.lose_in > 0 && --fake_set_to.lose_in == 0) fake_lost[stream->device] = 1;
   const int lost = fake_lost[stream->device];
+  int64_t* flip_in = &fake_set_to.flip_in[each->direction];
+  const int flips = *flip_in > 0 && --*flip_in == 0;
   pthread_mutex_unlock(&fake_lock);
   if (!lost) memcpy(each->dst, each->src, each->bytes);
+  if (flips) each->dst[each->bytes / 2] ^= 4;
   if (now_ns() < end) sleep_until(end);
   pthread_mutex_lock(&fake_lock);
   ++fake_counts.copies;

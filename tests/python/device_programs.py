@@ -152,3 +152,25 @@ def lose(comm: hccomm.Communicator) -> str:
     except hccomm.Error as error:
         return f"{type(error).__name__} {error.rank}: {error}"
     return "no error"
+
+
+def flip(comm: hccomm.Communicator, kind: str, way: str, messages: bool) -> str:
+    """Let a copy of rank 1, `in` to its device or `out` of it, change a bit; say what is raised.
+
+    ``messages``: it sends to rank 0, or receives from it.
+    """
+    values = np.ones(100_000, np.float32)
+    comm.all_reduce(np.ones(8, np.float32))
+    data: Any = FakeArray(kind, values) if comm.rank == 1 else values
+    if comm.rank == 1:
+        data._runtime.fake_set(f"flip_{way}=3".encode())
+    try:
+        if not messages:
+            comm.all_reduce(data, timeout=20.0)
+        elif (comm.rank == 1) == (way == "out"):
+            comm.send(data, 1 - comm.rank, timeout=20.0)
+        else:
+            comm.recv(data, 1 - comm.rank, timeout=20.0)
+    except hccomm.Error as error:
+        return f"{type(error).__name__} {error.rank}: {error}"
+    return "no error" if np.isin(back(data), (1, 2)).all() else "wrong result"

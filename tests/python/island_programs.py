@@ -300,6 +300,24 @@ def library_fails(
         del os.environ["HCCOMM_ISLAND_FAILURE"]
 
 
+def flips(comm: hccomm.Communicator, way: str, elsewhere: bool) -> str:
+    """Once islands are settled a copy of rank 0, to its device or from it, changes a bit.
+
+    The first one from it may be what was copied to it, read again.
+    """
+    with comm.group(range(comm.size)) as group:
+        settle(group)
+        values, count = np.full(50_000, group.rank, np.float32), 1 if way == "in" else 2
+        if group.rank == 0:
+            ctypes.CDLL(os.environ["HCCOMM_CUDA_LIB"]).fake_set(f"flip_{way}={count}".encode())
+        data = values if elsewhere else place(group, values)
+        try:
+            group.all_reduce(data, timeout=30)
+        except hccomm.Error as error:
+            return f"{type(error).__name__}: {error}"
+    return "no error" if np.all(back(data) == 15) else "wrong result"
+
+
 def _sums(group: hccomm.Communicator, elsewhere: bool) -> str:
     for turn in range(7):
         values = np.full(50_000, group.rank + turn, np.float32)

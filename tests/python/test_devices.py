@@ -110,3 +110,23 @@ def test_a_lost_device_fails_all_ranks_and_is_named(ranks: Any, vendors: dict[st
     for said in ranks.fresh(3, HCCOMM_STAGING_SEGMENT="64K", **vendors).run(programs.lose):
         assert said.startswith("System 1: "), said
         assert "musa" in said, said
+
+
+@pytest.mark.parametrize("messages", [False, True], ids=["collective", "message"])
+@pytest.mark.parametrize(("way", "hop"), [("out", "{} to the host"), ("in", "the host to {}")])
+@pytest.mark.parametrize("kind", ["cuda", "ascend"])
+def test_a_copy_that_changes_a_bit_is_named(
+    ranks: Any, vendors: dict[str, str], kind: str, way: str, hop: str, messages: bool
+) -> None:
+    """Others may be done before that device has its last bytes."""
+    checked = {"HCCOMM_INTEGRITY": "crc32c", "HCCOMM_STAGING_SEGMENT": "64K", **vendors}
+    other, mine = ranks.fresh(2, **checked).run(programs.flip, kind, way, messages)
+    for said in [mine] if way == "in" else [mine, other]:
+        assert said.startswith("Integrity 1: "), said
+        assert f"copy from {hop.format(f'{kind}:0')}, bytes " in said, said
+
+
+def test_copies_that_are_checked_give_the_same(ranks: Any, vendors: dict[str, str]) -> None:
+    checked = {"HCCOMM_INTEGRITY": "crc32c", **vendors}
+    outcome = ranks.fresh(4, **checked).run(programs.reduce_and_gather, 300_000)
+    assert all(reduced == [4.0 * i + 6.0 for i in range(300_000)] for reduced, _ in outcome)

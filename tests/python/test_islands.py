@@ -180,6 +180,24 @@ def test_a_library_that_fails_at_work_on_copies_is_waited_for(
     assert all(each.startswith(expected) for each in said), said
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["at home", "elsewhere"])
+@pytest.mark.parametrize(
+    ("way", "hop"), [("out", "cuda:0 to the host"), ("in", "the host to cuda:0")]
+)
+def test_a_copy_that_changes_a_bit_between_islands_is_named(
+    ranks: Any, islands: dict[str, str], way: str, hop: str, elsewhere: bool
+) -> None:
+    """Between islands, and where an array lies elsewhere than the library works.
+
+    Others may be done before that device has its last bytes.
+    """
+    six = ranks.fresh(6, **{**islands, "HCCOMM_INTEGRITY": "crc32c"})
+    all_said = six.run(programs.flips, way, elsewhere)
+    for said in all_said[:1] if way == "in" else all_said:
+        assert said.startswith("Integrity: "), said
+        assert f"copy from {hop}, bytes " in said, said
+
+
 @pytest.mark.parametrize(
     ("places", "kind", "turn", "by", "setting", "left"),
     [

@@ -79,6 +79,11 @@ inline engine::Settings small_pool(std::size_t bytes, std::size_t segment = 4096
   return settings;
 }
 
+inline engine::Settings checked(engine::Settings settings) {
+  settings.check_copies = true;
+  return settings;
+}
+
 // Which device each rank's buffers lie on: two vendors and the host in turn, or all on one.
 inline TestDevice* of_rank(int rank, int mix, TestDevice& a, TestDevice& b) {
   if (mix == 1) return &a;

@@ -39,6 +39,8 @@ class TestDevice : public device::Runtime {
   // ---- what goes wrong, when asked ----
   std::atomic<int> pins_left{1 << 30};    // host_allocate fails after so many
   std::atomic<int> copies_left{1 << 30};  // the device is lost after so many copies
+  std::atomic<int> sound_in{1 << 30};     // copies to it until one changes a bit
+  std::atomic<int> sound_out{1 << 30};    // copies from it, likewise
   std::atomic<bool> stalled{false};       // no copy ends
   std::atomic<int> copies{0}, pins{0};    // so far
   std::atomic<int> unfinished{0};         // copies
@@ -156,10 +158,12 @@ class TestDevice : public device::Runtime {
     }
     ++copies;
     ++unfinished;
+    const bool flips = (in ? sound_in : sound_out)-- == 0;
     const double seconds = latency_ + (rate_ > 0 ? static_cast<double>(bytes) / rate_ : 0);
     worker(stream).add({[=, this] {
                           const std::shared_lock runs(running_);
                           if (!lost_) std::memcpy(in ? mine : theirs, in ? theirs : mine, bytes);
+                          if (flips) (in ? mine : theirs)[bytes / 2] ^= std::byte{4};
                           --unfinished;
                         },
                         seconds});

@@ -104,6 +104,19 @@ TEST_P(StagingOver, AFullPoolIsNoObstacle) {
   expect_as_on_the_host(cluster, "ring", [&](int) { return call; }, a, b);
 }
 
+TEST_P(StagingOver, CopiesThatAreCheckedGiveTheSame) {
+  TestDevice a("alpha", 20e-6, 2e9), b("beta");
+  for (const std::size_t pool : {std::size_t{1} << 20, std::size_t{64} << 20}) {
+    for (const std::size_t segment : {0, 4096, 4 << 20}) {
+      Cluster cluster(GetParam(), 2, checked(small_pool(pool, segment)));
+      for (const std::uint64_t count : {1ull, 5001ull, 400'000ull}) {
+        const Call call = call_of(Collective::AllReduce, count, count % 2 == 0);
+        expect_as_on_the_host(cluster, "ring", [&](int) { return call; }, a, b);
+      }
+    }
+  }
+}
+
 TEST_P(StagingOver, MemoryThatCannotBePinnedIsNoObstacle) {
   TestDevice a("alpha");
   Cluster cluster(GetParam(), 2, small_pool(64 << 20));

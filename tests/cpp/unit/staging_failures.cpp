@@ -63,6 +63,65 @@ TEST_P(StagingFailures, ALostDeviceFailsAMessageOnBothSides) {
   });
 }
 
+// ---- HCCOMM_INTEGRITY: no copy that changes a bit becomes a wrong result ----------------------
+
+static std::string words_for(bool in, const std::string& device) {
+  return "copy from " + (in ? "the host to " + device : device + " to the host") + ", bytes ";
+}
+
+// What is read again may be what is wrong: odd ones of the copies from a device. Others may be done
+// before a device has its last bytes.
+TEST_P(StagingFailures, ACopyThatChangesABitFailsTheGroupAndIsNamed) {
+  for (const std::size_t pool : {std::size_t{1} << 20, std::size_t{8} << 20}) {
+    for (const bool in : {false, true}) {
+      for (const int sound : {0, 1, 4, 7}) {
+        TestDevice a("alpha", 10e-6, 4e9), b("beta");
+        Cluster cluster(GetParam(), 3, checked(small_pool(pool)));
+        (in ? b.sound_in : b.sound_out) = sound;
+
+        cluster.run([&](Node& node) {
+          const Call call = call_of(Collective::AllReduce, 100'000, true);
+          TestDevice* const device = of_rank(node.rank(), 0, a, b);
+          const Outcome outcome = perform(node, call, "ring", device, device);
+
+          if (in && node.rank() != 2 && outcome.status.ok()) return;
+          EXPECT_EQ(outcome.status.code(), Code::Integrity) << outcome.status.text();
+          EXPECT_EQ(outcome.status.rank(), 2);
+          EXPECT_NE(outcome.status.text().find(words_for(in, "beta:0")), std::string::npos)
+              << outcome.status.text();
+        });
+      }
+    }
+  }
+}
+
+// The sender's copies fail both sides; the receiver's come after the sender is done.
+TEST_P(StagingFailures, ACopyThatChangesABitFailsAMessageAndIsNamed) {
+  for (const bool in : {false, true}) {
+    for (const int sound : {0, 3}) {
+      TestDevice a("alpha"), b("beta");
+      Cluster cluster(GetParam(), 2, checked(small_pool(8 << 20, 64 << 10)));
+      (in ? b.sound_in : a.sound_out) = sound;
+
+      cluster.run([&](Node& node) {
+        const bool sends = node.rank() == 0;
+        Array data(sends ? &a : &b, numbers(200'000, 1));
+        const Where where = data.where();
+        Operation* op = node.engine().start(
+            node.context(), sends ? engine::OperationKind::Send : engine::OperationKind::Recv,
+            parcel(1 - node.rank(), 3, data, where));
+        const Status status = node.engine().wait(*op, Deadline::after(Seconds(20)));
+        node.engine().release(*op);
+        if (in && sends && status.ok()) return;
+        EXPECT_EQ(status.code(), Code::Integrity) << status.text();
+        EXPECT_EQ(status.rank(), in ? 1 : 0);
+        EXPECT_NE(status.text().find(words_for(in, in ? "beta:0" : "alpha:0")), std::string::npos)
+            << status.text();
+      });
+    }
+  }
+}
+
 // Rank 0 begins an operation on a device that is stalled, and `meanwhile` runs on rank 1 once it
 // has.
 static Status stall(Cluster& cluster, TestDevice& device,
