@@ -38,6 +38,7 @@ PAYLOADS: dict[str, bytes] = {
     "store, half a request": STORE + b"\x01",
 }
 Address = tuple[str, int] | str | bytes
+MOMENTS = ("meeting", "tcp store", "working", "idle", "ending")
 
 
 def listeners(pids: Sequence[int]) -> list[Address]:
@@ -140,9 +141,9 @@ def trials(
     transports: Sequence[str] = ("shm", "tcp"),
     ranks: Sequence[int] = (3,),
     seconds: float = 3.0,
-    moments: Sequence[str] = ("meeting", "tcp store", "working"),
+    moments: Sequence[str] = MOMENTS,
 ) -> Iterator[Trial]:
-    """Intrude ``count`` times on each transport: while the ranks meet, and while they work."""
+    """Intrude ``count`` times on each transport, in every phase of a job."""
     for transport in transports:
         with Pool.over(transport, HCCOMM_LOG="warn") as pool:
             for number in range(count):
@@ -161,21 +162,29 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], seconds: float) -> Tri
         meeting["url"] = f"tcp://127.0.0.1:{free_port()}"
     before = [len(process.log_text()) for process in group]
     try:
-        early = group if what["moment"] == "working" else group[:-1]
-        _start(early, len(group), meeting)
-        if what["moment"] != "working":
+        meets = what["moment"] in ("meeting", "tcp store")
+        early = group[:-1] if meets else group
+        idle = {"pause": seconds} if what["moment"] == "idle" else {}
+        _start(early, len(group), meeting | idle)
+        if meets:
             what["listeners"] = len(_intrude(intruder, early))
             _start(group, len(group), meeting, only=len(group) - 1)
         began = time.monotonic()
         for process in group:
             process.hear("up", began + TIMEOUT)
         trial.times_ms.append((time.monotonic() - began) * 1e3)
-        what["listeners"] = len(_intrude(intruder, group))
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            intruder.drip()
-            time.sleep(0.1)
-        group[0].tell("stop")
+        if what["moment"] == "ending":
+            places = _await_listeners(group)
+            group[0].tell("stop")
+            what["listeners"] = len(places)
+            intruder.visit(places)
+        else:
+            what["listeners"] = len(_intrude(intruder, group))
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                intruder.drip()
+                time.sleep(0.1)
+            group[0].tell("stop")
         for rank, process in enumerate(group):
             answer = process.hear("done", time.monotonic() + TIMEOUT)
             if answer["error"]:
@@ -202,6 +211,13 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], seconds: float) -> Tri
 
 def _intrude(intruder: Intruder, group: Sequence[Rank]) -> list[Address]:
     """Wait until every process listens, then visit all places."""
+    places = _await_listeners(group)
+    intruder.visit(places)
+    return places
+
+
+def _await_listeners(group: Sequence[Rank]) -> list[Address]:
+    """Return where all of the processes listen, once each does."""
     until = time.monotonic() + 10.0
     places: list[Address] = []
     while time.monotonic() < until:
@@ -209,7 +225,6 @@ def _intrude(intruder: Intruder, group: Sequence[Rank]) -> list[Address]:
         if len(places) >= len(group):
             break
         time.sleep(0.02)
-    intruder.visit(places)
     return places
 
 

@@ -145,8 +145,8 @@ def test_ranks_that_call_different_things_are_told_who_called_what() -> None:
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_strangers_stop_nobody(transport: str) -> None:
-    """Scanners, garbage and half handshakes on every listener while the ranks work."""
-    moments = ("working",)
+    """Scanners, garbage, half handshakes on every listener while ranks work, rest and leave."""
+    moments = ("working", "idle", "ending")
 
     assert_calm(strays.trials(1, transports=(transport,), seconds=1.0, moments=moments))
 

@@ -116,6 +116,15 @@ def everything(comm: hccomm.Communicator, members: list[int], places: Any, count
         return group.describe()
 
 
+def lists_differ(comm: hccomm.Communicator) -> Any:
+    """Do everything while each half of the ranks has another list of islands."""
+    os.environ["HCCOMM_ISLAND"] = "0,2;1,3" if comm.rank < 2 else "0;2,1;3"
+    try:
+        return everything(comm, list(range(comm.size)), PAIRS, [20_001])
+    finally:
+        del os.environ["HCCOMM_ISLAND"]
+
+
 def many_at_once(comm: hccomm.Communicator) -> str:
     """Keep calls of all ways in flight together: each ends with what belongs to it."""
     works, arrays = [], []

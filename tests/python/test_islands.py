@@ -80,6 +80,14 @@ def test_an_island_ends_at_its_host_unless_told(
     assert shape(told[0]) == expected
 
 
+def test_lists_of_islands_that_differ_between_ranks_do_no_harm(
+    ranks: Any, islands: dict[str, str]
+) -> None:
+    """Each rank tells its own place in its list, and all see the same islands then."""
+    told = ranks.fresh(4, **islands).run(programs.lists_differ)
+    assert all(shape(each) == shape(told[0]) for each in told)
+
+
 def test_calls_of_all_ways_are_in_flight_together(six: Any) -> None:
     assert six.run(programs.many_at_once) == ["on"] * 6
 
