@@ -365,9 +365,9 @@ TEST(Crc32c, GivesThePublishedValues) {
 
 TEST(Crc32c, IsTheSameByInstructionByTablesAndInPieces) {
   std::string bytes;
-  for (int i = 0; i < 40'000; ++i) bytes.push_back(static_cast<char>(i * 7 + (i >> 7)));
+  for (int i = 0; i < 160'000; ++i) bytes.push_back(static_cast<char>(i * 7 + (i >> 7)));
 
-  for (std::size_t length = 0; length < bytes.size(); length += 97) {
+  for (std::size_t length = 0; length < bytes.size(); length += 389) {
     const std::size_t cut = length / 3;
     const std::uint32_t whole = crc32c(0, bytes.data() + 1, length - (length > 0));
     const std::uint32_t tables =
@@ -375,6 +375,19 @@ TEST(Crc32c, IsTheSameByInstructionByTablesAndInPieces) {
     ASSERT_EQ(whole, tables) << length;
     ASSERT_EQ(crc32c(crc32c(0, bytes.data(), cut), bytes.data() + cut, length - cut),
               crc32c(0, bytes.data(), length));
+  }
+}
+
+// Folded and by the instruction at once go 48 KiB together, on some processors.
+TEST(Crc32c, IsTheSameByTablesForEveryLengthAndAlignment) {
+  std::string bytes;
+  for (int i = 0; i < 110'000; ++i) bytes.push_back(static_cast<char>(i * 11 + (i >> 5)));
+
+  for (const std::size_t first : {0, 48 << 10, 96 << 10}) {
+    for (std::size_t length = first; length <= first + 4096; length += first == 0 ? 1 : 41) {
+      const char* const at = bytes.data() + length % 67;
+      ASSERT_EQ(crc32c(9, at, length), detail::crc32c_by_tables(9, at, length)) << length;
+    }
   }
 }
 
