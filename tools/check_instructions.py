@@ -23,7 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "bench" / "instructions.json"
-CASES = ("alone", "sendrecv_8B", "allreduce_8B", "allreduce_512K", "plan")
+CASES = (
+    *("alone", "sendrecv_8B", "allreduce_8B", "allreduce_512K", "plan"),
+    *("c_broadcast_8B", "c_sendrecv_8B"),
+)
 TOLERANCE = 0.08
 
 

@@ -310,6 +310,25 @@ static hccomm::comm::Request request_of(const hccomm_call& call, int size) {
   return request;
 }
 
+// The call in the form that tells whether it is the last one again.
+static hccomm::engine::Simple simple_of(const hccomm_call& call) {
+  return {call.collective,
+          call.dtype,
+          call.op,
+          call.root,
+          call.count,
+          static_cast<const std::byte*>(call.input.data) + call.input.offset,
+          static_cast<const std::byte*>(call.output.data) + call.output.offset,
+          call.input.count,
+          call.output.count};
+}
+
+static bool is_simple(const hccomm_call& call) {
+  return call.counts == nullptr && call.offsets == nullptr && call.recv_counts == nullptr &&
+         call.recv_offsets == nullptr && call.input.device_kind == HCCOMM_DEVICE_HOST &&
+         call.output.device_kind == HCCOMM_DEVICE_HOST;
+}
+
 static Operation* start(Communicator& comm, const hccomm_call& call) {
   if (call.collective == HCCOMM_SEND) return comm.send(message_of(call));
   if (call.collective == HCCOMM_RECV) return comm.recv(message_of(call));
@@ -330,6 +349,11 @@ int hccomm_run(hccomm_comm* comm, const hccomm_call* call, hccomm_error* error) 
   return guarded(error, [&] {
     check_call(comm, call);
     if (call->collective != HCCOMM_SEND && call->collective != HCCOMM_RECV) {
+      Status repeated;
+      if (is_simple(*call) &&
+          comm->self->repeat(simple_of(*call), call->factor, Seconds(call->timeout), repeated)) {
+        return repeated.ok() ? succeed(error) : report(repeated, error);
+      }
       const Status status = comm->self->run(request_of(*call, comm->self->size()));
       return status.ok() ? succeed(error) : report(status, error);
     }

@@ -289,6 +289,24 @@ engine::Operation* Communicator::start_own(const Request& request) {
 
 Status Communicator::trouble() { return engine().trouble(context_); }
 
+// The request as repeat() will compare it.
+static std::optional<engine::Simple> simple(const Request& request) {
+  const Call& call = request.call;
+  if (!call.counts.empty() || !call.offsets.empty() || !call.recv_counts.empty() ||
+      !call.recv_offsets.empty()) {
+    return {};
+  }
+  return engine::Simple{static_cast<int>(call.collective),
+                        static_cast<int>(call.type),
+                        static_cast<int>(call.op),
+                        call.root,
+                        call.count,
+                        request.input.data,
+                        request.output.data,
+                        request.input.count,
+                        request.output.count};
+}
+
 Status Communicator::run(const Request& request) {
   check_usable(plan::name(request.call.collective));
   engine::Job job{recipe_for(request), request.input.data, request.output.data, request.factor,
@@ -298,6 +316,7 @@ Status Communicator::run(const Request& request) {
     if (const std::optional<Status> over = islands_->run(request)) return *over;
   }
   job.device = on_devices(request, *job.recipe, buffers);
+  if (job.device == nullptr) job.simple = simple(request);
   return engine().run(context_, std::move(job));
 }
 

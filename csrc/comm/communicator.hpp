@@ -71,6 +71,11 @@ class Communicator {
 
   engine::Operation* start(const Request& request);
   Status run(const Request& request);
+  // As run() of the call that was run last; false where it is another, and nothing has happened.
+  bool repeat(const engine::Simple& call, double factor, Seconds timeout, Status& outcome) {
+    if (closed_ || islands_ != nullptr || Endpoint::forked()) return false;
+    return endpoint_->engine().repeat(context_, call, factor, timeout_of(timeout), outcome);
+  }
   // As start(), but never over islands (islands.hpp).
   engine::Operation* start_own(const Request& request);
   Status trouble();  // what the communicator has failed with

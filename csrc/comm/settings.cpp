@@ -45,6 +45,7 @@ void Communicator::set(const std::string& name, const std::string& value) {
   algorithms_ = value;
   recipes_.clear();
   last_ = nullptr;
+  engine().forget_last(context_);
 }
 
 static constexpr const char* kNoLibrary = "no two ranks of one host may share a vendor's library";

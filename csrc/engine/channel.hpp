@@ -85,6 +85,14 @@ class Channel final : public transport::Inbox {
   // operation's step completes; with no operation it must be owned by the frame.
   void send(const wire::Header& header, const std::byte* payload, Operation* operation = nullptr,
             std::uint32_t step = 0);
+  // Whether a frame may leave at once, with none before it; and tries to send that frame. False: it
+  // has not left, or not whole (frame.sent), and then keep() must have it.
+  bool clear() const { return up() && !current_ && urgent_.empty(); }
+  bool try_send(transport::Outgoing& frame) {
+    dirty_ = true;
+    return link_->send(frame) == transport::Progress::Done;
+  }
+  void keep(const transport::Outgoing& frame, Operation* operation, std::uint32_t step);
   void send_text(wire::Header header, const std::string& payload);
   void send_bulk(Bulk bulk);
   void park(Parked parked) { parked_.push_back(parked); }
@@ -124,7 +132,6 @@ class Channel final : public transport::Inbox {
  private:
   void hand_over(const wire::Header& header, const std::byte* payload);
   transport::Placement place_of(const wire::Header& header);
-  void keep(const transport::Outgoing& frame, Operation* operation, std::uint32_t step);
   bool next_bulk_part();
   std::optional<wire::Header> expected(const Operation& op) const;
   void completed(Operation* operation, std::uint32_t step);

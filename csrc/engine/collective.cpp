@@ -31,9 +31,9 @@ static bool first_use(Context& context, std::uint64_t fingerprint) {
   return std::exchange(slot, fingerprint) != fingerprint;
 }
 
-Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>& staged) {
+Operation& Engine::begin_collective(Context& context, const Job& job, Result<Staged*>* staged) {
   Operation& op = fresh();
-  op.recipe = std::move(job.recipe);
+  if (op.recipe != job.recipe) op.recipe = job.recipe;
   const Recipe& recipe = *op.recipe;
   op.steps.assign(recipe.initial.begin(), recipe.initial.end());
   const std::size_t scratch = recipe.plan.scratch_count * recipe.element_bytes;
@@ -64,7 +64,7 @@ Operation& Engine::begin_collective(Context& context, Job& job, Result<Staged*>&
   op.base[static_cast<int>(plan::Space::Input)] = job.input;
   op.base[static_cast<int>(plan::Space::Output)] = job.output;
   surely([&] {
-    if (job.device != nullptr && !begin_staged(op, staged)) return;
+    if (job.device != nullptr && !begin_staged(op, *staged)) return;
     if (op.staged == nullptr || op.staged->plan->placed.empty()) {
       issue_opens(op);
     } else if (op.staged->open) {  // else opened() does it: where messages shall lie is told first
@@ -177,7 +177,7 @@ static void wrote(Staging& staging, Operation& op, const plan::Slice& dst, std::
 
 void Engine::complete(Operation& op, std::uint32_t id) {
   if (op.kind != OperationKind::Collective) {
-    finish(op, {});
+    finish(op);
     return;
   }
   const plan::Plan& plan = op.recipe->plan;

@@ -45,10 +45,41 @@ struct Arrived {
   Kept frame;
   std::uint64_t order = 0;
 };
+// What has come and what is wanted of one tag from one rank; source -1, any rank, only wants.
+struct TagLines {
+  Line<Operation*> wanted;
+  Line<Arrived> arrived;
+
+  bool empty() const { return wanted.empty() && arrived.empty(); }
+};
 struct Matching {
-  std::unordered_map<TagKey, Line<Operation*>, TagHash> wanted;  // source -1: any
-  std::unordered_map<TagKey, Line<Arrived>, TagHash> arrived;
+  static constexpr std::size_t kIdleTags = 256;  // lines that are kept though they are empty
+  std::unordered_map<TagKey, TagLines, TagHash> lines;
+  TagKey last_key;           // whose lines were looked up last,
+  TagLines* last = nullptr;  // and they; nullptr: none
+  std::size_t from_any = 0;  // receives that are wanted from any rank
   std::uint64_t next_order = 0;
+
+  TagLines& lines_of(const TagKey& key) {
+    if (last == nullptr || !(last_key == key)) {
+      last = &lines[key];
+      last_key = key;
+    }
+    return *last;
+  }
+  // Few lines are kept that are empty.
+  void tidy(const TagKey& key) {
+    if (lines.size() <= kIdleTags) return;
+    const auto found = lines.find(key);
+    if (found == lines.end() || !found->second.empty()) return;
+    last = nullptr;
+    lines.erase(found);
+  }
+  void tidy_all() {
+    if (lines.size() <= kIdleTags) return;
+    last = nullptr;
+    std::erase_if(lines, [](const auto& each) { return each.second.empty(); });
+  }
   // Large messages on their way, by (rank, number given by the sender).
   std::unordered_map<TagKey, Operation*, TagHash> sending, receiving;
   std::vector<std::uint32_t> next_index;  // by rank
@@ -72,6 +103,7 @@ struct Context {
   // Calls that await all ranks where no operation shows it: a vendor's library is at work.
   int watched = 0;  // through std::atomic_ref
 
+  Job last;  // the last collective that was run, if it was simple
   std::uint64_t next_sequence = 0;
   // Collectives in flight: slot sequence % window.size().
   std::vector<Operation*> window = std::vector<Operation*>(16, nullptr);

@@ -158,7 +158,8 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
     channel->flush();
   }
   leave(context);
-  context.matching.arrived.clear();
+  context.matching.last = nullptr;
+  context.matching.lines.clear();
   closed_[next_closed_++ % closed_.size()] = context.id;
 }
 
@@ -353,6 +354,20 @@ void Engine::finish(Operation& op, Status status) {
   }
   if (!status.ok()) op.status = std::move(status);
   if (op.running()) detach(op);
+  close(op);
+}
+
+// It has succeeded.
+void Engine::finish(Operation& op) {
+  if (!op.running() || op.held || op.staged != nullptr || op.on_done != nullptr) {
+    return finish(op, Status());
+  }
+  detach(op);
+  close(op);
+}
+
+// It runs no more, and has its outcome.
+void Engine::close(Operation& op) {
   op.context->recorder.end(op);
   running_[op.position] = running_.back();
   running_[op.position]->position = op.position;
@@ -369,8 +384,8 @@ void Engine::drop_reference(Operation& op) {
   if (op.kind == OperationKind::Collective) {
     op.opened.clear();
     op.blocked.clear();
-    op.stash.clear();
-    op.absent.clear();
+    if (!op.stash.empty()) op.stash.clear();
+    if (!op.absent.empty()) op.absent.clear();
   }
   op.state.store(Operation::Free, std::memory_order_relaxed);
   free_.push_back(&op);
@@ -396,47 +411,6 @@ Operation* Engine::handle(Operation& op, Follow follow) {
     arm_service();
   }
   return &op;
-}
-
-// Of the larger buffer.
-static std::uint64_t bytes_of(const Job& job) {
-  return std::max(job.recipe->extent[0], job.recipe->extent[1]);
-}
-
-Operation* Engine::start(Context& context, Job job, Follow follow) {
-  Result<Staged*> staged = nullptr;
-  if (job.device != nullptr) {  // outside the lock: a device is opened at its first use
-    staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
-  }
-  Guard guard(*this);
-  const Leftover leftover(staging_, staged);
-  Operation* op = nullptr;
-  if (!context.poison.ok()) {
-    op = &fresh();
-    enlist(*op, context, OperationKind::Send, job.timeout);
-    surely([&] { finish(*op, context.poison); });
-  } else {
-    op = handle(begin_collective(context, job, staged), follow);
-  }
-  call_back(guard);
-  return op;
-}
-
-Status Engine::run(Context& context, Job job) {
-  Result<Staged*> staged = nullptr;
-  if (job.device != nullptr) {  // outside the lock: a device is opened at its first use
-    staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
-  }
-  Guard guard(*this);
-  const Leftover leftover(staging_, staged);
-  if (!context.poison.ok()) return context.poison;
-  Operation& op = begin_collective(context, job, staged);
-  if (!op.done()) drive(guard, &op, Deadline::never());
-  flush();
-  Status status = std::move(op.status);
-  drop_reference(op);
-  call_back(guard);
-  return status;
 }
 
 Status Engine::wait(Operation& op, Deadline deadline) {

@@ -44,6 +44,10 @@ class Engine final : private StagingClient {
   Operation* start(Context& context, Job job, Follow follow);
   Operation* start(Context& context, OperationKind kind, const Parcel& parcel);
   Status run(Context& context, Job job);  // start() and wait() without a handle
+  // Runs the context's last collective again, if `call` is it: all has been checked and looked up.
+  // False where it is not, or the context has failed; nothing has happened then.
+  bool repeat(Context&, const Simple& call, double factor, Seconds timeout, Status& outcome);
+  void forget_last(Context& context);
   Status exchange(Context& context, const Parcel& out, const Parcel& in, int& source);
   Status wait(Operation& operation, Deadline deadline);  // drives; Timeout: it is still running
   bool test(Operation& operation);
@@ -73,18 +77,17 @@ class Engine final : private StagingClient {
   void attach(Channel& channel, std::unique_ptr<transport::Link> link);
   Operation& fresh(std::size_t count = 1);
   void enlist(Operation& op, Context& context, OperationKind kind, Seconds timeout);
-  void finish(Operation& op, Status status);
+  void finish(Operation& op, Status status), finish(Operation& op), close(Operation& op);
   void drop_reference(Operation& op);
   Operation* handle(Operation& op, Follow follow);
   // collective.cpp
-  Operation& begin_collective(Context& context, Job& job, Result<Staged*>& staged);
+  Operation& begin_collective(Context& context, const Job& job, Result<Staged*>* staged);
+  Status run_here(Guard& guard, Context& context, const Job& job, Result<Staged*>* staged);
   void run_step(Operation& op, std::uint32_t step);
-  void issue_send(Operation& op, std::uint32_t step);
+  void issue_send(Operation& op, std::uint32_t step), issue_opens(Operation& op);
   void issue_open(Operation& op, std::size_t inlet);
-  void issue_opens(Operation& op);
   void unpark(Channel& channel);
-  void complete(Operation& op, std::uint32_t step);
-  void drain();
+  void complete(Operation& op, std::uint32_t step), drain();
   void receive(Context& context, int source, const Header& header, const std::byte* payload);
   Kept keep(int source, const Header& header, const std::byte* payload);
   void receive_early(Operation& op);
@@ -108,7 +111,11 @@ class Engine final : private StagingClient {
   void receive_tagged(Context& context, int source, const Header& header, const std::byte* payload);
   void match(Context&, Operation& op, int source, const Header&, const std::byte* payload);
   void receive_tagged_control(Context&, int source, const Header&, const std::byte* payload);
-  Operation& begin_message(Context&, OperationKind kind, const Parcel&, Result<Staged*>& staged);
+  Operation& enlist_message(Context& context, OperationKind kind, const Parcel& parcel);
+  Operation& begin_message(Context&, OperationKind kind, const Parcel&, Result<Staged*>* staged);
+  Operation* send_now(Context& context, const Parcel& parcel);
+  Status exchange_staged(Context& context, const Parcel& out, const Parcel& in, int& source);
+  Status finish_exchange(Guard& guard, Operation* sends, Operation& receives, int& source);
   void dispatch(Operation& op);
   bool send_held(Operation& op);
   void arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes);
@@ -133,35 +140,27 @@ class Engine final : private StagingClient {
   void go_on_without(Context& context, const Status& why);
   void fail(Operation& op, const Status& why);
   void channel_broken(Channel& channel, const Status& why);
-  void cannot_dial(Channel& channel, const Status& why);
-  void tell_damage(Channel& channel, const Status& why);
-  void fell_silent(Channel& channel);
+  void cannot_dial(Channel& channel, const Status& why), probe(Operation& op), lament();
+  void tell_damage(Channel& channel, const Status& why), fell_silent(Channel& channel);
   void lost(Context& context, int rank);
   void leave(Context& context);
-  void retire(Channel& channel);
-  void drop_unused(Channel& channel);
+  void retire(Channel& channel), drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank);
   void differs(Context& context, std::uint64_t mine, int source, const Header& header);
   void check_deadlines(Clock::time_point now);
   void look_around(Guard& guard, Clock::time_point now);
   void surely(auto&& body);
-  void lament();
-  void probe(Operation& op);
   void receive_absent(Context& context, const Header& header, const std::byte* payload);
   std::string dump_locked(Context& context);
   // drive.cpp
   bool progress();
+  void flush(), call_back(Guard& guard), let_in(Guard& guard);
   void drive(Guard& guard, const Operation* until, Deadline deadline);
   bool sleep(Guard& guard, Deadline deadline);
-  void let_in(Guard& guard);
-  void flush();
-  void call_back(Guard& guard);
   void serve();
   void tick(Clock::time_point now);
   void look_for_the_silent(Clock::time_point now);
-  void start_service();
-  void ring_service();
-  void arm_service();
+  void start_service(), ring_service(), arm_service();
 
   Dialer& dialer_;
   const std::string uuid_;

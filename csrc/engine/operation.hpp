@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -65,6 +66,16 @@ inline constexpr std::uint64_t kBriefBytes = 4096;
 // Fills the derived members from plan and element_bytes.
 void finish_recipe(Recipe& recipe);
 
+// A collective on host memory without lists of counts, as the caller gave it: numbers that may mean
+// nothing, and buffers with the elements they hold. Equal ones are the same call.
+struct Simple {
+  int collective = 0, type = 0, op = 0, root = 0;
+  std::uint64_t count = 0;
+  const std::byte *input = nullptr, *output = nullptr;
+  std::uint64_t input_count = 0, output_count = 0;
+  friend bool operator==(const Simple&, const Simple&) = default;
+};
+
 // What the caller brings to one use of a recipe.
 struct Job {
   std::shared_ptr<const Recipe> recipe;
@@ -72,7 +83,8 @@ struct Job {
   std::byte* output = nullptr;
   double factor = 1.0;  // PREMUL_SUM
   Seconds timeout{300};
-  const Buffers* device = nullptr;  // where not both lie in host memory; read by start() only
+  const Buffers* device = nullptr;    // where not both lie in host memory; read by start() only
+  std::optional<Simple> simple = {};  // run(): if the call comes again, repeat() shall know it
 };
 
 // A part of a message that came before its step (or its operation) was ready for it.
@@ -129,6 +141,7 @@ struct Operation {
   int peer = -1;  // -1: any source, until matched
   std::uint64_t tag = 0;
   std::uint32_t index = 0;  // of a large message, given by the sender
+  bool listed = false;      // in Matching::sending or receiving
   std::uint8_t element_kind = 0;
   std::byte* data = nullptr;
   std::uint64_t bytes = 0, moved = 0;

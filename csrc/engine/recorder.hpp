@@ -34,7 +34,7 @@ struct Record {
   Code code = Code::Ok;
   std::uint32_t steps = 0, done = 0;  // as it ended
   std::uint8_t waits = 0;             // how many of waits_for are set
-  std::array<std::int32_t, 8> waits_for{};
+  std::array<std::int32_t, 8> waits_for;
 };
 
 // Owns:   the ring.
@@ -46,6 +46,8 @@ class Recorder {
 
   void begin(Operation& operation) noexcept;
   void end(const Operation& operation) noexcept;
+  // A message that left at once, without an operation.
+  void sent(int peer, std::uint64_t tag, std::uint64_t bytes, std::uint64_t began) noexcept;
   // The record of an operation, or nothing once it has been overwritten.
   Record* find(std::uint64_t number) noexcept;
   // Numbers of the records held: first() <= number < next().
@@ -53,8 +55,11 @@ class Recorder {
   std::uint64_t next() const noexcept { return next_; }
 
  private:
+  Record& next_record() noexcept;
+
   std::unique_ptr<Record[]> ring_ = std::make_unique_for_overwrite<Record[]>(kRecords);
   std::uint64_t next_ = 0;
+  std::size_t at_ = 0;  // next_ % kRecords
 };
 
 }  // namespace hccomm::engine

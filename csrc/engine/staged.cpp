@@ -53,7 +53,7 @@ bool stores(const Operation& op, std::uint32_t step) {
 
 // Every step, or the whole message, is done: so is the operation, unless copies are left.
 void Engine::end(Operation& op) {
-  if (op.staged == nullptr || staging_.copied_back(*op.staged)) finish(op, {});
+  if (op.staged == nullptr || staging_.copied_back(*op.staged)) finish(op);
 }
 
 // False while copies are in flight: finish() is called again when they are over.

@@ -14,8 +14,6 @@ namespace hccomm::engine {
 using wire::Header;
 using wire::Type;
 
-static constexpr std::size_t kIdleTags = 256;  // lines that are kept though they are empty
-
 static bool on_device(const Parcel& parcel) { return parcel.where != nullptr && parcel.bytes != 0; }
 
 // Outside the lock: a device is opened at its first use.
@@ -26,8 +24,7 @@ static Result<Staged*> stage(Staging& staging, OperationKind kind, const Parcel&
                          reached ? reach : Reach());
 }
 
-Operation& Engine::begin_message(Context& context, OperationKind kind, const Parcel& parcel,
-                                 Result<Staged*>& staged) {
+Operation& Engine::enlist_message(Context& context, OperationKind kind, const Parcel& parcel) {
   Operation& op = fresh();
   enlist(op, context, kind, parcel.timeout);
   op.peer = parcel.peer;
@@ -38,9 +35,15 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
   op.moved = 0;
   op.order = context.matching.next_order++;
   context.recorder.begin(op);
+  return op;
+}
+
+Operation& Engine::begin_message(Context& context, OperationKind kind, const Parcel& parcel,
+                                 Result<Staged*>* staged) {
+  Operation& op = enlist_message(context, kind, parcel);
   surely([&] {
     if (!context.poison.ok()) return finish(op, context.poison);
-    if (on_device(parcel) && !begin_staged(op, staged)) return;
+    if (on_device(parcel) && !begin_staged(op, *staged)) return;
     if (kind == OperationKind::Send) {
       issue_tagged(op);
     } else {
@@ -56,13 +59,77 @@ Operation* Engine::start(Context& context, OperationKind kind, const Parcel& par
   if (on_device(parcel)) staged = stage(staging_, kind, parcel, reach(context, parcel.bytes));
   Guard guard(*this);
   const Leftover leftover(staging_, staged);
-  Operation& op = begin_message(context, kind, parcel, staged);
+  Operation& op = begin_message(context, kind, parcel, &staged);
   handle(op, parcel.follow);
   call_back(guard);
   return &op;
 }
 
+static Header header_of(const Context& context, const Parcel& parcel) {
+  Header header;
+  header.type = Type::Tagged;
+  header.context = context.id;
+  header.sequence = parcel.tag;
+  header.fingerprint = parcel.bytes;
+  header.flags = parcel.kind;
+  header.length = parcel.bytes;
+  return header;
+}
+
+// Sends a message of host memory, without an operation where the link takes it at once: it needs
+// no deadline then, and nobody to wait for. nullptr: it has left.
+Operation* Engine::send_now(Context& context, const Parcel& parcel) {
+  const auto begin = [&] { return &begin_message(context, OperationKind::Send, parcel, nullptr); };
+  if (parcel.peer == context.rank || !context.poison.ok()) return begin();
+  Channel& channel = *context.channels[parcel.peer];
+  if (!channel.clear() || parcel.bytes > channel.eager_bytes()) return begin();
+  if (!context.matching.held.empty()) return begin();
+  transport::Outgoing frame{header_of(context, parcel), parcel.data, 0};
+  const std::uint64_t began = ticks_now();
+  if (channel.try_send(frame)) {
+    context.recorder.sent(parcel.peer, parcel.tag, parcel.bytes, began);
+    return nullptr;
+  }
+  if (frame.sent == 0) return begin();
+  Operation& op = enlist_message(context, OperationKind::Send, parcel);
+  op.moved = op.bytes;
+  channel.keep(frame, &op, 0);  // the rest of what has begun: refused no memory
+  return &op;
+}
+
 Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, int& source) {
+  if (on_device(in) || on_device(out)) return exchange_staged(context, out, in, source);
+  Guard guard(*this);
+  fresh(2);  // once the first has begun, the second must not be refused
+  Operation* sends = nullptr;
+  Operation* receives = nullptr;
+  const auto receive = [&] {
+    receives = &begin_message(context, OperationKind::Recv, in, nullptr);
+  };
+  // What is sent should leave first; but a message to ourselves must find who takes it.
+  const bool self = out.peer == context.rank;
+  if (self) receive();
+  sends = send_now(context, out);
+  if (!self) receive();
+  return finish_exchange(guard, sends, *receives, source);
+}
+
+Status Engine::finish_exchange(Guard& guard, Operation* sends, Operation& receives, int& source) {
+  if (!receives.done()) drive(guard, &receives, Deadline::never());
+  Status status = std::move(receives.status);
+  if (sends != nullptr) {
+    if (!sends->done()) drive(guard, sends, Deadline::never());
+    if (status.ok()) status = sends->status;
+    drop_reference(*sends);
+  }
+  flush();
+  source = receives.peer;
+  drop_reference(receives);
+  if (!callbacks_.empty()) call_back(guard);
+  return status;
+}
+
+Status Engine::exchange_staged(Context& context, const Parcel& out, const Parcel& in, int& source) {
   Result<Staged*> staged_in = nullptr, staged_out = nullptr;
   if (on_device(in)) {
     staged_in = stage(staging_, OperationKind::Recv, in, reach(context, in.bytes));
@@ -72,29 +139,17 @@ Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, i
   }
   Guard guard(*this);
   const Leftover left_in(staging_, staged_in), left_out(staging_, staged_out);
-  fresh(2);                 // once the first has begun, the second must not be refused
-  Operation* both[2] = {};  // what is received, what is sent
+  fresh(2);  // once the first has begun, the second must not be refused
+  Operation* sends = nullptr;
+  Operation* receives = nullptr;
   const auto receive = [&] {
-    both[0] = &begin_message(context, OperationKind::Recv, in, staged_in);
+    receives = &begin_message(context, OperationKind::Recv, in, &staged_in);
   };
-  const auto send = [&] {
-    both[1] = &begin_message(context, OperationKind::Send, out, staged_out);
-  };
-  // What is sent should leave first; but a message to ourselves must find who takes it.
   const bool self = out.peer == context.rank;
   if (self) receive();
-  send();
+  sends = &begin_message(context, OperationKind::Send, out, &staged_out);
   if (!self) receive();
-  Status status;
-  for (Operation* op : both) {
-    if (!op->done()) drive(guard, op, Deadline::never());
-    if (status.ok()) status = op->status;
-  }
-  flush();
-  source = both[0]->peer;
-  for (Operation* op : both) drop_reference(*op);
-  call_back(guard);
-  return status;
+  return finish_exchange(guard, sends, *receives, source);
 }
 
 // Whether the message can be sent, or at least announced: its data are here, or it is large.
@@ -148,32 +203,26 @@ bool Engine::send_held(Operation& op) {
 
 void Engine::dispatch(Operation& op) {
   Context& context = *op.context;
-  Header header;
-  header.context = context.id;
-  header.sequence = op.tag;
-  header.fingerprint = op.bytes;
-  header.flags = op.element_kind;
+  Header header = header_of(context, {.tag = op.tag, .bytes = op.bytes, .kind = op.element_kind});
   if (op.peer == context.rank) {
-    header.type = Type::Tagged;
-    header.length = op.bytes;
     receive_tagged(context, op.peer, header, op.data);
-    finish(op, {});
+    finish(op);
     return;
   }
   Channel& channel = *context.channels[op.peer];
   if (op.bytes <= channel.eager_bytes()) {
-    header.type = Type::Tagged;
-    header.length = op.bytes;
     op.moved = op.bytes;
     channel.send(header, op.data, &op, 0);
     return;
   }
   header.type = Type::TaggedReady;
+  header.length = 0;
   header.index = op.index = context.matching.next_index[op.peer]++;
   // With no address the receiver asks for the data, which then come as they leave the device.
   const bool pulled = channel.pulls() && op.staged == nullptr;
   header.address = pulled ? reinterpret_cast<std::uintptr_t>(op.data) : 0;
   context.matching.sending[{op.peer, header.index}] = &op;
+  op.listed = true;
   if (pulled) {
     start_push({&channel, &op, 0, op.data, op.bytes, 0}, header);
   } else {
@@ -186,25 +235,26 @@ void Engine::want(Operation& op) {
   Context& context = *op.context;
   Matching& matching = context.matching;
   const auto [peer, tag] = std::pair(op.peer, op.tag);
-  auto best = matching.arrived.end();
-  if (peer >= 0) {
-    best = matching.arrived.find({peer, tag});
-  } else {
-    for (auto each = matching.arrived.begin(); each != matching.arrived.end(); ++each) {
-      if (each->first.tag != tag || each->second.empty()) continue;
-      if (best == matching.arrived.end() ||
-          each->second.front().order < best->second.front().order) {
-        best = each;
+  TagLines* best = &matching.lines_of({peer, tag});
+  TagKey key{peer, tag};
+  if (peer < 0) {
+    for (auto& [of, lines] : matching.lines) {
+      if (of.tag != tag || lines.arrived.empty()) continue;
+      if (best->arrived.empty() || lines.arrived.front().order < best->arrived.front().order) {
+        best = &lines;
+        key = of;
       }
     }
   }
-  if (best != matching.arrived.end() && !best->second.empty()) {
-    const Kept frame = std::move(best->second.front().frame);
-    best->second.pop_front();
-    if (best->second.empty() && matching.arrived.size() > kIdleTags) matching.arrived.erase(best);
+  if (!best->arrived.empty()) {
+    const Kept frame = std::move(best->arrived.front().frame);
+    best->arrived.pop_front();
+    matching.tidy(key);
+    if (peer < 0) matching.tidy({peer, tag});
     match(context, op, frame.source, frame.header, frame.payload.get());
   } else {
-    matching.wanted[{peer, tag}].push_back(&op);
+    best->wanted.push_back(&op);
+    if (peer < 0) ++matching.from_any;
     if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
     if (context.tolerant && peer >= 0 && context.gone[peer] != 0) {
       fail(op, Status(Code::PeerLost, context.who[peer] + " is lost", peer));
@@ -227,23 +277,25 @@ void Engine::receive_tagged(Context& context, int source, const Header& header,
                             const std::byte* payload) {
   Matching& matching = context.matching;
   const std::uint64_t tag = header.sequence;
-  const auto line = [&](int from) {
-    const auto found = matching.wanted.find({from, tag});
-    return found != matching.wanted.end() && !found->second.empty() ? &found->second : nullptr;
-  };
-  Line<Operation*>* best = line(source);
-  Line<Operation*>* any = line(-1);
-  if (best == nullptr || (any != nullptr && any->front()->order < best->front()->order)) best = any;
-  if (best == nullptr) {
-    matching.arrived[{source, tag}].push_back(
-        {keep(source, header, payload), matching.next_order++});
+  TagLines* best = &matching.lines_of({source, tag});
+  TagKey key{source, tag};
+  if (matching.from_any != 0) {
+    const auto any = matching.lines.find({-1, tag});
+    if (any != matching.lines.end() && !any->second.wanted.empty() &&
+        (best->wanted.empty() || any->second.wanted.front()->order < best->wanted.front()->order)) {
+      best = &any->second;
+      key = any->first;
+    }
+  }
+  if (best->wanted.empty()) {
+    best->arrived.push_back({keep(source, header, payload), matching.next_order++});
     return;
   }
-  Operation& op = *best->front();
-  best->pop_front();
-  if (matching.wanted.size() > kIdleTags) {
-    std::erase_if(matching.wanted, [](const auto& each) { return each.second.empty(); });
-  }
+  Operation& op = *best->wanted.front();
+  best->wanted.pop_front();
+  if (key.source < 0) --matching.from_any;
+  matching.tidy(key);
+  if (key.source < 0) matching.tidy({source, tag});
   match(context, op, source, header, payload);
 }
 
@@ -275,6 +327,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   const Channel& channel = *context.channels[source];
   op.index = header.index;
   context.matching.receiving[{source, header.index}] = &op;
+  op.listed = true;
   if (channel.pulls() && header.address != 0) {
     start_pull(*context.channels[source], op, 0, header.address);
     return;
@@ -340,10 +393,10 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
 
 void forget_tagged(Operation& op) {
   Matching& matching = op.context->matching;
-  auto& large = op.kind == OperationKind::Send ? matching.sending : matching.receiving;
-  if (const auto found = large.find({op.peer, op.index});
-      found != large.end() && found->second == &op) {
-    large.erase(found);
+  if (std::exchange(op.listed, false)) {
+    auto& large = op.kind == OperationKind::Send ? matching.sending : matching.receiving;
+    const auto found = large.find({op.peer, op.index});
+    if (found != large.end() && found->second == &op) large.erase(found);
   }
   if (op.status.ok()) return;
   const auto is_op = [&](const Operation* each) { return each == &op; };
@@ -352,7 +405,12 @@ void forget_tagged(Operation& op) {
     std::erase_if(matching.held, [](const auto& each) { return each.second.empty(); });
     return;
   }
-  for (auto& [key, line] : matching.wanted) line.erase_if(is_op);
+  for (auto& [key, lines] : matching.lines) {
+    const std::size_t before = lines.wanted.size();
+    lines.wanted.erase_if(is_op);
+    if (key.source < 0) matching.from_any -= before - lines.wanted.size();
+  }
+  matching.tidy_all();
 }
 
 }  // namespace hccomm::engine

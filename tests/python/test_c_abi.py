@@ -71,3 +71,38 @@ def test_sendrecv_wants_a_send_and_a_recv() -> None:
         b"sendrecv: send and recv must be calls of HCCOMM_SEND and HCCOMM_RECV"
     )
     assert library.lib.hccomm_close(comm[0], 0.0, error) == 0
+
+
+def test_a_call_that_comes_again_with_other_buffers_is_checked_again() -> None:
+    library = _native.library()
+    ffi: Any = library.ffi
+    error = ffi.new("hccomm_error*")
+    config = ffi.new("hccomm_config*", {"struct_size": ffi.sizeof("hccomm_config"), "size": 1})
+    comm = ffi.new("hccomm_comm**")
+    assert library.lib.hccomm_init(config, comm, error) == 0, ffi.string(error.text)
+    values = ffi.new("float[8]", [1, 2, 3, 4, 5, 6, 7, 8])
+    call = ffi.new("hccomm_call*", {"struct_size": ffi.sizeof("hccomm_call"), "collective": 1})
+    call.dtype, call.count = 13, 4  # HCCOMM_F32
+    call.input.data, call.input.count = values, 4
+    call.output.data, call.output.count = values + 4, 4
+
+    def run() -> tuple[int, bytes]:
+        return library.lib.hccomm_run(comm[0], call, error), ffi.string(error.text)
+
+    assert [run(), run()] == [(0, b"")] * 2
+    assert list(values) == [1, 2, 3, 4, 1, 2, 3, 4]
+    call.output.count = 3
+    assert run()[0] == 1
+    call.output.count = 4
+    assert run() == (0, b"")
+    call.output.data = values + 2
+    assert run()[0] == 1
+    call.output.data = values + 4
+    call.collective += 256
+    assert run()[0] == 1
+    call.collective -= 256
+    call.counts = ffi.new("uint64_t[1]", [4])
+    assert run()[0] == 1
+    call.counts = ffi.NULL
+    assert run() == (0, b"")
+    assert library.lib.hccomm_close(comm[0], 0.0, error) == 0

@@ -9,9 +9,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "capi/hccomm.h"
@@ -88,6 +90,80 @@ class TwoRanks {
   std::vector<float> input_[2], output_[2];
 };
 
+void require(int code, const hccomm_error& error) {
+  if (code == HCCOMM_OK) return;
+  std::fprintf(stderr, "%s\n", error.text);
+  std::_Exit(1);
+}
+
+// Two ranks behind the C ABI. Their calls are made so that each finds what it waits for.
+class TwoCallers {
+ public:
+  TwoCallers() {
+    ::setenv("HCCOMM_TRANSPORTS", "shm", 1);
+    std::string folder = std::filesystem::temp_directory_path() / "hccomm-instructions-XXXXXX";
+    if (::mkdtemp(folder.data()) == nullptr) std::_Exit(1);
+    std::thread other([&] { join(1, folder); });
+    join(0, folder);
+    other.join();
+    std::thread first([&] { warm(0); });
+    warm(1);
+    first.join();
+    std::filesystem::remove_all(folder);
+  }
+
+  void broadcast() {
+    const hccomm_call call = call_of(HCCOMM_BROADCAST, 0);
+    for (const int rank : {0, 1}) require(hccomm_run(comm_[rank], &call, &error_), error_);
+  }
+
+  void sendrecv() {
+    hccomm_work* first = nullptr;
+    const hccomm_call to_1 = call_of(HCCOMM_SEND, 1), to_0 = call_of(HCCOMM_SEND, 0);
+    const hccomm_call from_0 = call_of(HCCOMM_RECV, 0), from_1 = call_of(HCCOMM_RECV, 1);
+    require(hccomm_start(comm_[0], &to_1, &first, &error_), error_);
+    hccomm_release(first);
+    require(hccomm_sendrecv(comm_[1], &to_0, &from_0, nullptr, &error_), error_);
+    require(hccomm_run(comm_[0], &from_1, &error_), error_);
+  }
+
+ private:
+  hccomm_call call_of(int collective, int peer) {
+    hccomm_call call{};
+    call.struct_size = sizeof call;
+    call.collective = collective;
+    call.dtype = HCCOMM_F32;
+    call.count = 2;
+    call.root = peer;
+    call.input = call.output = {values_, 2, 0, HCCOMM_DEVICE_HOST, 0, nullptr};
+    return call;
+  }
+  void join(int rank, const std::string& folder) {
+    const std::string url = "file://" + folder + "/meet";
+    hccomm_config config{};
+    config.struct_size = sizeof config;
+    config.rank = rank;
+    config.size = 2;
+    config.rendezvous = url.c_str();
+    config.flags = HCCOMM_THREAD_RANK;
+    hccomm_error error{};
+    require(hccomm_init(&config, &comm_[rank], &error), error);
+  }
+  // The link is made, and the first broadcast of its kind has been confirmed.
+  void warm(int rank) {
+    hccomm_error error{};
+    hccomm_call call = call_of(HCCOMM_BARRIER, 0);
+    call.count = 0;
+    require(hccomm_run(comm_[rank], &call, &error), error);
+    call = call_of(HCCOMM_BROADCAST, 0);
+    for (int i = 0; i < 50; ++i) require(hccomm_run(comm_[rank], &call, &error), error);
+  }
+
+  hccomm_comm* comm_[2] = {};
+  hccomm_error error_{};
+  float values_[2] = {1, 2};
+};
+
 void alone(int times) {
   hccomm_config config{};
   config.struct_size = sizeof config;
@@ -95,10 +171,7 @@ void alone(int times) {
   config.size = 1;
   hccomm_comm* comm = nullptr;
   hccomm_error error{};
-  if (hccomm_init(&config, &comm, &error) != HCCOMM_OK) {
-    std::fprintf(stderr, "%s\n", error.text);
-    std::_Exit(1);
-  }
+  require(hccomm_init(&config, &comm, &error), error);
   float in[2] = {1, 2}, out[2] = {};
   hccomm_call call{};
   call.struct_size = sizeof call;
@@ -132,6 +205,11 @@ void make_plan(int times) {
 int run(const std::string& name, int times) {
   if (name == "alone") return alone(times), 0;
   if (name == "plan") return make_plan(times), 0;
+  if (name.starts_with("c_")) {
+    TwoCallers callers;
+    if (name == "c_broadcast_8B") return measured([&] { callers.broadcast(); }, times), 0;
+    if (name == "c_sendrecv_8B") return measured([&] { callers.sendrecv(); }, times), 0;
+  }
   TwoRanks ranks("shm");
   if (name == "allreduce_8B") return measured([&] { ranks.allreduce(2, "direct"); }, times), 0;
   if (name == "allreduce_512K") {
@@ -140,7 +218,7 @@ int run(const std::string& name, int times) {
   if (name == "sendrecv_8B") return measured([&] { ranks.sendrecv(); }, times), 0;
   std::fprintf(stderr,
                "instructions: \"%s\" is no case; alone, plan, allreduce_8B, allreduce_512K, "
-               "sendrecv_8B\n",
+               "sendrecv_8B, c_broadcast_8B, c_sendrecv_8B\n",
                name.c_str());
   return 2;
 }

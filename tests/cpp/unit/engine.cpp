@@ -174,6 +174,57 @@ TEST_P(EngineOver, BothMaySendBeforeTheyReceive) {
   }
 }
 
+TEST_P(EngineOver, AMessageThatLeavesAtOnceIsRecordedAsOthersAre) {
+  Cluster cluster(GetParam(), 2);
+  cluster.run([&](Node& node) {
+    const int peer = 1 - node.rank();
+    for (std::size_t round = 0; round < 3; ++round) {
+      for (const std::size_t bytes : {0ul, 8ul, 5'000ul, 300'000ul}) {
+        std::vector<std::uint8_t> out(bytes, static_cast<std::uint8_t>(node.rank() + 1));
+        std::vector<std::uint8_t> in(bytes, 0);
+        int source = -2;
+
+        const Status done = node.engine().exchange(
+            node.context(), parcel(peer, 5, out.data(), bytes),
+            parcel(node.rank() == 0 ? -1 : peer, 5, in.data(), bytes), source);
+
+        ASSERT_TRUE(done.ok()) << done.text();
+        ASSERT_EQ(source, peer);
+        ASSERT_EQ(in, std::vector<std::uint8_t>(bytes, static_cast<std::uint8_t>(peer + 1)));
+      }
+    }
+    const std::string dump = node.engine().dump(node.context());
+    const auto times = [&](const char* word) {
+      std::size_t count = 0;
+      for (auto at = dump.find(word); at != dump.npos; at = dump.find(word, at + 1)) ++count;
+      return count;
+    };
+
+    EXPECT_EQ(times("\"hccomm:send\""), 12u) << dump;
+    EXPECT_EQ(times("\"hccomm:recv\""), 12u) << dump;
+    EXPECT_EQ(times("\"completed\""), 24u) << dump;
+    EXPECT_EQ(node.context().matching.from_any, 0u);
+  });
+}
+
+TEST_P(EngineOver, ManyTagsLeaveFewLinesBehind) {
+  Cluster cluster(GetParam(), 2);
+  cluster.run([&](Node& node) {
+    const int peer = 1 - node.rank();
+    for (std::uint64_t tag = 0; tag < 1000; ++tag) {
+      std::uint64_t out = tag, in = 0;
+      int source = -2;
+      const Status done =
+          node.engine().exchange(node.context(), parcel(peer, tag, &out, 8),
+                                 parcel(tag % 2 == 0 ? -1 : peer, tag, &in, 8), source);
+      ASSERT_TRUE(done.ok()) << done.text();
+      ASSERT_EQ(in, tag);
+    }
+
+    EXPECT_LE(node.context().matching.lines.size(), 260u);
+  });
+}
+
 TEST_P(EngineOver, MessagesMatchByTagInOrder) {
   Cluster cluster(GetParam(), 2);
   const Deadline deadline = Deadline::after(Seconds(20));
