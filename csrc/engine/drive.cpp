@@ -276,8 +276,9 @@ void Engine::tick(Clock::time_point now) {
 }
 
 // A peer is lost when it is silent for too long, and an operation or a vendor's library waits for
-// it. Whoever drives may not have come to read since this process was stopped: what lies there
-// speaks for the peer first.
+// it. Whoever drives may not have come to read, in want of a processor or busy with a callback:
+// what lies there speaks for the peer first. Our beats tell it how long we have heard nothing, so
+// that counts whether or not anybody waits.
 void Engine::look_for_the_silent(Clock::time_point now) {
   const bool beat = now >= next_beat_;
   const Seconds limit = Silence::limit(settings_.silence);
@@ -285,6 +286,11 @@ void Engine::look_for_the_silent(Clock::time_point now) {
     Silence& silence = channel->silence;
     if (channel->up()) {
       silence.look(now);
+      if (silence.unheard() > kBeat && channel->link()->pending()) {
+        silence.heard();
+        silence.look(now);
+        eventfd_write(bell_.get(), 1);
+      }
     } else if (beat || channel->state() == Channel::State::Dialing) {
       if (!awaited(*channel, running_)) silence.heard();
       silence.look(now, kBeat);

@@ -60,6 +60,42 @@ TEST_P(LinksOver, ACutLinkLosesTheRankAndTheNextGroupGetsAnother) {
   cluster.run(expect_sum_of_ones);
 }
 
+// Who drives runs callbacks, too. What comes meanwhile lies unread, which is not its sender's
+// silence: beats that said so would make the sender take the busy rank for lost.
+TEST_P(LinksOver, ARankThatIsBusyInACallbackIsNotLost) {
+  engine::Settings settings;
+  settings.silence = Seconds(1);
+  Cluster cluster(GetParam(), 2, settings);
+  cluster.run(expect_sum_of_ones);
+
+  cluster.run([](Node& node) {
+    std::int64_t words[3] = {};
+    const auto start = [&](engine::OperationKind kind, std::uint64_t tag) {
+      auto* data = reinterpret_cast<std::byte*>(&words[tag]);
+      return node.engine().start(
+          node.context(), kind,
+          {1 - node.rank(), tag, data, sizeof words[tag], 0, Seconds(20), engine::Follow::Soon});
+    };
+    const auto receives = engine::OperationKind::Recv, sends = engine::OperationKind::Send;
+    const bool busy = node.rank() == 0;
+    std::vector<engine::Operation*> operations = {start(busy ? receives : sends, 0),
+                                                  start(busy ? receives : sends, 1)};
+    if (busy) {
+      node.engine().on_done(
+          *operations[0],
+          [](void*, int) { std::this_thread::sleep_for(std::chrono::milliseconds(2500)); },
+          nullptr);
+      EXPECT_TRUE(node.engine().wait(*operations[1], Deadline::after(Seconds(20))).ok());
+    }
+    operations.push_back(start(busy ? sends : receives, 2));
+    for (engine::Operation* each : operations) {
+      const Status status = node.engine().wait(*each, Deadline::after(Seconds(20)));
+      EXPECT_TRUE(status.ok()) << "rank " << node.rank() << ": " << status.text();
+      node.engine().release(*each);
+    }
+  });
+}
+
 // No thread, no memory: the rank that lacks it says so, nobody is lost, and later it may go well.
 TEST_P(LinksOver, AProcessThatCannotEvenBeginToConnectNamesItself) {
   Cluster cluster(GetParam(), 2);
