@@ -271,6 +271,16 @@ void Endpoint::expel(const transport::DeviceMemory& memory) noexcept {
   for (const auto& transport : transports_) transport->expel(memory);
 }
 
+Result<std::unique_ptr<transport::Shared>> Endpoint::share(std::size_t bytes) {
+  Status status = engine::Dialer::share(bytes).status();
+  for (const auto& transport : transports_) {
+    auto shared = transport->share(bytes);
+    if (shared.ok()) return shared;
+    if (shared.status().code() != Code::Unavailable) status = shared.status();
+  }
+  return status;
+}
+
 std::vector<std::string> Endpoint::candidates(const transport::Card& peer) const {
   std::vector<std::string> names;
   for (const auto& transport : transports_) {

@@ -62,6 +62,7 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
   Status dial(const transport::Card& peer) override;
   Status enroll(const transport::DeviceMemory& memory) override;
   void expel(const transport::DeviceMemory& memory) noexcept override;
+  Result<std::unique_ptr<transport::Shared>> share(std::size_t bytes) override;
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
     engine_->accepted(peer.uuid, finished(std::move(peer.link)));

@@ -248,7 +248,7 @@ void Channel::cancel(const Operation* operation) {
 
 void Channel::keep_for_later(const Header& header, const std::byte* payload) {
   if (header.context == 0) return;
-  if (std::ranges::find(engine_.closed_, header.context) != engine_.closed_.end()) return;
+  if (engine_.closed_.has(header.context)) return;
   strangers_[header.context].push_back(engine_.keep(-1, header, payload));
 }
 
@@ -277,6 +277,7 @@ void Channel::hand_over(const Header& header, const std::byte* payload) {
     case Type::TaggedOpen:
     case Type::TaggedData:
     case Type::TaggedWritten:
+    case Type::TaggedHere:
     case Type::TaggedDone: engine_.receive_tagged_control(context, source, header, payload); break;
     case Type::Status:
       engine_.poison_locked(context, wire::decode_status(payload, header.length), true);

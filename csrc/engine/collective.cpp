@@ -144,6 +144,7 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   } else if (channel.pulls()) {
     header.type = Type::Ready;
     header.address = reinterpret_cast<std::uintptr_t>(data);
+    if (in_shared_memory(op, id)) header.flags = wire::kShared;
     start_push({&channel, &op, id, data, bytes, 0}, header);
   } else if (opened && op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
     send_placed(op, id, channel, header);
@@ -215,7 +216,8 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
     case Kind::Recv:
     case Kind::RecvReduce: {
       if (op.steps[id].announced) {
-        start_pull(*op.context->channels[step.peer], op, id, op.steps[id].value);
+        start_pull(*op.context->channels[step.peer], op, id, op.steps[id].value,
+                   op.steps[id].shared);
         return;
       }
       // What came early; applying the last part completes the step, and maybe the operation.
@@ -364,8 +366,10 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       if (state.done || state.announced) return;
       state.announced = true;
       state.value = header.address;
+      state.shared = (header.flags & wire::kShared) != 0;
       if (state.waiting == 0) {
-        start_pull(*context.channels[source], op, static_cast<std::uint32_t>(step), header.address);
+        start_pull(*context.channels[source], op, static_cast<std::uint32_t>(step), header.address,
+                   state.shared);
       }
       return;
     }

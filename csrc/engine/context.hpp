@@ -4,6 +4,7 @@
 // what has arrived ahead of them. comm/ makes one per communicator.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -122,6 +123,17 @@ struct Context {
     Operation* found = window[sequence & (window.size() - 1)];
     return found != nullptr && found->sequence == sequence ? found : nullptr;
   }
+};
+
+// The last contexts that were removed.
+class LastClosed {
+ public:
+  void add(std::uint64_t id) { ids_[next_++ % ids_.size()] = id; }
+  bool has(std::uint64_t id) const { return std::ranges::find(ids_, id) != ids_.end(); }
+
+ private:
+  std::array<std::uint64_t, 256> ids_{};
+  std::size_t next_ = 0;
 };
 
 }  // namespace hccomm::engine

@@ -7,6 +7,7 @@
 // receiver helps: two cores copy twice as fast. Else the same end should copy the same message from
 // call to call: its cache lines stay.
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "engine/engine.hpp"
@@ -82,11 +83,16 @@ void expect(Operation& op, std::uint32_t id) {
   channel.expect(message_of(op, id), place, bytes_of(op, id));
 }
 
-void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::uint64_t address) {
+// `shared`: the sender has it in memory that can be mapped.
+void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::uint64_t address,
+                        bool shared) {
+  const std::uint64_t bytes = bytes_of(op, id);
   if (!tagged(op)) op.steps[id].value = 0;
+  auto view = shared ? channel.link()->view(address, bytes) : nullptr;
+  if (view != nullptr && fetch(op, id, view, address)) return;
   expect(op, id);
   const unsigned patience = settings_.oversubscribed ? 0 : kPatience;
-  pulls_.push_back({&channel, &op, id, patience, address, 0, bytes_of(op, id)});
+  pulls_.push_back({&channel, &op, id, patience, address, 0, bytes, false, std::move(view)});
 }
 
 // Nothing of the message is missing. A sender whose memory we have read may use it again.
@@ -113,19 +119,33 @@ void Engine::cannot_copy(Operation& op, Channel& channel, const Status& why) {
   op.deadline = op.probe_at;
 }
 
+// So many more bytes have been copied from the peer's memory. The last ones are told to it before
+// the operation may end. False: the peer took them back meanwhile.
+bool Engine::pulled(Channel& channel, Operation& op, std::uint32_t id, std::uint64_t bytes) {
+  if (received(op, id) + bytes != bytes_of(op, id)) return true;
+  const Status status = still_offered(channel, op);
+  if (status.ok()) {
+    settle(channel, op, id, true);
+  } else {
+    cannot_copy(op, channel, status);
+  }
+  return status.ok();
+}
+
 // Moves one piece of a pull. False when there is no more for us to do: it is whole, or the sender
 // writes the rest, or it has failed, and the operation may no longer be ours.
 bool Engine::advance(Pull& pull, bool& any) {
   Operation& op = *pull.operation;
   Channel& channel = *pull.channel;
   const bool reduces = !tagged(op) && !stores(op, pull.step);
-  if (reduces && bounce_.size() < kBouncePiece) bounce_.resize(kBouncePiece);
+  const bool bounces = reduces && pull.view == nullptr;
+  if (bounces && bounce_.size() < kBouncePiece) bounce_.resize(kBouncePiece);
   std::uint64_t moved = 0;
   while (moved < kPullPiece) {
     Piece piece = {pull.offset,
                    std::min(reduces ? kBouncePiece : kPullPiece, pull.bytes - pull.offset)};
     Turn turn = Turn::Copy;
-    if (!reduces) {
+    if (!reduces && !pull.alone) {
       turn = channel.link()->claim(message_of(op, pull.step), piece, pull.patience > 0);
     }
     if (turn != Turn::Copy) {
@@ -134,26 +154,31 @@ bool Engine::advance(Pull& pull, bool& any) {
       --pull.patience;
       return true;
     }
-    std::byte* target = bounce_.data();
+    const std::uint64_t there = pull.address + piece.offset;
+    std::byte* target = reduces && !bounces ? pull.view->at(there) : bounce_.data();
     if (!reduces) {
       target = (tagged(op) ? op.data : op.at(op.recipe->plan.steps[pull.step].dst)) + piece.offset;
     }
-    Status status = channel.link()->pull(target, pull.address + piece.offset, piece.bytes);
-    const bool whole = received(op, pull.step) + piece.bytes == pull.bytes;
-    if (status.ok() && whole) status = still_offered(channel, op);
+    Status status;
+    if (pull.view == nullptr) {
+      status = channel.link()->pull(target, there, piece.bytes);
+    } else if (!reduces) {
+      std::memcpy(target, pull.view->at(there), piece.bytes);
+    }
     if (!status.ok()) {
       cannot_copy(op, channel, status);
       return false;
     }
+    const bool whole = received(op, pull.step) + piece.bytes == bytes_of(op, pull.step);
+    if (!pulled(channel, op, pull.step, piece.bytes)) return false;
     pull.offset += piece.bytes;
     moved += piece.bytes;
-    if (whole) settle(channel, op, pull.step, true);  // tell before the operation may end
     if (tagged(op)) {
       arrived(op, piece.offset, piece.bytes);
     } else {
-      apply(op, pull.step, piece.offset, reduces ? bounce_.data() : nullptr, piece.bytes);
+      apply(op, pull.step, piece.offset, reduces ? target : nullptr, piece.bytes);
     }
-    if (whole) return false;
+    if (whole || pull.offset == pull.bytes) return false;
   }
   return true;
 }

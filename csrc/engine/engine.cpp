@@ -160,7 +160,7 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
   leave(context);
   context.matching.last = nullptr;
   context.matching.lines.clear();
-  closed_[next_closed_++ % closed_.size()] = context.id;
+  closed_.add(context.id);
 }
 
 void Engine::leave(Context& context) {
@@ -213,6 +213,7 @@ void Engine::need(Channel& channel) {
 void Engine::attach(Channel& channel, std::unique_ptr<transport::Link> link) {
   if (link->fd() >= 0) watch(poller_.get(), link->fd(), EPOLLIN);
   if (link->reaches_devices()) reaches_devices_ = true;
+  if (link->pulls()) pulls_any_ = true;
   channel.attach(std::move(link), settings_.eager_limit);
   up_.push_back(&channel);
   ring_service();  // from now on it tells the peer that we live

@@ -4,15 +4,12 @@
 // communicators. Starting never blocks; who drives is ruled by docs/threading.md.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <condition_variable>
-#include <cstdint>
 #include <deque>
 #include <set>
 #include <thread>
 #include <unordered_map>
-#include <vector>
 
 #include "base/unique_fd.hpp"
 #include "engine/channel.hpp"
@@ -39,7 +36,6 @@ class Engine final : private StagingClient {
   Status trouble(const Context& context);               // what it was poisoned with, or Ok
   std::string dump(Context& context);                   // the flight recorder as JSON
   std::vector<int> lost_ranks(const Context& context);  // lost to it, or gone from it
-
   // Starts a collective; the handle returned holds one reference.
   Operation* start(Context& context, Job job, Follow follow);
   Operation* start(Context& context, OperationKind kind, const Parcel& parcel);
@@ -97,8 +93,9 @@ class Engine final : private StagingClient {
   void apply(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
   void came(Operation& op, std::uint32_t step, std::uint64_t bytes);
   // copying.cpp
-  void start_pull(Channel& channel, Operation& op, std::uint32_t step, std::uint64_t address);
+  void start_pull(Channel&, Operation& op, std::uint32_t step, std::uint64_t address, bool shared);
   bool advance(Pull& pull, bool& moved);
+  bool pulled(Channel& channel, Operation& op, std::uint32_t step, std::uint64_t bytes);
   void receive_written(Operation& op, std::uint32_t step, int source, const Header& header);
   void start_push(const Push& push, const Header& ready);
   bool copy_large();
@@ -119,16 +116,19 @@ class Engine final : private StagingClient {
   void dispatch(Operation& op);
   bool send_held(Operation& op);
   void arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes);
-  // staged.cpp, placed.cpp: buffers on devices
+  // staged.cpp, placed.cpp, viewed.cpp: buffers on devices
   bool begin_staged(Operation& op, Result<Staged*>& staged);
   void end(Operation& op);
   bool leave_device(Operation& op, const Status& status);
   void linger(Operation& op, const Status& status);
   void device_failed(Operation& op, const Status& why);
   void give_up(Operation& op);
-  Reach reach(Context& context, std::uint64_t bytes);
+  Reaches reach(Context& context, std::uint64_t bytes);
   void send_placed(Operation& op, std::uint32_t step, Channel& channel, const Header& header);
   void landed(Context& context, int source, const Header& header);
+  bool fetch(Operation& op, std::uint32_t step, const transport::ViewPtr&, std::uint64_t address);
+  void fetched(Staged& staged, const Cell& cell) override;
+  void more_here(Context& context, Operation& op, int source, const Header& header);
   void opened(Staged& staged) override;
   void carried(Staged& staged, bool in, const Cell& cell) override;
   void copied_in(Staged& staged, const Cell& cell) override;
@@ -179,16 +179,15 @@ class Engine final : private StagingClient {
   std::set<std::string> reserved_;                   // uuids whose link is on its way to us
   std::vector<std::pair<Clock::time_point, Channel*>> late_dials_;
   std::vector<Context*> contexts_;
-  std::array<std::uint64_t, 256> closed_{};  // the last contexts removed: late frames are dropped
-  std::size_t next_closed_ = 0;
+  LastClosed closed_;  // contexts: their late frames are dropped
   std::deque<Operation> storage_;
   std::vector<Operation*> free_, running_, looked_at_;
   std::vector<std::pair<Operation*, std::uint32_t>> ready_;     // steps to run, last in first out
   bool draining_ = false, stopping_ = false, starved_ = false;  // last: memory was refused
   Line<Pull> pulls_;
   Line<Push> pushes_;
-  std::atomic<bool> reaches_devices_{false};  // a link has been seen that does
-  std::vector<std::byte> bounce_;             // pulled data on its way into a reduction
+  std::atomic<bool> reaches_devices_{false}, pulls_any_{false};  // links have been seen that do
+  std::vector<std::byte> bounce_;  // pulled data on its way into a reduction
   Line<Callback> callbacks_;
   UniqueFd poller_, bell_, service_bell_, service_timer_;
   Staging staging_;

@@ -61,8 +61,15 @@ struct Device {
   std::uint64_t block_bytes = 0;
   std::vector<std::byte*> proofs;  // free ones; what is read again goes there
   std::uint64_t proof_bytes = 0;   // the largest copy that can be checked; 0: none is
-  // Buffers that found the pool full, and those that cards have reached.
-  std::atomic<std::uint64_t> bounced{0}, in_place{0};
+  // Memory of peers that the runtime has been told of, or refuses.
+  struct Seen {
+    transport::ViewPtr view;
+    bool pinned = false;
+  };
+  std::vector<Seen> seen;
+  // Buffers that found the pool full, and those that cards have reached; messages that were copied
+  // from where the peer had staged them.
+  std::atomic<std::uint64_t> bounced{0}, in_place{0}, fetched{0};
   std::string why_staged;  // the last one that cards were told of
   // Sums that could be made here, and whether they are, by type and operation; what was so made.
   std::string why_no_sums;  // constant; "": the adapter offers some

@@ -31,6 +31,7 @@ class Engine;
 struct StepState {
   std::uint32_t waiting = 0;  // steps that must complete first
   bool announced = false;     // the peer's Ready has come: `value` is its address
+  bool shared = false;        // that is in memory that can be mapped
   bool done = false;
   std::uint64_t value = 0;  // bytes received, or the address to pull from
 };
@@ -145,6 +146,10 @@ struct Operation {
   std::uint8_t element_kind = 0;
   std::byte* data = nullptr;
   std::uint64_t bytes = 0, moved = 0;
+  // A large message that comes from a device, and is pulled: the receiver has asked for it; where
+  // it begins in the sender's memory, and how much of it lies there, as has been told.
+  bool asked = false;
+  std::uint64_t source_address = 0, here = 0;
   std::uint64_t order = 0;  // of posting, to match in order
 
   bool unattended = false;  // the service thread has not been told, though nobody may wait

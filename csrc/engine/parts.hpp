@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -98,6 +99,10 @@ class Dialer {
     return {Code::Unavailable, "no transport reaches the memory of devices"};
   }
   virtual void expel(const transport::DeviceMemory&) noexcept {}
+  // Transport::share(), of whichever transport shares memory.
+  virtual Result<std::unique_ptr<transport::Shared>> share(std::size_t /*bytes*/) {
+    return Status(Code::Unavailable, "no transport shares memory");
+  }
 
  protected:
   ~Dialer() = default;
@@ -123,7 +128,7 @@ inline std::uint64_t offer(std::uint64_t context, std::uint64_t number, bool tag
          0xD6E8FEB86659FD93ull;
 }
 
-// Which ranks cards reach from the memory of devices, and from which message size on.
+// Some ranks, and the size from which on messages to them and from them take another way.
 struct Reach {
   std::vector<int> ranks;   // sorted
   std::uint64_t above = 0;  // bytes; smaller ones are sent unasked
@@ -134,13 +139,21 @@ struct Reach {
   friend bool operator==(const Reach&, const Reach&) = default;
 };
 
+// What staging need not do: cards reach some ranks from the memory of devices, and the memory of
+// others is seen from here, so that a device copies right out of it.
+struct Reaches {
+  Reach cards, views;
+};
+
 // A message that is being copied out of the sender's memory, a piece at a time.
 struct Pull {
   Channel* channel = nullptr;
   Operation* operation = nullptr;
   std::uint32_t step = 0;
-  unsigned patience = 0;  // looks, until we begin ourselves
-  std::uint64_t address = 0, offset = 0, bytes = 0;
+  unsigned patience = 0;                             // looks, until we begin ourselves
+  std::uint64_t address = 0, offset = 0, bytes = 0;  // from the offset to `bytes`
+  bool alone = false;                                // the sender does not copy
+  transport::ViewPtr view;                           // where we see it; nullptr: nowhere
 };
 
 // A large message that we write to its place, alone or while the peer pulls.
@@ -159,12 +172,16 @@ wire::Header message_of(const Operation& op, std::uint32_t step);
 void expect(Operation& op, std::uint32_t step);
 // Whether what the step receives is stored as it comes: it reduces nothing, or the device does.
 bool stores(const Operation& op, std::uint32_t step);
+// Whether peers can map what the step, or the message, sends.
+bool in_shared_memory(const Operation& op, std::uint32_t step);
 // The step that receives the index-th message from a rank; -1: there is none.
 std::int64_t recv_step(const Operation& op, int source, std::uint32_t index);
 // Whether the operation waits for that rank, and how far it has come, for messages and dumps.
 bool waits_for(const Operation& op, int rank);
 // Asks for the message that has been announced to a receive.
 void answer(Operation& op);
+// Tells the receiver, once it has asked, what more of the message has left the device.
+void tell_here(Operation& op);
 void answer_probe(Context& context, int source, const wire::Header& probe);
 // Sends one rank the reason why the context is poisoned, once.
 void tell(Context& context, int rank);

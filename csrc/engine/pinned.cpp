@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 namespace hccomm::engine {
 
@@ -17,9 +18,49 @@ static std::uint64_t size_class(std::uint64_t bytes) {
   return (bytes + unit - 1) / unit * unit;
 }
 
+PinnedPool::PinnedPool(device::Runtime& runtime, int index, std::uint64_t limit_bytes,
+                       Dialer& sharer)
+    : runtime_(runtime),
+      index_(index),
+      limit_(limit_bytes),
+      sharer_(sharer),
+      why_private_(runtime.lacks(device::Feature::HostRegister)) {}
+
 PinnedPool::~PinnedPool() {
-  for (const auto& [data, slab] : slabs_) {
-    if (slab.leased == 0) runtime_.host_free(index_, data);
+  for (auto& [data, slab] : slabs_) {
+    if (slab.leased == 0) {
+      unpin(std::move(slab));
+    } else {
+      static_cast<void>(slab.shared.release());  // whoever has leased it may still write there
+    }
+  }
+}
+
+// Shared memory if that can be had and pinned, else the runtime's own.
+Result<PinnedPool::Slab> PinnedPool::pin(std::uint64_t bytes) {
+  if (why_private().empty()) {
+    auto shared = sharer_.share(bytes);
+    Status status = shared.ok() ? runtime_.host_register(index_, shared.value()->data(), bytes)
+                                : shared.status();
+    if (status.ok()) {
+      std::byte* const data = shared.value()->data();
+      return Slab{.data = data, .bytes = bytes, .shared = std::move(shared).value()};
+    }
+    if (shared.ok() || status.code() == Code::Unavailable) {  // else another time, maybe
+      const std::lock_guard lock(mutex_);
+      why_private_ = status.text();
+    }
+  }
+  Result<void*> made = runtime_.host_allocate(index_, bytes);
+  if (!made.ok()) return made.status();
+  return Slab{.data = static_cast<std::byte*>(made.value()), .bytes = bytes};
+}
+
+void PinnedPool::unpin(Slab slab) {
+  if (slab.shared != nullptr) {
+    runtime_.host_unregister(index_, slab.data);
+  } else {
+    runtime_.host_free(index_, slab.data);
   }
 }
 
@@ -34,19 +75,19 @@ Lease PinnedPool::take(std::uint64_t size) {
     if (at->second.empty()) continue;
     std::byte* const data = at->second.back();
     at->second.pop_back();
-    ++slab_of(data).leased;
-    return {data, at->first};
+    Slab& slab = slab_of(data);
+    ++slab.leased;
+    return {data, at->first, slab.shared != nullptr};
   }
   return {};
 }
 
 // Frees idle large slabs until `wanted` more bytes are within the limit.
-void PinnedPool::evict(std::uint64_t wanted, std::vector<std::byte*>& idle) {
+void PinnedPool::evict(std::uint64_t wanted, std::vector<Slab>& idle) {
   for (auto& [size, pieces] : free_) {
     while (size > kLargestSmall && !pieces.empty() && pinned_ + wanted > limit_) {
       pinned_ -= size;
-      slabs_.erase(pieces.back());
-      idle.push_back(pieces.back());
+      idle.push_back(std::move(slabs_.extract(pieces.back()).mapped()));
       pieces.pop_back();
     }
   }
@@ -54,7 +95,7 @@ void PinnedPool::evict(std::uint64_t wanted, std::vector<std::byte*>& idle) {
 
 Result<PinnedPool::Slab*> PinnedPool::add_slab(std::uint64_t bytes, bool small,
                                                std::unique_lock<std::mutex>& lock) {
-  std::vector<std::byte*> idle;
+  std::vector<Slab> idle;
   if (pinned_ + bytes > limit_) evict(bytes, idle);
   if (pinned_ + bytes > limit_) {
     return Status(Code::Unavailable,
@@ -62,15 +103,17 @@ Result<PinnedPool::Slab*> PinnedPool::add_slab(std::uint64_t bytes, bool small,
   }
   pinned_ += bytes;
   lock.unlock();
-  for (std::byte* each : idle) runtime_.host_free(index_, each);
-  Result<void*> made = runtime_.host_allocate(index_, bytes);
+  for (Slab& each : idle) unpin(std::move(each));
+  Result<Slab> made = pin(bytes);
   lock.lock();
   if (!made.ok()) {
     pinned_ -= bytes;
     return made.status();
   }
-  auto* const data = static_cast<std::byte*>(made.value());
-  return &(slabs_[data] = Slab{data, bytes, 0, small, 0});
+  Slab slab = std::move(made).value();
+  slab.small = small;
+  std::byte* const data = slab.data;
+  return &(slabs_[data] = std::move(slab));
 }
 
 Result<Lease> PinnedPool::lease(std::uint64_t bytes) {
@@ -91,7 +134,7 @@ Result<Lease> PinnedPool::lease(std::uint64_t bytes) {
     if (!made.ok()) return made.status();
     slab = made.value();
   }
-  const Lease lease{slab->data + slab->used, size};
+  const Lease lease{slab->data + slab->used, size, slab->shared != nullptr};
   slab->used += size;
   ++slab->leased;
   return lease;
@@ -103,6 +146,11 @@ void PinnedPool::give_back(Lease& lease) {
   --slab_of(lease.data).leased;
   free_[lease.bytes].push_back(lease.data);
   lease = {};
+}
+
+std::string PinnedPool::why_private() const {
+  const std::lock_guard lock(mutex_);
+  return why_private_;
 }
 
 std::uint64_t PinnedPool::pinned_bytes() const {

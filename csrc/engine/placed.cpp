@@ -14,15 +14,19 @@ using plan::Step;
 using wire::Type;
 
 // Requires: the lock is not held.
-Reach Engine::reach(Context& context, std::uint64_t bytes) {
-  Reach found;
-  if (!reaches_devices_ || bytes == 0 || bytes < settings_.in_place_bytes) return found;
+Reaches Engine::reach(Context& context, std::uint64_t bytes) {
+  Reaches found;
+  const bool worth_placing = reaches_devices_ && bytes != 0 && bytes >= settings_.in_place_bytes;
+  if (!worth_placing && !pulls_any_) return found;
   Guard guard(*this);
   for (int rank = 0; rank < context.size; ++rank) {
     const Channel* const channel = context.channels[static_cast<std::size_t>(rank)];
-    if (channel == nullptr || !channel->up() || !channel->link()->reaches_devices()) continue;
-    found.ranks.push_back(rank);
-    found.above = std::max<std::uint64_t>(found.above, channel->eager_bytes());
+    if (channel == nullptr || !channel->up()) continue;
+    const bool placed = worth_placing && channel->link()->reaches_devices();
+    if (!placed && !channel->pulls()) continue;
+    Reach& way = placed ? found.cards : found.views;
+    way.ranks.push_back(rank);
+    way.above = std::max<std::uint64_t>(way.above, channel->eager_bytes());
   }
   call_back(guard);
   return found;

@@ -92,25 +92,27 @@ static void link(StagePlan& stage, std::vector<Cell> cells, const std::vector<Us
   }
 }
 
+static constexpr std::size_t kMostSteps = 1024;  // beyond, nobody looks at all pairs of them
+
+static bool meet(const Use& one, const Use& other) {
+  return one.memory == other.memory && one.begin < other.end && other.begin < one.end;
+}
+
 // Which steps run in place: sends of what is on the device, because it was there from the beginning
 // or has come there in place, and receives of what nothing reads but such sends. A step that runs
 // over the mirrors makes those stay there that share bytes with it, until nothing changes.
 static std::vector<std::uint8_t> steps_in_place(const Recipe& recipe, const StageKey& key,
                                                 const std::vector<Use>& sources,
                                                 const std::vector<Use>& targets) {
-  static constexpr std::size_t kMostSteps = 1024;  // it looks at all pairs of them
   const std::vector<Step>& steps = recipe.plan.steps;
   std::vector<std::uint8_t> in_place(steps.size(), 0);
-  if (key.reach.ranks.empty() || steps.size() > kMostSteps) return {};
+  if (key.cards.ranks.empty() || steps.size() > kMostSteps) return {};
   for (std::uint32_t id = 0; id < steps.size(); ++id) {
     const Use& use = steps[id].kind == Kind::Send ? sources[id] : targets[id];
     const bool moves = steps[id].kind == Kind::Send || steps[id].kind == Kind::Recv;
     in_place[id] =
-        moves && use.end > use.begin && key.reach.has(steps[id].peer, use.end - use.begin);
+        moves && use.end > use.begin && key.cards.has(steps[id].peer, use.end - use.begin);
   }
-  const auto meet = [](const Use& one, const Use& other) {
-    return one.memory == other.memory && one.begin < other.end && other.begin < one.end;
-  };
   for (bool changed = true; changed;) {
     changed = false;
     for (std::uint32_t id = 0; id < steps.size(); ++id) {
@@ -130,46 +132,69 @@ static std::vector<std::uint8_t> steps_in_place(const Recipe& recipe, const Stag
   return std::ranges::count(in_place, 1) > 0 ? in_place : std::vector<std::uint8_t>();
 }
 
+// Whether no later step reads what the step receives, and no other writes there.
+static bool ends_on_device(std::uint32_t id, const std::vector<Use>& sources,
+                           const std::vector<Use>& targets, const std::vector<Use>& terms) {
+  const Use& mine = targets[id];
+  const auto reads_later = [&](const Use& use) { return use.step > id && meet(use, mine); };
+  if (mine.end == mine.begin || std::ranges::any_of(terms, reads_later)) return false;
+  for (std::uint32_t other = 0; other < targets.size(); ++other) {
+    if (other == id) continue;
+    if (reads_later(sources[other]) || meet(targets[other], mine)) return false;
+  }
+  return true;
+}
+
 // Which receives the device reduces: of what it alone has had and alone will have, so that neither
 // operand nor result is wanted on the host.
 static std::vector<std::uint8_t> steps_summed(const Recipe& recipe, const StageKey& key,
                                               const std::vector<Use>& sources,
                                               const std::vector<Use>& targets,
                                               const std::vector<Use>& terms) {
-  static constexpr std::size_t kMostSteps = 1024;  // it looks at all pairs of them
   const std::vector<Step>& steps = recipe.plan.steps;
   std::vector<std::uint8_t> summed(steps.size(), 0);
   if (!key.sums || steps.size() > kMostSteps) return {};
-  const auto meet = [](const Use& one, const Use& other) {
-    return one.memory == other.memory && one.begin < other.end && other.begin < one.end;
-  };
   for (std::uint32_t id = 0; id < steps.size(); ++id) {
-    const Step& step = steps[id];
-    const Use &mine = sources[id], &sum = targets[id];
-    if (step.kind != Kind::RecvReduce || step.dst.space != Space::Output) continue;
-    if (mine.end == mine.begin || sum.end == sum.begin) continue;  // one is on the host
-    const auto reads_later = [&](const Use& use) { return use.step > id && meet(use, sum); };
-    bool alone = std::ranges::none_of(terms, reads_later);
-    for (std::uint32_t other = 0; other < steps.size() && alone; ++other) {
-      if (other == id) continue;
-      alone =
-          !reads_later(sources[other]) && !meet(targets[other], sum) && !meet(targets[other], mine);
-    }
-    summed[id] = alone;
+    const Use& mine = sources[id];
+    if (steps[id].kind != Kind::RecvReduce || steps[id].dst.space != Space::Output) continue;
+    if (mine.end == mine.begin) continue;  // it is on the host
+    const auto writes_mine = [&](const Use& use) { return use.step != id && meet(use, mine); };
+    summed[id] =
+        std::ranges::none_of(targets, writes_mine) && ends_on_device(id, sources, targets, terms);
   }
   return std::ranges::count(summed, 1) > 0 ? summed : std::vector<std::uint8_t>();
 }
 
-// The copies back of what such a step receives.
-static void add_sums(std::vector<Cell>& cells, const Use& source, const Use& target,
-                     bool mirror_first, std::uint64_t segment) {
-  for (Cell cell : cut({target}, segment)) {
+// Which receives may come to the device from where the peer has staged them.
+static std::vector<std::uint8_t> steps_viewed(const Recipe& recipe, const StagePlan& stage,
+                                              const std::vector<Use>& sources,
+                                              const std::vector<Use>& targets,
+                                              const std::vector<Use>& terms) {
+  const std::vector<Step>& steps = recipe.plan.steps;
+  std::vector<std::uint8_t> viewed(steps.size(), 0);
+  if (stage.key.views.ranks.empty() || steps.size() > kMostSteps) return {};
+  for (std::uint32_t id = 0; id < steps.size(); ++id) {
+    const Step& step = steps[id];
+    const bool stores = step.kind == Kind::Recv || stage.sums(id);
+    if (!stores || step.dst.space != Space::Output || stage.runs_in_place(id)) continue;
+    viewed[id] = stage.key.views.has(step.peer, targets[id].end - targets[id].begin) &&
+                 (stage.sums(id) || ends_on_device(id, sources, targets, terms));
+  }
+  return std::ranges::count(viewed, 1) > 0 ? viewed : std::vector<std::uint8_t>();
+}
+
+// The copies back of what one step receives, which are of nothing else.
+static void add_own(StagePlan& stage, const Step& step, const Use& source, const Use& target) {
+  for (Cell cell : cut({target}, stage.key.segment)) {
     cell.writes = cell.bytes;
-    cell.sums = true;
-    cell.mirror_first = mirror_first;
-    cell.source_memory = source.memory;
-    cell.source = source.begin + (cell.offset - target.begin);
-    cells.push_back(cell);
+    cell.first = target.step;
+    cell.sums = stage.sums(target.step);
+    if (cell.sums) {
+      cell.mirror_first = step.received_first;
+      cell.source_memory = source.memory;
+      cell.source = source.begin + (cell.offset - target.begin);
+    }
+    stage.out.push_back(cell);
   }
 }
 
@@ -228,6 +253,8 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
     stage->in_place = steps_in_place(recipe, key, sources, targets);
   }
   stage->summed = steps_summed(recipe, key, sources, targets, terms);
+  stage->viewed = steps_viewed(recipe, *stage, sources, targets, terms);
+  const auto apart = [&](std::uint32_t id) { return stage->sums(id) || stage->may_view(id); };
   stage->element_bytes = recipe.element_bytes;
   stage->reduction = reduction_of(recipe);
   const auto read = [&](const Slice& slice, std::uint32_t id) {
@@ -250,7 +277,7 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
     const Use use = use_of(step.dst, id);
     written[use.memory].write(use.begin, use.end, id, ignored);
     ignored.clear();
-    if (step.dst.space == Space::Output && !placed && !stage->sums(id)) writes.push_back(use);
+    if (step.dst.space == Space::Output && !placed && !apart(id)) writes.push_back(use);
   }
 
   link(*stage, cut(reads, key.segment), reads);
@@ -260,9 +287,7 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
          [&](std::size_t index, std::uint64_t bytes) { stage->out[index].writes += bytes; });
   }
   for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
-    if (!stage->sums(id)) continue;
-    const bool mirror_first = recipe.plan.steps[id].received_first;
-    add_sums(stage->out, sources[id], targets[id], mirror_first, key.segment);
+    if (apart(id)) add_own(*stage, recipe.plan.steps[id], sources[id], targets[id]);
   }
   std::ranges::sort(stage->out, {}, &Cell::offset);
   for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
@@ -275,7 +300,9 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
 }
 
 void plan_message(StagePlan& plan, std::uint64_t bytes, bool sent, std::uint64_t segment) {
-  plan.key = {{true, false}, false, 0, segment};
+  plan.key = {};
+  plan.key.staged[0] = true;
+  plan.key.segment = segment;
   plan.bytes[0] = bytes;
   plan.in.clear();
   plan.out.clear();

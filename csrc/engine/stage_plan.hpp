@@ -4,7 +4,8 @@
 // which steps wait for them, and which bytes go back once they are final. Pure data derived from a
 // plan; staging.hpp moves the bytes. Only what the plan reads before it writes is copied in, and
 // only what it writes is copied back, so a mirror needs no defined content. Where cards reach the
-// device, steps that only move data run in place: their bytes have no mirror at all.
+// device, steps that only move data run in place: their bytes have no mirror at all. Where a peer's
+// memory is seen from here, what nothing reads again on the host goes from there to the device.
 #pragma once
 
 #include <cstdint>
@@ -25,16 +26,17 @@ struct StageKey {
   std::int64_t shift = 0;
   std::uint64_t segment = 0;  // bytes of one copy, at most
   bool sums = false;          // the device reduces what it can
-  Reach reach;                // of cards; no ranks: everything is staged
+  Reach cards;                // no ranks: everything is staged
+  Reach views;                // whose mirrors are seen, maybe
 
   friend bool operator==(const StageKey&, const StageKey&) = default;
 };
 
 // One copy between a device buffer and its mirror.
 struct Cell {
-  std::uint64_t offset = 0, bytes = 0;      // in its memory
-  std::uint32_t memory = 0;                 // 0 or 1
-  std::uint32_t first = 0;                  // to the mirror: the first step that reads it
+  std::uint64_t offset = 0, bytes = 0;  // in its memory
+  std::uint32_t memory = 0;             // 0 or 1
+  std::uint32_t first = 0;  // to the mirror: the first step that reads it; else that which receives
   std::uint32_t first_gate = 0, gates = 0;  // to the mirror: range in StagePlan::gates
   std::uint64_t writes = 0;                 // to the device: bytes written into it in all
   // To the device: it is reduced there with what lies at `source` of that memory.
@@ -58,11 +60,15 @@ struct StagePlan {
   std::vector<std::uint32_t> placed;  // those steps
   // By step: the device reduces what it receives. Empty: none does.
   std::vector<std::uint8_t> summed;
+  // By step: nothing on the host reads what it receives, and its cells are its own, so that the
+  // device may copy them from where the peer has them. Empty: no step is such.
+  std::vector<std::uint8_t> viewed;
   std::size_t element_bytes = 1;
   device::Reduction reduction;
 
   bool runs_in_place(std::uint32_t step) const { return !in_place.empty() && in_place[step] != 0; }
   bool sums(std::uint32_t step) const { return !summed.empty() && summed[step] != 0; }
+  bool may_view(std::uint32_t step) const { return !viewed.empty() && viewed[step] != 0; }
   std::uint32_t memory_of(plan::Space space) const {
     return space == plan::Space::Input && !key.one ? 1 : 0;
   }

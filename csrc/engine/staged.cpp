@@ -108,6 +108,7 @@ void Engine::copied_in(Staged& staged, const Cell& cell) {
   Operation& op = *staged.operation;
   if (op.kind == OperationKind::Send) {
     Channel* const channel = op.context->channels[op.peer];
+    if (op.asked) tell_here(op);
     if (!send_held(op) && channel != nullptr && channel->up()) channel->pump();
     return;
   }

@@ -150,6 +150,36 @@ void Staging::written(Staged& staged, std::uint64_t offset, std::uint64_t bytes)
   wait_out(staged);
 }
 
+// Whether the device copies from there. What no operation uses and no link knows is let go of.
+bool Staging::sees(Device& device, const transport::ViewPtr& view) {
+  const auto found = std::ranges::find(device.seen, view, &Device::Seen::view);
+  if (found != device.seen.end()) return found->pinned;
+  std::erase_if(device.seen, [&](const Device::Seen& each) {
+    const bool unused = each.view.use_count() == 1;
+    if (unused && each.pinned) device.runtime->host_unregister(device.index, each.view->data);
+    return unused;
+  });
+  device.seen.push_back({view, false});
+  bool& pinned = device.seen.back().pinned;
+  pinned = device.runtime->host_register(device.index, view->data, view->bytes).ok();
+  return pinned;
+}
+
+bool Staging::fetch(Staged& staged, std::uint64_t begin, std::uint64_t bytes,
+                    const transport::ViewPtr& view, const std::byte* data) {
+  Device& device = *staged.memory[0].device;
+  if (!sees(device, view)) return false;
+  const std::vector<Cell>& cells = staged.plan->out;
+  staged.from.resize(cells.size(), nullptr);
+  staged.views.push_back(view);
+  auto at = std::ranges::lower_bound(cells, begin, {}, &Cell::offset);
+  for (; at != cells.end() && at->offset + at->bytes <= begin + bytes; ++at) {
+    staged.from[static_cast<std::size_t>(at - cells.begin())] = data + (at->offset - begin);
+  }
+  ++device.fetched;
+  return true;
+}
+
 // In pieces that fit what they go through.
 void Staging::carry(Staged& staged, bool in, Cell cell) {
   const Device& device = *staged.memory[cell.memory].device;
@@ -194,7 +224,9 @@ Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_
   if (!event.ok()) return event.status();
   Copy copy{&staged, index, event.value()};
   std::byte* host = memory.mirror + cell.offset;
-  if (memory.pageable != nullptr) {
+  if (const std::byte* const from = lane.in ? nullptr : staged.seen_at(index)) {
+    host = const_cast<std::byte*>(from);  // only read
+  } else if (memory.pageable != nullptr) {
     copy.block = device.blocks.back();
     device.blocks.pop_back();
     if (!lane.in) std::memcpy(copy.block, host, cell.bytes);
@@ -255,7 +287,9 @@ bool Staging::pump(Device& device, Lane& lane) {
     Staged& staged = *lane.waiting.front();
     const std::uint32_t index = lane.in ? staged.next_in : staged.due[staged.next_due];
     const Cell cell = staged.cell(lane.in, index);
-    if (staged.memory[cell.memory].pageable != nullptr && device.blocks.empty()) break;
+    const bool through_block = staged.memory[cell.memory].pageable != nullptr &&
+                               (lane.in || staged.seen_at(index) == nullptr);
+    if (through_block && device.blocks.empty()) break;
     if (checks_ && device.proofs.empty()) break;
     lane.waiting.pop_front();
     moved = true;
@@ -295,9 +329,10 @@ void Staging::learn(Lane& lane) {
 Status Staging::proved(const Device& device, const Lane& lane, const Copy& copy) {
   if (copy.again == nullptr || copy.staged->over) return {};
   const Cell cell = copy.staged->cell(lane.in, copy.cell);
-  const std::byte* const mirror = copy.staged->memory[cell.memory].mirror + cell.offset;
-  return engine::proved({device.name, lane.in, cell.offset},
-                        copy.block != nullptr ? copy.block : mirror, copy.again, cell.bytes);
+  const std::byte* host = lane.in ? nullptr : copy.staged->seen_at(copy.cell);
+  if (host == nullptr) host = copy.block;
+  if (host == nullptr) host = copy.staged->memory[cell.memory].mirror + cell.offset;
+  return engine::proved({device.name, lane.in, cell.offset}, host, copy.again, cell.bytes);
 }
 
 void Staging::land(Device& device, Lane& lane, Copy copy, const Status& status) {
@@ -329,8 +364,13 @@ void Staging::land(Device& device, Lane& lane, Copy copy, const Status& status) 
     ++staged.landed_in;
     staged.available = cell.offset + cell.bytes;
     client_.copied_in(staged, cell);
-  } else if (++staged.landed_out == staged.plan->out.size()) {
-    client_.copied_out(staged);
+  } else {
+    const bool last = ++staged.landed_out == staged.plan->out.size();
+    if (staged.seen_at(copy.cell) != nullptr) {
+      client_.fetched(staged, cell);
+    } else if (last) {
+      client_.copied_out(staged);
+    }
   }
 }
 

@@ -23,55 +23,9 @@
 #include "engine/lane.hpp"
 #include "engine/parts.hpp"
 #include "engine/stage_plan.hpp"
+#include "engine/staged.hpp"
 
 namespace hccomm::engine {
-
-// The device side of one operation.
-//
-// Owns:   its mirrors and events.
-// Thread: guarded by the engine's lock, once prepare() has returned it.
-struct Staged {
-  struct Memory {
-    Device* device = nullptr;  // nullptr: host memory
-    device::Place place;
-    bool opaque = false;    // its handle is no address
-    device::Stream stream;  // the caller's
-    std::byte* mirror = nullptr;
-    Lease lease;                            // where the mirror is pinned
-    std::unique_ptr<std::byte[]> pageable;  // where the pool was full, or no mirror is wanted
-    transport::DeviceMemory enrolled;       // what cards were told of; no bytes: nothing
-  };
-  Operation* operation = nullptr;  // nullptr: it has failed, and copies would not end
-  Memory memory[2];
-  device::Stream other_stream;  // the caller's for Input, where memory 0 holds both
-  std::shared_ptr<const StagePlan> plan;
-  StagePlan message;                                     // what `plan` points at for a message
-  std::vector<std::pair<Device*, device::Event>> gates;  // the caller's streams at the call
-  std::vector<std::uint64_t> left;                       // by out cell: bytes to be written
-  std::vector<std::uint32_t> due;                        // out cells that may leave, from next_due
-  std::uint32_t next_in = 0, landed_in = 0, next_due = 0, landed_out = 0;
-  // Copies that the plan has not: of messages that were to move in place, and did not. Their number
-  // follows those of the plan's; `first` is their step.
-  std::vector<Cell> late_in, late_out;
-  std::uint32_t flying = 0;
-  std::uint64_t available = 0;  // a message to be sent: bytes from its beginning that are here
-  bool open = false;            // the caller's streams have reached the call
-  bool over = false;            // failed: nothing is enqueued any more
-  bool leaving = false;         // in the lane to the device
-  bool begun = false;           // the engine has seen `open` if it was so at once
-  bool unanswered = false;      // a message that its sender waits to be asked for
-
-  Cell cell(bool in, std::uint32_t index) const {
-    const std::vector<Cell>& planned = in ? plan->in : plan->out;
-    return index < planned.size() ? planned[index]
-                                  : (in ? late_in : late_out)[index - planned.size()];
-  }
-  // Where the device has what lies there in the mirror.
-  std::byte* on_device(std::uint32_t memory_index, std::uint64_t offset) const {
-    const device::Place& place = memory[memory_index].place;
-    return static_cast<std::byte*>(place.handle) + place.offset + offset;
-  }
-};
 
 // What staging tells the engine; called inside begin() and progress().
 class StagingClient {
@@ -79,6 +33,7 @@ class StagingClient {
   virtual void opened(Staged& staged) = 0;  // the caller's streams have reached the call
   virtual void copied_in(Staged& staged, const Cell& cell) = 0;
   virtual void carried(Staged& staged, bool in, const Cell& cell) = 0;  // a late copy
+  virtual void fetched(Staged& staged, const Cell& cell) = 0;           // one with a `from`
   virtual void copied_out(Staged& staged) = 0;                          // the last one
   virtual void copy_failed(Staged& staged, const Status& why) = 0;
   virtual void copies_over(Staged& staged) = 0;  // the last one in flight of one that is `over`
@@ -104,14 +59,18 @@ class Staging {
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
-  Result<Staged*> prepare(const Recipe& recipe, const Buffers& buffers, const Reach& reach);
-  Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent, const Reach& reach);
+  Result<Staged*> prepare(const Recipe& recipe, const Buffers& buffers, const Reaches& reaches);
+  Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent, const Reach& cards);
   // One that never began, or whose copies are over.
   void recycle(Staged& staged);
 
   Status begin(Staged& staged, Operation& operation);
   // Bytes of memory 0 have been written, at an offset from the plan's Output.
   void written(Staged& staged, std::uint64_t offset, std::uint64_t bytes);
+  // The cells within [begin, begin + bytes) of memory 0, once written, are copied from `data`, in a
+  // peer's memory. False: the device's runtime does not copy from there.
+  bool fetch(Staged& staged, std::uint64_t begin, std::uint64_t bytes,
+             const transport::ViewPtr& view, const std::byte* data);
   // Bytes that were to move in place are copied all the same, to the mirror or back.
   void carry(Staged& staged, bool in, Cell cell);
   // Likewise a whole message to be sent: from now on its plan has copies.
@@ -145,8 +104,8 @@ class Staging {
   Staged& allocate();
   Status locate(Staged& staged, int memory, const Where& where);
   void mirror(Staged& staged, int memory, std::uint64_t bytes, bool pinned);
-  bool worth_placing(const Reach& reach, std::uint64_t bytes) const {
-    return in_place_bytes_ != 0 && bytes >= in_place_bytes_ && !reach.ranks.empty();
+  bool worth_placing(const Reach& cards, std::uint64_t bytes) const {
+    return in_place_bytes_ != 0 && bytes >= in_place_bytes_ && !cards.ranks.empty();
   }
   bool enroll(Staged& staged, int memory, std::uint64_t bytes);
   void expel(Staged& staged);
@@ -158,6 +117,7 @@ class Staging {
   std::uint64_t segment_of(const Device& device, std::uint64_t bytes, bool pinned) const;
   std::shared_ptr<const StagePlan> stage_plan_of(const Recipe& recipe, const StageKey& key);
   // staging.cpp
+  static bool sees(Device& device, const transport::ViewPtr& view);
   bool gate_open(Staged& staged, bool& moved);
   bool open_gates();
   void activate(Device& device);

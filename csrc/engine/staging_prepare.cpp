@@ -24,6 +24,9 @@ static constexpr std::size_t kMostStagePlans = 8;  // kept per recipe
 // ---- devices ------------------------------------------------------------------------------------
 
 void Staging::close(Device& device) {
+  for (const Device::Seen& each : device.seen) {
+    if (each.pinned) device.runtime->host_unregister(device.index, each.view->data);
+  }
   for (const device::Event& each : device.events) device.runtime->event_destroy(each);
   for (const Lane& lane : device.lanes) {
     if (lane.stream.native != nullptr) device.runtime->stream_destroy(lane.stream);
@@ -53,7 +56,7 @@ Result<std::unique_ptr<Device>> Staging::open(const Where& where) const {
   device->runtime = where.runtime;
   device->index = where.index;
   device->name = text(where.name, ":", where.index);
-  device->pool = std::make_unique<PinnedPool>(*where.runtime, where.index, pool_bytes_);
+  device->pool = std::make_unique<PinnedPool>(*where.runtime, where.index, pool_bytes_, cards_);
   device->lanes[0].in = true;
   device->why_no_sums = where.runtime->lacks(device::Feature::Reduce);
   Status status;
@@ -104,6 +107,13 @@ std::uint64_t Staging::segment_of(const Device& device, std::uint64_t bytes, boo
                                    kSmallestSegment, kLargestSegment));
 }
 
+// How much peers on this machine and this device copy from each other's staging memory.
+static std::string report_views(const Device& device) {
+  const std::string why = device.pool->why_private();
+  return text(device.fetched, " messages copied from peers' memory",
+              why.empty() ? "" : ", which do not see ours: ", why);
+}
+
 std::vector<Staging::Report> Staging::report() {
   const std::lock_guard lock(mutex_);
   std::vector<Report> all;
@@ -116,8 +126,8 @@ std::vector<Staging::Report> Staging::report() {
         {each->name, each->runtime->library(),
          text("to the host ", figures(each->lanes[0]), "; to the device ", figures(each->lanes[1]),
               "; ", each->pool->pinned_bytes() >> 10, " KiB pinned of ", pool_bytes_ >> 10, "; ",
-              each->bounced, " buffers found the pool full; ", each->in_place,
-              " reached in place by cards",
+              each->bounced, " buffers found the pool full; ", report_views(*each), "; ",
+              each->in_place, " reached in place by cards",
               each->why_staged.empty() ? "" : " (not now: " + each->why_staged + ")", "; ",
               report_sums(*each)),
          each->in_place > 0 && each->why_staged.empty()});
@@ -211,7 +221,7 @@ void Staging::expel(Staged& staged) {
 // The plan where some of its steps run in place; nullptr where none can.
 std::shared_ptr<const StagePlan> Staging::place(Staged& staged, const Recipe& recipe,
                                                 const StageKey& key, const std::uint64_t* bytes) {
-  if (!worth_placing(key.reach, std::max(bytes[0], bytes[1]))) return nullptr;
+  if (!worth_placing(key.cards, std::max(bytes[0], bytes[1]))) return nullptr;
   auto plan = stage_plan_of(recipe, key);
   bool reached = !plan->placed.empty();
   for (const std::uint32_t id : plan->placed) {
@@ -306,10 +316,12 @@ static bool one_memory(const Recipe& recipe, const Buffers& buffers, std::int64_
   return shift < output_bytes && -shift < input_bytes;
 }
 
-Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers, const Reach& reach) {
+Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers,
+                                 const Reaches& reaches) {
   Staged& staged = allocate();
   StageKey key;
-  key.reach = reach;
+  key.cards = reaches.cards;
+  key.views = reaches.views;
   const auto has = [&](int space) {
     return buffers.where[space].runtime != nullptr && recipe.extent[space] != 0;
   };
@@ -335,7 +347,7 @@ Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers, c
     return status;
   }
   const auto placed = place(staged, recipe, key, bytes);
-  if (placed == nullptr) key.reach = {};
+  if (placed == nullptr) key.cards = {};
   for (const std::uint32_t memory : {0u, 1u}) {
     if (!key.staged[memory]) continue;
     mirror(staged, static_cast<int>(memory), bytes[memory],
@@ -373,14 +385,14 @@ std::shared_ptr<const StagePlan> Staging::stage_plan_of(const Recipe& recipe, co
 }
 
 Result<Staged*> Staging::prepare(const Where& where, std::uint64_t bytes, bool sent,
-                                 const Reach& reach) {
+                                 const Reach& cards) {
   Staged& staged = allocate();
   const Status status = locate(staged, 0, where);
   if (!status.ok()) {
     recycle(staged);
     return status;
   }
-  const bool placed = worth_placing(reach, bytes) && enroll(staged, 0, bytes);
+  const bool placed = worth_placing(cards, bytes) && enroll(staged, 0, bytes);
   mirror(staged, 0, bytes, !placed);
   const Staged::Memory& made = staged.memory[0];
   plan_message(staged.message, placed ? 0 : bytes, sent,
@@ -406,6 +418,8 @@ void Staging::recycle(Staged& staged) {
   staged.due.clear();
   staged.late_in.clear();
   staged.late_out.clear();
+  staged.from.clear();
+  staged.views.clear();
   staged.next_in = staged.landed_in = staged.next_due = staged.landed_out = 0;
   staged.available = 0;
   staged.open = staged.over = staged.leaving = staged.begun = staged.unanswered = false;

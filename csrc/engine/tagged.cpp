@@ -32,7 +32,8 @@ Operation& Engine::enlist_message(Context& context, OperationKind kind, const Pa
   op.element_kind = parcel.kind;
   op.data = parcel.data;
   op.bytes = parcel.bytes;
-  op.moved = 0;
+  op.moved = op.here = 0;
+  op.asked = false;
   op.order = context.matching.next_order++;
   context.recorder.begin(op);
   return op;
@@ -56,7 +57,7 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
 
 Operation* Engine::start(Context& context, OperationKind kind, const Parcel& parcel) {
   Result<Staged*> staged = nullptr;
-  if (on_device(parcel)) staged = stage(staging_, kind, parcel, reach(context, parcel.bytes));
+  if (on_device(parcel)) staged = stage(staging_, kind, parcel, reach(context, parcel.bytes).cards);
   Guard guard(*this);
   const Leftover leftover(staging_, staged);
   Operation& op = begin_message(context, kind, parcel, &staged);
@@ -132,10 +133,10 @@ Status Engine::finish_exchange(Guard& guard, Operation* sends, Operation& receiv
 Status Engine::exchange_staged(Context& context, const Parcel& out, const Parcel& in, int& source) {
   Result<Staged*> staged_in = nullptr, staged_out = nullptr;
   if (on_device(in)) {
-    staged_in = stage(staging_, OperationKind::Recv, in, reach(context, in.bytes));
+    staged_in = stage(staging_, OperationKind::Recv, in, reach(context, in.bytes).cards);
   }
   if (on_device(out)) {
-    staged_out = stage(staging_, OperationKind::Send, out, reach(context, out.bytes));
+    staged_out = stage(staging_, OperationKind::Send, out, reach(context, out.bytes).cards);
   }
   Guard guard(*this);
   const Leftover left_in(staging_, staged_in), left_out(staging_, staged_out);
@@ -218,7 +219,8 @@ void Engine::dispatch(Operation& op) {
   header.type = Type::TaggedReady;
   header.length = 0;
   header.index = op.index = context.matching.next_index[op.peer]++;
-  // With no address the receiver asks for the data, which then come as they leave the device.
+  // With no address the receiver asks for the data, and hears of them, or gets them, as they leave
+  // the device.
   const bool pulled = channel.pulls() && op.staged == nullptr;
   header.address = pulled ? reinterpret_cast<std::uintptr_t>(op.data) : 0;
   context.matching.sending[{op.peer, header.index}] = &op;
@@ -329,7 +331,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   context.matching.receiving[{source, header.index}] = &op;
   op.listed = true;
   if (channel.pulls() && header.address != 0) {
-    start_pull(*context.channels[source], op, 0, header.address);
+    start_pull(*context.channels[source], op, 0, header.address, false);
     return;
   }
   answer(op);
@@ -370,12 +372,21 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
     if (found != matching.receiving.end()) receive_written(*found->second, 0, source, header);
     return;
   }
+  if (header.type == Type::TaggedHere) {
+    const auto found = matching.receiving.find(key);
+    if (found != matching.receiving.end()) more_here(context, *found->second, source, header);
+    return;
+  }
   const auto found = matching.sending.find(key);
   if (found == matching.sending.end()) return;
   Operation& op = *found->second;
   if (header.type == Type::TaggedDone) {
     sent(op, 0);
     return;
+  }
+  if (op.staged != nullptr && context.channels[source]->pulls()) {
+    op.asked = true;
+    return tell_here(op);
   }
   matching.sending.erase(found);
   op.moved = op.bytes;  // from now on it is the channel's

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "base/error.hpp"
@@ -37,6 +38,17 @@ struct Piece {
 struct Placement {
   std::byte* direct = nullptr;  // store it here as it comes; nullptr: hand the pieces to consume()
 };
+
+// Memory that the peer shares (Transport::share), mapped into this process: it stays so for as long
+// as somebody holds it, whatever the peer does. The peer writes there when it likes.
+struct View {
+  std::byte* data = nullptr;             // here
+  std::uint64_t address = 0, bytes = 0;  // in the peer
+
+  virtual ~View() = default;
+  std::byte* at(std::uint64_t theirs) const noexcept { return data + (theirs - address); }
+};
+using ViewPtr = std::shared_ptr<const View>;
 
 // What the engine is to a link. All calls come from inside Link::poll().
 class Inbox {
@@ -116,6 +128,11 @@ class Link {
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
   virtual bool pulls() const noexcept { return false; }
+  // The peer's shared memory that holds [address, address + bytes), for who may read what lies
+  // there now; nullptr where it is not shared, or cannot be mapped.
+  virtual ViewPtr view(std::uint64_t /*address*/, std::uint64_t /*bytes*/) noexcept {
+    return nullptr;
+  }
   // What the peer was offered under `key` may change from now on: it sees so at the end of a pull.
   virtual void withdraw(std::uint64_t) noexcept {}
   // Whether the peer has withdrawn `key`. What was pulled before the answer no was as offered.

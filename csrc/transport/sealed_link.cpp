@@ -67,6 +67,9 @@ class SealedLink final : public Link, private Inbox {
     return link_->pull(dst, address, bytes);
   }
   bool pulls() const noexcept override { return copies_; }
+  ViewPtr view(std::uint64_t address, std::uint64_t bytes) noexcept override {
+    return copies_ ? link_->view(address, bytes) : nullptr;
+  }
   void withdraw(std::uint64_t key) noexcept override { link_->withdraw(key); }
   bool withdrawn(std::uint64_t key) const noexcept override { return link_->withdrawn(key); }
 

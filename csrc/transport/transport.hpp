@@ -72,6 +72,16 @@ struct DeviceMemory {
   std::function<Result<int>(std::byte* pages, std::uint64_t bytes)> dmabuf;
 };
 
+// Memory of this process that its peers on this machine can map (Link::view).
+//
+// Owns:   the memory; peers that have mapped it keep its pages.
+// Thread: any.
+class Shared {
+ public:
+  virtual ~Shared() = default;
+  virtual std::byte* data() const noexcept = 0;
+};
+
 // One transport in one process: listens and connects.
 //
 // Owns:   its listening socket and the threads of handshakes in progress.
@@ -94,6 +104,9 @@ class Transport {
   // one has refused.
   virtual Status enroll(const DeviceMemory& memory);
   virtual void expel(const DeviceMemory& /*memory*/) noexcept {}
+  // New memory that peers can map. Fails: Unavailable where this transport shares none, System
+  // where there is no more. Thread: any.
+  virtual Result<std::unique_ptr<Shared>> share(std::size_t bytes);
   // Stops accepting and joins its threads.
   virtual void stop() noexcept = 0;
 };

@@ -19,6 +19,10 @@ Status Transport::enroll(const DeviceMemory& memory) {
           text(name(), " does not reach the memory of ", memory.kind, ":", memory.index)};
 }
 
+Result<std::unique_ptr<Shared>> Transport::share(std::size_t) {
+  return Status(Code::Unavailable, text(name(), " shares no memory"));
+}
+
 std::span<const Builtin> transports() {
 #define HCCOMM_TRANSPORT(name) name##_transport(),
   static const Builtin kAll[] = {

@@ -16,8 +16,8 @@ namespace hccomm::wire {
 
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
 // 1.1: frames may be sealed; 1.2: connections may be encrypted; 1.3: Written, where memory is
-// shared
-inline constexpr std::uint16_t kVersionMinor = 3;
+// shared; 1.4: TaggedHere, likewise
+inline constexpr std::uint16_t kVersionMinor = 4;
 
 enum class Type : std::uint8_t {
   Data = 1,       // a message of a collective: whole (eager), or a part of an opened one
@@ -37,6 +37,7 @@ enum class Type : std::uint8_t {
   Absent,         // answers a Probe: the payload lists the ranks (u32) that have not called
   Written,        // "I have written `address` bytes of (context, sequence, index) to their place"
   TaggedWritten,  // point-to-point: likewise of message `index`
+  TaggedHere,     // point-to-point: "the next `fingerprint` bytes of `index` lie at `address`"
 };
 
 // 48 bytes: one frame with up to 16 bytes of payload fits a cache line.
@@ -60,6 +61,7 @@ inline constexpr std::uint64_t kMaxFrame = std::uint64_t{1} << 30;  // payload b
 inline constexpr std::uint64_t kMaxControl = 64 * 1024;  // of one that is not Data or Tagged*
 
 inline constexpr std::uint8_t kSealed = 0x80;  // of Header::flags
+inline constexpr std::uint8_t kShared = 0x40;  // likewise: what lies at `address` can be mapped
 
 // HCCOMM_INTEGRITY: marks the header and lets it vouch for itself and for what follows.
 // `payload_crc` is the CRC-32C of the payload, `number` how many frames have gone before on this

@@ -45,6 +45,32 @@ def send_round(comm: hccomm.Communicator, count: int) -> float:
     return float(values[0])
 
 
+def between_devices(comm: hccomm.Communicator, count: int) -> tuple[bool, list[int]]:
+    """Large calls between two vendors: are they right, and how many messages came in one copy."""
+    mine, other = comm.rank, 1 - comm.rank
+    right, seen = True, []
+
+    def expect(array: Any, values: Any) -> None:
+        nonlocal right
+        right = right and bool((back(array).ravel() == np.ravel(values)).all())
+        figures = comm.describe()["devices"][0]["figures"]
+        seen.append(int(figures.split(" messages copied from peers' memory")[0].rsplit(" ", 1)[1]))
+
+    comm.barrier()  # there is a link: before, nobody knows what it can
+    values = np.arange(2 * count, dtype=np.int64).reshape(2, count)
+    for _ in range(2):
+        got = place(comm, np.zeros(count, np.int64))
+        comm.sendrecv(place(comm, values[mine]), other, got, other)
+        expect(got, values[other])
+        got = place(comm, np.zeros((2, count), np.int64))
+        comm.all_to_all(place(comm, values + 10 * mine), out=got)
+        expect(got, [values[mine], values[mine] + 10])
+        data = place(comm, values[mine])
+        comm.all_reduce(data)
+        expect(data, values[0] + values[1])
+    return right, seen
+
+
 def described(comm: hccomm.Communicator) -> Any:
     comm.all_reduce(place(comm, np.ones(10, np.float32)))
     told = comm.describe()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,27 @@ def test_vendors_and_host_reduce_and_gather_together(
 @pytest.mark.parametrize("count", [1, 100_000])
 def test_messages_pass_between_vendors(ranks: Any, vendors: dict[str, str], count: int) -> None:
     assert ranks(3, **vendors).run(programs.send_round, count) == [2.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("integrity", ["off", "crc32c"])
+def test_between_vendors_of_one_machine_a_byte_is_copied_once_on_each_side(
+    ranks: Any, vendors: dict[str, str], integrity: str
+) -> None:
+    """What one runtime copied to the host the other copies from there, by whatever call."""
+    two = ranks.fresh(2, HCCOMM_INTEGRITY=integrity, **vendors)
+    for right, seen in two.run(programs.between_devices, 300_000):
+        assert right
+        assert all(before < after for before, after in itertools.pairwise([0, *seen])), seen
+
+
+def test_without_single_copies_vendors_meet_in_the_ring(
+    ranks: Any, vendors: dict[str, str]
+) -> None:
+    for right, seen in ranks.fresh(2, HCCOMM_CMA="off", **vendors).run(
+        programs.between_devices, 300_000
+    ):
+        assert right
+        assert not any(seen), seen
 
 
 def test_describe_says_by_what_a_rank_is_staged(ranks: Any, vendors: dict[str, str]) -> None:

@@ -16,7 +16,7 @@
 namespace hccomm::transport::shm {
 
 // The layout of ring.hpp and of these structs; another version means no shared memory.
-static constexpr std::uint32_t kLayout = 3;
+static constexpr std::uint32_t kLayout = 4;
 
 // "This is my ring, and this lies in my memory"; the descriptor comes along with the first byte.
 struct Offer {
@@ -25,8 +25,9 @@ struct Offer {
   std::uint64_t area_bytes;     // 0: no memory to offer
   std::uint64_t nonce_address;  // 0: do not read my memory
   Nonce nonce;
+  std::uint64_t exports_address;  // of what I share; as readable as the nonce
 };
-static_assert(sizeof(Offer) == 40);
+static_assert(sizeof(Offer) == 48);
 
 // "Your ring is mapped; I found your nonce."
 struct Answer {
@@ -142,7 +143,7 @@ Result<Exchanged> exchange(int socket, pid_t peer, const Wishes& wishes, Deadlin
   Nonce here[2] = {nonce.value(),
                    {}};  // on the stack until the peer has answered: the second is its
 
-  Offer mine = {kLayout, kChunkBytes, 0, 0, here[0]};
+  Offer mine = {kLayout, kChunkBytes, 0, 0, here[0], exports_address()};
   if (made) mine.area_bytes = wishes.area_bytes;
   if (wishes.pull) mine.nonce_address = reinterpret_cast<std::uintptr_t>(here);
   if (!made) my_memory.reset();
@@ -170,6 +171,7 @@ Result<Exchanged> exchange(int socket, pid_t peer, const Wishes& wishes, Deadlin
 
   const bool written = std::memcmp(&here[0], &here[1], sizeof here[0]) == 0;
   result.pulls = found && their_answer.found == 1 && written;
+  result.exports = theirs.exports_address;
   if (!made) {
     result.no_memory = made.status().text();
   } else {
@@ -191,7 +193,7 @@ Result<std::unique_ptr<Link>> make_link(UniqueFd socket, pid_t peer, Exchanged a
   const std::size_t my_area_bytes = agreed.mine.size() - ring_bytes(0);
   return std::unique_ptr<Link>(std::make_unique<ShmLink>(
       Parts{std::move(agreed.mine), std::move(agreed.theirs), my_area_bytes,
-            agreed.their_area_bytes, std::move(bell).value(), agreed.pulls}));
+            agreed.their_area_bytes, std::move(bell).value(), agreed.pulls, agreed.exports}));
 }
 
 }  // namespace hccomm::transport::shm

@@ -28,6 +28,7 @@ struct Exchanged {
   Segment theirs;
   std::size_t their_area_bytes = 0;
   bool pulls = false;
+  std::uint64_t exports = 0;
   std::string no_memory;  // empty: the rings are there
 };
 

@@ -92,6 +92,10 @@ class ShmTransport final : public Transport {
   const char* name() const noexcept override { return "shm"; }
   Address address() const override { return name_; }
   void stop() noexcept override { listener_.stop(); }
+  Result<std::unique_ptr<Shared>> share(std::size_t bytes) override {
+    if (wishes_.pull) return shm::share(bytes);
+    return Status(Code::Unavailable, "HCCOMM_CMA=off: peers do not reach this process's memory");
+  }
 
   std::string refuses(const Card& self, const Card& peer) const override {
     if (self.host != peer.host) return text("it is on host ", peer.host, ", this is ", self.host);

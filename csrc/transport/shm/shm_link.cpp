@@ -31,7 +31,8 @@ ShmLink::ShmLink(Parts parts)
       writer_(parts_.mine.data(), parts_.my_area_bytes),
       reader_(parts_.theirs.data(), parts_.their_area_bytes),
       expected_(parts_.mine.data() + kPlacesAt),
-      granted_(parts_.theirs.data() + kPlacesAt) {}
+      granted_(parts_.theirs.data() + kPlacesAt),
+      views_(parts_.bell.peer(), parts_.exports) {}
 
 ShmLink::~ShmLink() {
   if (parts_.mine.size() != 0) take_back(nullptr);

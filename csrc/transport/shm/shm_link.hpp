@@ -11,6 +11,7 @@
 #include "transport/shm/bell.hpp"
 #include "transport/shm/ring.hpp"
 #include "transport/shm/segment.hpp"
+#include "transport/shm/sharing.hpp"
 #include "transport/transport.hpp"
 
 namespace hccomm::transport::shm {
@@ -22,7 +23,8 @@ struct Parts {
   std::size_t my_area_bytes = 0;
   std::size_t their_area_bytes = 0;
   Bell bell;
-  bool pulls = false;  // single copy works in both directions
+  bool pulls = false;         // single copy works in both directions
+  std::uint64_t exports = 0;  // where the peer's table of exports lies
 };
 
 // Owns:   the rings' mappings and the bell.
@@ -40,6 +42,9 @@ class ShmLink final : public Link {
   void discard() noexcept override { reader_.discard(); }
   Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override;
   bool pulls() const noexcept override { return parts_.pulls; }
+  ViewPtr view(std::uint64_t address, std::uint64_t bytes) noexcept override {
+    return parts_.pulls ? views_.find(address, bytes) : nullptr;
+  }
   void withdraw(std::uint64_t key) noexcept override { writer_.withdraw(key); }
   bool withdrawn(std::uint64_t key) const noexcept override { return reader_.withdrawn(key); }
   void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
@@ -77,6 +82,7 @@ class ShmLink final : public Link {
   RingReader reader_;
   Expected expected_;  // in `mine`
   Granted granted_;    // in `theirs`
+  Views views_;
   Status status_;
   Clock::time_point next_listen_{};
   unsigned idle_polls_ = 0;

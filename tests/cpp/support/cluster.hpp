@@ -94,6 +94,9 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     return transport_->enroll(memory);
   }
   void expel(const transport::DeviceMemory& memory) noexcept override { transport_->expel(memory); }
+  Result<std::unique_ptr<transport::Shared>> share(std::size_t bytes) override {
+    return transport_->share(bytes);
+  }
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {
     engine_->accepted(peer.uuid, finished(std::move(peer.link)));

@@ -17,7 +17,7 @@ class SummingDevice final : public TestDevice {
   std::atomic<int> sums{0};  // so far, those of trials included
 
   std::string lacks(device::Feature feature) const override {
-    return feature == device::Feature::Reduce ? std::string() : Runtime::lacks(feature);
+    return feature == device::Feature::Reduce ? std::string() : TestDevice::lacks(feature);
   }
   std::string lacks_reduction(int, device::Place, device::Place,
                               device::Reduction how) noexcept override {

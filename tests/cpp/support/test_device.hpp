@@ -16,11 +16,13 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/clock.hpp"
 #include "device/device.hpp"
+#include "support/pinned_set.hpp"
 #include "support/test_stream.hpp"
 
 namespace hccomm::test {
@@ -30,14 +32,13 @@ class TestDevice : public device::Runtime {
   explicit TestDevice(std::string name, double latency = 0, double rate = 0)
       : latency_(latency), rate_(rate), name_(std::move(name)) {}
   ~TestDevice() override {
-    EXPECT_EQ(streams_.load(), 0) << name_ << " leaks streams";
-    EXPECT_EQ(events_.load(), 0) << name_ << " leaks events";
+    EXPECT_EQ(streams_ + events_, 0) << name_ << " leaks streams or events";
     EXPECT_TRUE(pinned_.empty()) << name_ << " leaks pinned memory";
     EXPECT_TRUE(memory_.empty()) << name_ << " leaks device memory";
   }
 
   // ---- what goes wrong, when asked ----
-  std::atomic<int> pins_left{1 << 30};    // host_allocate fails after so many
+  std::atomic<int> pins_left{1 << 30};    // host_allocate and host_register fail after so many
   std::atomic<int> copies_left{1 << 30};  // the device is lost after so many copies
   std::atomic<int> sound_in{1 << 30};     // copies to it until one changes a bit
   std::atomic<int> sound_out{1 << 30};    // copies from it, likewise
@@ -51,18 +52,27 @@ class TestDevice : public device::Runtime {
   Result<int> current() noexcept override { return 0; }
   std::string describe(int) noexcept override { return name_; }
   Status health(int) noexcept override { return lost_ ? gone("health") : Status(); }
-
-  Result<void*> host_allocate(int, std::size_t bytes) noexcept override {
-    if (pins_left-- <= 0) return Status(Code::System, name_ + ": hostMalloc: out of memory");
-    void* made = ::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    const std::lock_guard lock(mutex_);
-    pinned_[static_cast<std::byte*>(made)] = bytes;
-    ++pins;
-    return made;
+  std::string lacks(device::Feature feature) const override {
+    return feature == device::Feature::HostRegister ? "" : Runtime::lacks(feature);
   }
-  void host_free(int, void* address) noexcept override {
-    const std::lock_guard lock(mutex_);
-    EXPECT_EQ(pinned_.erase(static_cast<std::byte*>(address)), 1u);
+  Status host_register(int, void* address, std::size_t bytes) noexcept override {
+    if (pins_left-- <= 0) return {Code::System, name_ + ": hostMalloc: out of memory"};
+    EXPECT_TRUE(pinned_.add(address, bytes));
+    ++pins;
+    return {};
+  }
+  void host_unregister(int, void* address) noexcept override {
+    EXPECT_TRUE(pinned_.remove(address));
+  }
+  Result<void*> host_allocate(int index, std::size_t bytes) noexcept override {
+    void* made = ::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    const Status status = host_register(index, made, bytes);
+    if (status.ok()) return made;
+    ::free(made);
+    return status;
+  }
+  void host_free(int index, void* address) noexcept override {
+    host_unregister(index, address);
     ::free(address);
   }
   Result<device::Place> allocate(int, std::size_t bytes) noexcept override {
@@ -78,19 +88,19 @@ class TestDevice : public device::Runtime {
   void release(int, device::Place place) noexcept override {
     const std::lock_guard lock(mutex_);
     const auto found = memory_.find(static_cast<std::byte*>(place.handle));
-    munmap(found->first, found->second.bytes);
-    munmap(found->second.inside, found->second.bytes);
+    munmap(found->first, found->second.size());
+    munmap(found->second.data(), found->second.size());
     memory_.erase(found);
   }
   // What the device sees at an address of its own.
   std::byte* inside(const void* address, std::size_t bytes) {
     const std::lock_guard lock(mutex_);
     auto* const wanted = static_cast<std::byte*>(const_cast<void*>(address));
-    auto at = memory_.upper_bound(wanted);
-    if (at == memory_.begin()) return nullptr;
-    --at;
+    const auto after = memory_.upper_bound(wanted);
+    if (after == memory_.begin()) return nullptr;
+    const auto at = std::prev(after);
     const auto offset = static_cast<std::size_t>(wanted - at->first);
-    return offset + bytes <= at->second.bytes ? at->second.inside + offset : nullptr;
+    return offset + bytes <= at->second.size() ? at->second.data() + offset : nullptr;
   }
 
   Result<device::Stream> stream_create(int index) noexcept override {
@@ -135,10 +145,6 @@ class TestDevice : public device::Runtime {
 
  protected:
   using Flag = std::shared_ptr<std::atomic<bool>>;
-  struct Memory {
-    std::byte* inside;
-    std::size_t bytes;
-  };
 
   static Worker& worker(device::Stream stream) { return *static_cast<Worker*>(stream.native); }
   static std::byte* address(device::Place place) {
@@ -177,12 +183,8 @@ class TestDevice : public device::Runtime {
     }
     return lost_;
   }
-  bool is_pinned(std::byte* address, std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    auto at = pinned_.upper_bound(address);
-    if (at == pinned_.begin()) return false;
-    --at;
-    return address + bytes <= at->first + at->second;
+  bool is_pinned(std::byte* address, std::size_t bytes) const {
+    return pinned_.holds(address, bytes);
   }
 
   const double latency_, rate_;  // seconds per copy, bytes per second; 0: none, no limit
@@ -190,9 +192,9 @@ class TestDevice : public device::Runtime {
   std::atomic<int> streams_{0}, events_{0};
   std::atomic<bool> lost_{false};
   std::shared_mutex running_;  // shared by copies; a lost device runs none
-  std::mutex mutex_;           // guards the rest
-  std::map<std::byte*, std::size_t> pinned_;
-  std::map<std::byte*, Memory> memory_;
+  PinnedSet pinned_;
+  std::mutex mutex_;                                   // guards the rest
+  std::map<std::byte*, std::span<std::byte>> memory_;  // as the device sees it
 };
 
 }  // namespace hccomm::test

@@ -176,31 +176,34 @@ TEST_P(StagingOver, ManyOperationsInFlightCompleteInAnyOrder) {
   });
 }
 
+// Each of two ranks sends to the other.
+static void exchange(Cluster& cluster, std::size_t count, int mix, TestDevice& a, TestDevice& b) {
+  cluster.run([&](Node& node) {
+    const int peer = 1 - node.rank();
+    TestDevice* const device = of_rank(node.rank(), mix, a, b);
+    Array out(device, numbers(count, node.rank() + 1)), in(device, numbers(count, -9));
+    const Where from = out.where(), to = in.where();
+    Operation* send = node.engine().start(node.context(), engine::OperationKind::Send,
+                                          parcel(peer, 5, out, from));
+    Operation* recv = node.engine().start(node.context(), engine::OperationKind::Recv,
+                                          parcel(node.rank() == 0 ? -1 : peer, 5, in, to));
+    const Deadline deadline = Deadline::after(Seconds(20));
+    const Status sent = node.engine().wait(*send, deadline);
+    const Status received = node.engine().wait(*recv, deadline);
+
+    ASSERT_TRUE(sent.ok()) << sent.text();
+    ASSERT_TRUE(received.ok()) << received.text();
+    ASSERT_EQ(in.values(), numbers(count, peer + 1));
+    node.engine().release(*send);
+    node.engine().release(*recv);
+  });
+}
+
 TEST_P(StagingOver, MessagesOfEverySizeArrive) {
   TestDevice a("alpha", 10e-6, 4e9), b("beta");
   Cluster cluster(GetParam(), 2, small_pool(8 << 20, 64 << 10));
   for (const std::size_t count : {0ul, 1ul, 600ul, 50'000ul, 400'000ul}) {
-    for (const int mix : {0, 1}) {
-      cluster.run([&](Node& node) {
-        const int peer = 1 - node.rank();
-        TestDevice* const device = of_rank(node.rank(), mix, a, b);
-        Array out(device, numbers(count, node.rank() + 1)), in(device, numbers(count, -9));
-        const Where from = out.where(), to = in.where();
-        Operation* send = node.engine().start(node.context(), engine::OperationKind::Send,
-                                              parcel(peer, 5, out, from));
-        Operation* recv = node.engine().start(node.context(), engine::OperationKind::Recv,
-                                              parcel(node.rank() == 0 ? -1 : peer, 5, in, to));
-        const Deadline deadline = Deadline::after(Seconds(20));
-        const Status sent = node.engine().wait(*send, deadline);
-        const Status received = node.engine().wait(*recv, deadline);
-
-        ASSERT_TRUE(sent.ok()) << sent.text();
-        ASSERT_TRUE(received.ok()) << received.text();
-        ASSERT_EQ(in.values(), numbers(count, peer + 1));
-        node.engine().release(*send);
-        node.engine().release(*recv);
-      });
-    }
+    for (const int mix : {0, 1}) exchange(cluster, count, mix, a, b);
   }
 }
 
@@ -267,6 +270,50 @@ TEST_P(StagingOver, TheCallersStreamIsWaitedFor) {
     EXPECT_EQ(data.values()[999], 14);
     device.stream_destroy(stream);
   });
+}
+
+// How many messages the ranks' devices have copied from where their peers had staged them.
+static int fetched(Cluster& cluster) {
+  std::atomic<int> all{0};
+  cluster.run([&](Node& node) {
+    for (const auto& each : node.engine().devices()) {
+      const auto at = each.text.find(" messages copied from peers' memory");
+      ASSERT_NE(at, std::string::npos) << each.text;
+      all += std::stoi(each.text.substr(each.text.rfind(' ', at - 1) + 1));
+    }
+  });
+  return all;
+}
+
+TEST(StagingOverShm, BetweenDevicesAByteIsCopiedOnceOnEachSide) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster("shm", 2, small_pool(64 << 20, 64 << 10));
+  const auto call = [](Collective collective) { return call_of(collective, 200'000, false); };
+  int before = 0;
+  const auto expect_more = [&](const char* what) {
+    const int now = fetched(cluster);
+    EXPECT_GT(now, before) << what;
+    before = now;
+  };
+  cluster.run([&](Node& node) {  // the links
+    ASSERT_TRUE(
+        perform(node, call(Collective::Barrier), "dissemination", nullptr, nullptr).status.ok());
+  });
+  expect_as_on_the_host(cluster, "direct", [&](int) { return call(Collective::AllToAll); }, a, b);
+  expect_more("all_to_all");
+  expect_as_on_the_host(cluster, "direct", [&](int) { return call(Collective::AllGather); }, a, b);
+  expect_more("all_gather");
+  exchange(cluster, 300'000, 1, a, b);
+  expect_more("messages");
+  EXPECT_GT(before, 0);
+}
+
+TEST(StagingOverShm, APeersMemoryThatCannotBePinnedIsPulled) {
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster("shm", 2, small_pool(64 << 20, 64 << 10));
+  exchange(cluster, 300'000, 1, a, b);
+  a.pins_left = 0;  // for all that has not been seen yet
+  exchange(cluster, 600'000, 1, a, b);
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, StagingOver, testing::Values("inproc", "tcp", "shm"),
