@@ -402,30 +402,37 @@ void Engine::receive_early(Operation& op) {
   if (context.early_spare.size() < 64) context.early_spare.push_back(std::move(early));
 }
 
+// Stores a part of a message where its step wants it, or reduces it into there.
+void Engine::put(Operation& op, std::uint32_t id, std::uint64_t offset, const std::byte* payload,
+                 std::uint64_t bytes) {
+  const Recipe& recipe = *op.recipe;
+  const Step& step = recipe.plan.steps[id];
+  std::byte* dst = op.at(step.dst) + offset;
+  if (bytes == 0) return;
+  if (stores(op, id)) {
+    std::memcpy(dst, payload, bytes);
+    return;
+  }
+  const std::byte* mine = op.at(step.src) + offset;
+  const std::size_t count = bytes >> std::countr_zero(recipe.element_bytes);
+  if ((reinterpret_cast<std::uintptr_t>(payload) & (recipe.element_bytes - 1)) != 0) {
+    bounce_.resize(std::max<std::size_t>(bounce_.size(), bytes));
+    std::memcpy(bounce_.data(), payload, bytes);
+    payload = bounce_.data();
+  }
+  if (step.received_first) {
+    recipe.reduce(dst, payload, mine, count);
+  } else {
+    recipe.reduce(dst, mine, payload, count);
+  }
+}
+
 // Takes a part of a message into its step. payload nullptr: it is in its place already.
 void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const std::byte* payload,
                    std::uint64_t bytes) {
   const Recipe& recipe = *op.recipe;
   const Step& step = recipe.plan.steps[id];
-  std::byte* dst = op.at(step.dst) + offset;
-  if (payload != nullptr && bytes != 0) {
-    if (stores(op, id)) {
-      std::memcpy(dst, payload, bytes);
-    } else {
-      const std::byte* mine = op.at(step.src) + offset;
-      const std::size_t count = bytes >> std::countr_zero(recipe.element_bytes);
-      if ((reinterpret_cast<std::uintptr_t>(payload) & (recipe.element_bytes - 1)) != 0) {
-        bounce_.resize(std::max<std::size_t>(bounce_.size(), bytes));
-        std::memcpy(bounce_.data(), payload, bytes);
-        payload = bounce_.data();
-      }
-      if (step.received_first) {
-        recipe.reduce(dst, payload, mine, count);
-      } else {
-        recipe.reduce(dst, mine, payload, count);
-      }
-    }
-  }
+  if (payload != nullptr) put(op, id, offset, payload, bytes);
   if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
     const StagePlan& plan = *op.staged->plan;
     const std::uint64_t at = plan.base[static_cast<int>(step.dst.space)] +

@@ -169,6 +169,7 @@ bool Engine::advance(Pull& pull, bool& any) {
       cannot_copy(op, channel, status);
       return false;
     }
+    if (reduces) put(op, pull.step, piece.offset, target, piece.bytes);  // before the peer hears
     const bool whole = received(op, pull.step) + piece.bytes == bytes_of(op, pull.step);
     if (!pulled(channel, op, pull.step, piece.bytes)) return false;
     pull.offset += piece.bytes;
@@ -176,7 +177,7 @@ bool Engine::advance(Pull& pull, bool& any) {
     if (tagged(op)) {
       arrived(op, piece.offset, piece.bytes);
     } else {
-      apply(op, pull.step, piece.offset, reduces ? target : nullptr, piece.bytes);
+      apply(op, pull.step, piece.offset, nullptr, piece.bytes);
     }
     if (whole || pull.offset == pull.bytes) return false;
   }

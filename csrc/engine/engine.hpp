@@ -90,6 +90,7 @@ class Engine final : private StagingClient {
   bool agrees(Context& context, int source, const Header& header);
   void receive_control(Context& context, Operation& op, int source, const Header& header);
   bool fits(Operation& op, std::uint32_t step, const Header& header, int source);
+  void put(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
   void apply(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
   void came(Operation& op, std::uint32_t step, std::uint64_t bytes);
   // copying.cpp
