@@ -128,16 +128,17 @@ class Communicator(Operations):
     def register(self, buffer: Buffer) -> Registration:
         """Register the memory of ``buffer`` with this process's network cards, until deregistered.
 
-        For host arrays that are sent or received into again and again: transport ofi then finds
-        them registered at their first large message, also where it keeps nothing registered by
-        itself (docs/rdma.md). Other transports have nothing to register: then this does nothing.
-        It serves all communicators of the process; other ranks need not do the same.
+        For arrays that are sent or received into again and again: transport ofi then finds them
+        registered at their first large message, also where it keeps nothing registered by itself,
+        as of devices (docs/rdma.md). Other transports have nothing to register, and no card may
+        reach the device: then this does nothing. It serves all communicators of the process; other
+        ranks need not do the same.
 
             with comm.register(weights):
                 comm.all_reduce(weights)
 
-        Raises InvalidArgument for an array that is empty, read-only or on a device, System when a
-        card or the limit on locked memory (``ulimit -l``) refuses.
+        Raises InvalidArgument for an array that is empty or read-only, System when a card or the
+        limit on locked memory (``ulimit -l``) refuses an array on the host.
         """
         with _Inside(self, "register") as handle:
             return Registration(self._library, handle, buffer)

@@ -61,7 +61,7 @@ def empty(shape: int | Sequence[int], dtype: Any = "f4") -> numpy.ndarray[Any, A
 
 
 class Registration:
-    """Host memory that this process's network cards know. Use it as a context manager.
+    """Memory that this process's network cards know. Use it as a context manager.
 
     Owns:   the registration and a reference to the array. It ends with deregister(), or when it is
             collected.
@@ -72,27 +72,31 @@ class Registration:
     def __init__(self, library: Library, handle: Any, buffer: Buffer) -> None:
         """Register with ``handle``, an ``hccomm_comm*``. Users call Communicator.register()."""
         found = view(buffer, "register: buffer")
-        if found.place.kind != 0:
-            raise InvalidArgument(
-                "register: buffer lies on a device, whose data go through pinned memory that "
-                "hccomm registers itself; register host arrays only"
-            )
         if found.readonly:
             raise InvalidArgument(
                 "register: buffer is read-only, and cards are given leave to write; pass one that "
                 "can be written"
             )
         ffi, made, error = library.ffi, library.ffi.new("hccomm_registration**"), library.error()
-        data = ffi.cast("void*", found.address + found.offset)
         size = found.count * SIZES[found.dtype]
-        library.check(library.lib.hccomm_register(handle, data, size, made, error), error)
+        if found.place.kind == 0:
+            data = ffi.cast("void*", found.address + found.offset)
+            code = library.lib.hccomm_register(handle, data, size, made, error)
+        else:
+            place = ffi.new("hccomm_buffer*")
+            place.data, place.offset = ffi.cast("void*", found.address), found.offset
+            place.device_kind, place.device_index = found.place.kind, found.place.number
+            code = library.lib.hccomm_register_device(handle, place, size, made, error)
+        library.check(code, error)
         self._library = library
-        self._registration = ffi.gc(made[0], library.lib.hccomm_deregister)
+        self._registration: Any = None
+        if made[0] != ffi.NULL:
+            self._registration = ffi.gc(made[0], library.lib.hccomm_deregister)
         self._array: Any = found.owner
 
     @property
     def active(self) -> bool:
-        """Whether the memory is still registered."""
+        """Whether the memory is registered. Never that of a device which no card reaches."""
         return self._registration is not None
 
     def deregister(self) -> None:

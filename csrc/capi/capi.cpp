@@ -210,6 +210,10 @@ struct hccomm_registration {
   std::unique_ptr<hccomm::comm::Registration> self;
 };
 
+static hccomm::comm::DeviceBuffer device_of(const hccomm_buffer& buffer) {
+  return {buffer.device_kind, buffer.device_index, buffer.data, buffer.offset, buffer.stream};
+}
+
 int hccomm_register(hccomm_comm* comm, void* data, uint64_t bytes,
                     hccomm_registration** registration, hccomm_error* error) {
   return guarded(error, [&] {
@@ -218,6 +222,21 @@ int hccomm_register(hccomm_comm* comm, void* data, uint64_t bytes,
     auto made = std::make_unique<hccomm_registration>();
     made->self = comm->self->enroll(static_cast<std::byte*>(data), bytes);
     *registration = made.release();
+    return succeed(error);
+  });
+}
+
+int hccomm_register_device(hccomm_comm* comm, const hccomm_buffer* buffer, uint64_t bytes,
+                           hccomm_registration** registration, hccomm_error* error) {
+  return guarded(error, [&] {
+    require(comm != nullptr && buffer != nullptr && registration != nullptr,
+            "register: comm, buffer or registration is null");
+    require(buffer->device_kind != HCCOMM_DEVICE_HOST,
+            "register: buffer is on the host; call hccomm_register");
+    *registration = nullptr;
+    auto made = std::make_unique<hccomm_registration>();
+    made->self = comm->self->enroll(device_of(*buffer), bytes);
+    if (made->self->reached()) *registration = made.release();
     return succeed(error);
   });
 }
@@ -238,10 +257,6 @@ static void check_call(const hccomm_comm* comm, const hccomm_call* call) {
 
 static Follow follow_of(const hccomm_call& call) {
   return (call.flags & HCCOMM_BACKGROUND) != 0 ? Follow::Background : Follow::Soon;
-}
-
-static hccomm::comm::DeviceBuffer device_of(const hccomm_buffer& buffer) {
-  return {buffer.device_kind, buffer.device_index, buffer.data, buffer.offset, buffer.stream};
 }
 
 static hccomm::comm::Memory memory_of(const hccomm_buffer& buffer) {

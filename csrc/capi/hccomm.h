@@ -262,6 +262,12 @@ typedef struct hccomm_registration hccomm_registration;
  * a card or the limit on locked memory (ulimit -l) refuses; nothing is registered then. */
 HCCOMM_API int hccomm_register(hccomm_comm* comm, void* data, uint64_t bytes,
                                hccomm_registration** registration, hccomm_error* error);
+/* Likewise memory of a device, whose kind, index, data and offset `buffer` gives: cards that reach
+ * it register it now, else they do at each call. `*registration` is NULL where none does: then its
+ * data are staged, with or without, and hccomm_describe says why. It must not be freed before. */
+HCCOMM_API int hccomm_register_device(hccomm_comm* comm, const hccomm_buffer* buffer,
+                                      uint64_t bytes, hccomm_registration** registration,
+                                      hccomm_error* error);
 /* Ends it, also after the communicator was closed; NULL is fine. No operation may be using the
  * memory. */
 HCCOMM_API void hccomm_deregister(hccomm_registration* registration);

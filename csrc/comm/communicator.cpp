@@ -367,6 +367,11 @@ std::unique_ptr<Registration> Communicator::enroll(std::byte* data, std::size_t 
   return std::make_unique<Registration>(endpoint_, data, bytes);
 }
 
+std::unique_ptr<Registration> Communicator::enroll(const DeviceBuffer& buffer, std::size_t bytes) {
+  check_usable("register");
+  return std::make_unique<Registration>(endpoint_, where_of("register", buffer), bytes);
+}
+
 std::unique_ptr<Communicator> Communicator::group(const std::vector<int>& ranks, std::string name,
                                                   Seconds timeout, bool islands) {
   check_usable("group");

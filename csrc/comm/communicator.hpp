@@ -96,6 +96,7 @@ class Communicator {
 
   // Tells the cards of this process of memory. No network I/O; other ranks need not do the same.
   std::unique_ptr<Registration> enroll(std::byte* data, std::size_t bytes);
+  std::unique_ptr<Registration> enroll(const DeviceBuffer& buffer, std::size_t bytes);
 
   // Collective. A setting of this communicator alone, in place of the environment's. Throws
   // Mismatch on all ranks when they do not give the same.

@@ -50,6 +50,8 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
   // Tells the cards of all transports of memory (Transport::enroll). One that refuses undoes it.
   Status enroll(std::byte* data, std::size_t bytes);
   void expel(std::byte* data, std::size_t bytes) noexcept;
+  Status enroll(const transport::DeviceMemory& memory) override;
+  void expel(const transport::DeviceMemory& memory) noexcept override;
 
   // This process's endpoint, made at first use; the job is the first caller's. nullptr before.
   static std::shared_ptr<Endpoint> of_process();
@@ -60,8 +62,6 @@ class Endpoint final : private engine::Dialer, private transport::Acceptor {
 
  private:
   Status dial(const transport::Card& peer) override;
-  Status enroll(const transport::DeviceMemory& memory) override;
-  void expel(const transport::DeviceMemory& memory) noexcept override;
   Result<std::unique_ptr<transport::Shared>> share(std::size_t bytes) override;
   bool reserve(const std::string& uuid) override { return engine_->reserve(uuid); }
   void accepted(transport::Accepted peer) override {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory of the program that it has registered with the cards of its process. A program does so for
-// buffers that it uses again and again; without, each transport decides what to keep registered.
+// Memory of the program, on the host or on a device, that it has registered with the cards of its
+// process. A program does so for buffers that it uses again and again; without, each transport
+// decides what of the host's to keep registered, and keeps nothing of a device's.
 #pragma once
 
 #include <cstddef>
@@ -19,13 +20,19 @@ class Registration {
  public:
   // Requires: the memory stays mapped until this is destroyed.
   Registration(const std::shared_ptr<Endpoint>& endpoint, std::byte* data, std::size_t bytes);
+  Registration(const std::shared_ptr<Endpoint>& endpoint, const engine::Where& where,
+               std::size_t bytes);
   Registration(const Registration&) = delete;
   ~Registration();
+  // False: it lies on a device, no card reaches it there, and it is staged as without.
+  bool reached() const { return reached_; }
 
  private:
   std::weak_ptr<Endpoint> endpoint_;
   std::byte* data_;
   std::size_t bytes_;
+  transport::DeviceMemory device_;  // no bytes: it is the host's
+  bool reached_ = true;
 };
 
 }  // namespace hccomm::comm

@@ -27,6 +27,9 @@
 
 namespace hccomm::engine {
 
+// Memory of a device as cards are told of it. Unavailable where handles are no addresses.
+Result<transport::DeviceMemory> for_cards(const Where& where, std::uint64_t bytes);
+
 // What staging tells the engine; called inside begin() and progress().
 class StagingClient {
  public:

@@ -182,27 +182,35 @@ void Staging::mirror(Staged& staged, int memory, std::uint64_t bytes, bool pinne
 
 // ---- in place -----------------------------------------------------------------------------------
 
-// Tells the cards of a buffer. False: they do not reach it.
-bool Staging::enroll(Staged& staged, int memory, std::uint64_t bytes) {
-  Staged::Memory& target = staged.memory[memory];
-  device::Runtime* const runtime = target.device->runtime;
-  const std::string_view name = target.device->name;
+Result<transport::DeviceMemory> for_cards(const Where& where, std::uint64_t bytes) {
+  if (where.opaque) return Status(Code::Unavailable, "handles are no addresses");
+  device::Runtime* const runtime = where.runtime;
   transport::DeviceMemory told;
-  told.kind = name.substr(0, name.find(':'));
-  told.index = target.device->index;
+  told.kind = where.name;
+  told.index = where.index;
   told.fabric_interface = runtime->fabric_interface();
-  told.data = staged.on_device(static_cast<std::uint32_t>(memory), 0);
+  told.data = static_cast<std::byte*>(where.place.handle) + where.place.offset;
   told.bytes = bytes;
   if (runtime->lacks(device::Feature::Dmabuf).empty()) {
     told.dmabuf = [runtime, index = told.index](std::byte* pages, std::uint64_t length) {
       return runtime->dmabuf(index, {pages, 0}, length);
     };
   }
-  const Status status =
-      target.opaque ? Status(Code::Unavailable, "handles are no addresses") : cards_.enroll(told);
+  return told;
+}
+
+// Tells the cards of a buffer. False: they do not reach it.
+bool Staging::enroll(Staged& staged, int memory, std::uint64_t bytes) {
+  Staged::Memory& target = staged.memory[memory];
+  const std::string_view name = target.device->name;
+  const Where where{
+      target.device->runtime,        target.device->index, target.opaque, target.place, nullptr,
+      name.substr(0, name.find(':'))};
+  Result<transport::DeviceMemory> told = for_cards(where, bytes);
+  const Status status = told.ok() ? cards_.enroll(told.value()) : told.status();
   const std::lock_guard lock(mutex_);
   if (status.ok()) {
-    target.enrolled = std::move(told);
+    target.enrolled = std::move(told).value();
     ++target.device->in_place;
     target.device->why_staged.clear();
   } else {

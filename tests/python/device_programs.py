@@ -71,6 +71,13 @@ def between_devices(comm: hccomm.Communicator, count: int) -> tuple[bool, list[i
     return right, seen
 
 
+def registered(comm: hccomm.Communicator) -> tuple[bool, float]:
+    data = place(comm, np.full(1 << 18, 1.0 + comm.rank))
+    with comm.register(data) as registration:
+        comm.all_reduce(data)
+        return registration.active, float(back(data)[-1])
+
+
 def described(comm: hccomm.Communicator) -> Any:
     comm.all_reduce(place(comm, np.ones(10, np.float32)))
     told = comm.describe()

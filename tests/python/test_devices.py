@@ -84,6 +84,12 @@ def test_sums_have_the_same_bits_wherever_they_are_made(
             assert int(where.split(" pieces summed there")[0].rsplit(" ", 1)[1]) > 0
 
 
+def test_an_array_on_a_device_is_registered_where_a_card_reaches_it_and_staged_elsewhere(
+    ranks: Any, vendors: dict[str, str]
+) -> None:
+    assert ranks.fresh(2, **vendors).run(programs.registered) == [(False, 3.0)] * 2
+
+
 # ---- what is refused ------------------------------------------------------------------------
 
 

@@ -160,6 +160,10 @@ Result<Entry*> Cache::keep(const std::byte* data, std::size_t bytes) {
 }
 
 Result<Entry*> Cache::keep(const DeviceMemory& memory, std::string& how) {
+  if (Entry* const there = use_on_device(memory.data, memory.bytes)) {
+    how = "as it was registered";
+    return there;
+  }
   auto made = enroll(rails_, memory, how);
   if (!made) return made.status();
   Entry entry;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The memory of devices as cards know it. What one is told of is registered for as long as a call
-// uses it, since nobody would tell when it is freed; what refuses is remembered, and staged. What a
+// uses it, or the program wants, since nobody would tell when it is freed; what refuses is
+// remembered, and staged. What a
 // card writes there passes other ways than the word that it has: before a piece is handed over the
 // same card reads a little of it back, behind all that it has written (docs/rdma.md).
 #include <rdma/fi_domain.h>

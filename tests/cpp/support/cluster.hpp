@@ -68,6 +68,10 @@ class Node final : private engine::Dialer, private transport::Acceptor {
   int rank() const { return rank_; }
   int size() const { return size_; }
   void refuse_to_dial(bool refuses) { refuses_to_dial_ = refuses; }
+  Status enroll(const transport::DeviceMemory& memory) override {
+    return transport_->enroll(memory);
+  }
+  void expel(const transport::DeviceMemory& memory) noexcept override { transport_->expel(memory); }
 
  private:
   std::unique_ptr<transport::Link> finished(std::unique_ptr<transport::Link> link) const {
@@ -90,10 +94,6 @@ class Node final : private engine::Dialer, private transport::Acceptor {
     });
     return {};
   }
-  Status enroll(const transport::DeviceMemory& memory) override {
-    return transport_->enroll(memory);
-  }
-  void expel(const transport::DeviceMemory& memory) noexcept override { transport_->expel(memory); }
   Result<std::unique_ptr<transport::Shared>> share(std::size_t bytes) override {
     return transport_->share(bytes);
   }

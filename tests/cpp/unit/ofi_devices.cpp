@@ -291,6 +291,32 @@ TEST_F(Devices, CollectivesThatMoveDataGiveWhatTheyGiveOnTheHost) {
   }
 }
 
+// What the program has registered is not registered again by a call, nor by one of a part of it.
+TEST_F(Devices, WhatIsRegisteredOnceServesAllCalls) {
+  Cluster& cluster = meet(2);
+  cluster.run([&](Node& node) {
+    const bool sends = node.rank() == 0;
+    CardArray data(sends ? "cuda" : "hip", numbers(kLarge, sends ? 7 : -1));
+    const Where where = data.where();
+    const transport::DeviceMemory kept = engine::for_cards(where, data.bytes()).take();
+    const Status enrolled = node.enroll(kept);
+    ASSERT_TRUE(enrolled.ok()) << enrolled.text();
+    for (const std::uint64_t tag : {1u, 2u, 3u}) {
+      engine::Parcel parcel = parcel_of(1 - node.rank(), tag, data, where);
+      if (tag == 3) parcel.bytes /= 2;
+      Operation* op = node.engine().start(
+          node.context(), sends ? OperationKind::Send : OperationKind::Recv, parcel);
+      const Status status = node.engine().wait(*op, Deadline::after(Seconds(20)));
+      EXPECT_TRUE(status.ok()) << status.text();
+      node.engine().release(*op);
+    }
+    EXPECT_EQ(data.values(), numbers(kLarge, 7));
+    node.expel(kept);
+  });
+  EXPECT_EQ(seen().device_keys - before_.device_keys, 4u) << "two ranks, two cards each";
+  EXPECT_GT(to_devices(), 0u);
+}
+
 // Rank 0 sends what rank 1 does not take: `act` ends it, and says why on each rank.
 void expect_failure(Cluster& cluster, const char* from, const char* to,
                     const std::function<void(Node&)>& act, Code code) {
