@@ -4,6 +4,7 @@
 Promise: abort() from another thread and hccomm_abort_signal() as a signal handler end a waiting
 collective on all ranks; Ctrl-C ends a wait; SIGTERM is a death like another; an interpreter leaves
 with operations in flight. One rank, the victim, ends; the others wait in a collective for it.
+And close() returns within a second, also while a peer is stopped.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ KINDS = {
     "Ctrl-C": "Aborted",
     "SIGTERM": "PeerLost",
     "exit": "PeerLost",
+    "stop, close": "",
 }
 # exit: what close() gives operations in flight; Ctrl-C: how often wait() looks at signals.
-EXTRA = {"exit": 1.0, "Ctrl-C": 0.25}
+EXTRA = {"exit": 1.0, "Ctrl-C": 0.25, "stop, close": 0.8}
 _SIGNALS = {
     "abort by a handler": signal.SIGUSR2,
     "Ctrl-C": signal.SIGINT,
     "SIGTERM": signal.SIGTERM,
+    "stop, close": signal.SIGSTOP,
 }
 
 
@@ -66,9 +69,15 @@ def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
             victim.signal(_SIGNALS[what["kind"]])
         else:
             victim.tell("go")
-        for rank, process in enumerate(group):
-            if process is not victim:
-                _judge(trial, rank, process.hear("done", began + TIMEOUT), began, late)
+        others = [(rank, process) for rank, process in enumerate(group) if process is not victim]
+        if what["kind"] == "stop, close":
+            for _, process in others:
+                process.tell("go")
+        for rank, process in others:
+            _judge(trial, rank, process.hear("done", began + TIMEOUT), began, late)
+        if what["kind"] == "stop, close":
+            victim.signal(signal.SIGCONT)
+            victim.tell("go")
         _judge_victim(trial, victim, began)
     except (Hung, EOFError, RuntimeError) as error:
         trial.hung += isinstance(error, Hung)
@@ -82,7 +91,7 @@ def _judge(trial: Trial, rank: int, answer: dict[str, Any], began: float, late: 
     took = answer["at"] - began
     trial.times_ms.append(took * 1e3)
     right = answer["error"] == KINDS[trial.what["kind"]]
-    named = right and (answer["error"] == "Aborted" or answer["blames"] == trial.what["victim"])
+    named = right and (answer["error"] != "PeerLost" or answer["blames"] == trial.what["victim"])
     trial.noticed += right
     trial.named += named
     late += EXTRA.get(trial.what["kind"], 0.0)
@@ -101,7 +110,7 @@ def _judge_victim(trial: Trial, victim: Rank, began: float) -> None:
         text = "is still there"
     else:
         answer = victim.hear("done", began + TIMEOUT)
-        right = answer["error"] == ("KeyboardInterrupt" if kind == "Ctrl-C" else "Aborted")
+        right = answer["error"] == ("KeyboardInterrupt" if kind == "Ctrl-C" else KINDS[kind])
         text = f"{answer['error']}: {answer['text']}"
     trial.noticed += right
     trial.named += right

@@ -362,6 +362,11 @@ def end(job: Job, pipe: Connection) -> dict[str, Any]:
     """Wait in a collective that the victim does not join, or be the victim (endings.py)."""
     with joined(job) as comm:
         comm.barrier()
+        if job["kind"] == "stop, close":
+            pipe.send(("up", {"at": time.monotonic()}))
+            pipe.recv()  # for the victim, which is stopped meanwhile, once the others have closed
+            comm.close()
+            return seen()
         try:
             if comm.rank != job["victim"]:
                 pipe.send(("up", {"at": time.monotonic()}))
