@@ -379,11 +379,17 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       receive_written(op, static_cast<std::uint32_t>(step), source, header);
       return;
     }
+    case Type::Stream:
     case Type::Done: {
       const plan::Inlet* outlet = inlet_of(op.recipe->outlets, source);
       if (outlet == nullptr || header.index >= outlet->count) return;
       const std::uint32_t id = op.recipe->send_steps[outlet->first + header.index];
-      if (op.steps[id].waiting == 0 && !op.steps[id].done) sent(op, id);
+      if (op.steps[id].waiting != 0 || op.steps[id].done) return;
+      if (header.type == Type::Done) {
+        sent(op, id);
+      } else {
+        stream(*context.channels[source], op, id);
+      }
       return;
     }
     default: return;  // Probe: that we agree is all it asks

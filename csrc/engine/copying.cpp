@@ -90,6 +90,14 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
   if (!tagged(op)) op.steps[id].value = 0;
   auto view = shared ? channel.link()->view(address, bytes) : nullptr;
   if (view != nullptr && fetch(op, id, view, address)) return;
+  // Among more ranks than cores an answer costs more than a copy.
+  if (view == nullptr && !tagged(op) && !stores(op, id) && !settings_.oversubscribed &&
+      channel.link()->streams_sums()) {
+    wire::Header wanted = message_of(op, id);
+    wanted.type = Type::Stream;
+    channel.send(wanted, nullptr);
+    return;
+  }
   expect(op, id);
   const unsigned patience = settings_.oversubscribed ? 0 : kPatience;
   pulls_.push_back({&channel, &op, id, patience, address, 0, bytes, false, std::move(view)});
@@ -265,6 +273,19 @@ bool Engine::copy_large() {
   if (advance(pull, moved)) pulls_.push_back(pull);
   drain();
   return moved;
+}
+
+// The receiver wants in frames what it was offered.
+void Engine::stream(Channel& channel, Operation& op, std::uint32_t id) {
+  bool offered = false;  // else it has been asked for before
+  pushes_.erase_if([&](const Push& each) {
+    const bool is_it = each.operation == &op && each.step == id && each.wrote == 0;
+    offered = offered || is_it;
+    return is_it;
+  });
+  if (!offered) return;
+  channel.send_bulk({message_of(op, id), op.at(op.recipe->plan.steps[id].src),
+                     op.bytes_of(op.recipe->plan.steps[id]), 0, &op, id});
 }
 
 // The message is where it belongs: the buffer is the caller's again.

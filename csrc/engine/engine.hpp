@@ -102,6 +102,7 @@ class Engine final : private StagingClient {
   bool copy_large();
   bool advance(Push& push);
   void sent(Operation& op, std::uint32_t step);
+  void stream(Channel& channel, Operation& op, std::uint32_t step);
   void cannot_copy(Operation& op, Channel& channel, const Status& why);
   // tagged.cpp
   void issue_tagged(Operation& op);

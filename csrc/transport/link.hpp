@@ -128,6 +128,8 @@ class Link {
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
   virtual bool pulls() const noexcept { return false; }
+  // Whether what is reduced as it comes is quicker in frames than by pull().
+  virtual bool streams_sums() const noexcept { return false; }
   // The peer's shared memory that holds [address, address + bytes), for who may read what lies
   // there now; nullptr where it is not shared, or cannot be mapped.
   virtual ViewPtr view(std::uint64_t /*address*/, std::uint64_t /*bytes*/) noexcept {

@@ -38,6 +38,7 @@ const char* name(Type type) noexcept {
     case Type::Written: return "Written";
     case Type::TaggedWritten: return "TaggedWritten";
     case Type::TaggedHere: return "TaggedHere";
+    case Type::Stream: return "Stream";
   }
   return "?";
 }
@@ -77,7 +78,7 @@ static bool carries_user_data(Type type) {
 
 Status check(const Header& header, std::uint64_t max_length) {
   const auto type = static_cast<unsigned>(header.type);
-  if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::TaggedHere)) {
+  if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::Stream)) {
     return {Code::Integrity, text("frame: unknown type ", type)};
   }
   if (!seal_holds(header)) {

@@ -16,7 +16,7 @@ namespace hccomm::wire {
 
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
 // 1.1: frames may be sealed; 1.2: connections may be encrypted; 1.3: Written, where memory is
-// shared; 1.4: TaggedHere, likewise
+// shared; 1.4: TaggedHere and Stream, likewise
 inline constexpr std::uint16_t kVersionMinor = 4;
 
 enum class Type : std::uint8_t {
@@ -38,6 +38,7 @@ enum class Type : std::uint8_t {
   Written,        // "I have written `address` bytes of (context, sequence, index) to their place"
   TaggedWritten,  // point-to-point: likewise of message `index`
   TaggedHere,     // point-to-point: "the next `fingerprint` bytes of `index` lie at `address`"
+  Stream,         // "send (context, sequence, index), which you have offered, in frames"
 };
 
 // 48 bytes: one frame with up to 16 bytes of payload fits a cache line.

@@ -42,6 +42,7 @@ class ShmLink final : public Link {
   void discard() noexcept override { reader_.discard(); }
   Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override;
   bool pulls() const noexcept override { return parts_.pulls; }
+  bool streams_sums() const noexcept override;
   ViewPtr view(std::uint64_t address, std::uint64_t bytes) noexcept override {
     return parts_.pulls ? views_.find(address, bytes) : nullptr;
   }
