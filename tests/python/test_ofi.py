@@ -124,6 +124,7 @@ with hccomm.init(timeout=30.0) as comm:
     assert (total == comm.size * (comm.size + 1) // 2).all()
     comm.all_to_all(numpy.arange(comm.size))
     print(json.dumps({peer["rank"]: peer["transport"] for peer in comm.describe()["peers"]}))
+    comm.barrier()  # who leaves takes the link along
 """
 
 
@@ -334,6 +335,7 @@ def test_large_messages_go_over_both_rails() -> None:
         "    got = comm.all_gather(data)\n"
         "    assert (got.reshape(2, -1)[1 - comm.rank] == data + 1 - 2 * comm.rank).all()\n"
         "    print(comm.describe()['peers'][0])\n"
+        "    comm.barrier()\n"  # who leaves takes the link along
     )
 
     told = finish(start(code, [{**environment("system", "net"), **rails}] * 2))
@@ -356,6 +358,7 @@ with hccomm.init(timeout=60.0) as comm:
     for size in range(1, 300, 7):
         assert (comm.all_reduce(numpy.ones(size)) == 2).all()
     print(json.dumps({"before": before, "peers": comm.describe()["peers"]}))
+    comm.barrier()
 """
 
 

@@ -25,6 +25,7 @@ try:
                        timeout=float(sys.argv[4]))
     found["sum"] = [float(each) for each in comm.all_reduce(numpy.arange(1 << 16)*1.0)[:3]]
     found["links"] = [peer["link"] for peer in comm.describe()["peers"]]
+    comm.barrier()  # who leaves takes the link along
     comm.close()
 except hccomm.Error as error:
     found["error"], found["text"] = type(error).__name__, str(error)
