@@ -384,7 +384,7 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
     sent(op, 0);
     return;
   }
-  if (op.staged != nullptr && context.channels[source]->pulls()) {
+  if (context.channels[source]->pulls() && in_shared_memory(op, 0)) {
     op.asked = true;
     return tell_here(op);
   }
