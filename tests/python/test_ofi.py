@@ -426,12 +426,14 @@ def test_signal_handlers_of_the_program_stay() -> None:
 
 
 LOOP = """
-import numpy, hccomm, sys
+import itertools, numpy, hccomm, os, signal, sys
 comm = hccomm.init(timeout=60.0)
 print("up", flush=True)
 data = numpy.ones({count})
 try:
-    while True:
+    for call in itertools.count():
+        if comm.rank == 1 and call == {last}:
+            os.kill(os.getpid(), signal.SIGKILL)
         comm.all_reduce(data)
 except hccomm.PeerLost as lost:
     print("lost", lost.rank, flush=True)
@@ -442,16 +444,22 @@ except hccomm.PeerLost as lost:
 @pytest.mark.parametrize(("library", "provider"), WAYS)
 @pytest.mark.parametrize("count", [4, 3_000_000])
 def test_a_rank_that_is_killed_is_named(library: str, provider: str, count: int) -> None:
+    """At any moment; over the shm provider of 1.17 between two calls.
+
+    That provider locks in shared memory: who is killed within leaves others waiting for the lock
+    inside of libfabric, for ever (docs/rdma.md).
+    """
+    between = (library, provider) == ("system", "shm")
     environ = {**environment(library, provider), "HCCOMM_TRANSPORTS": "ofi"}
     before = set(Path("/dev/shm").iterdir())  # another program's may bear any number
-    processes = start(LOOP.format(count=count), [environ] * 3)
+    processes = start(LOOP.format(count=count, last=20 if between else -1), [environ] * 3)
     try:
         for each in processes:
             assert each.stdout is not None
             assert each.stdout.readline() == "up\n"
-        time.sleep(0.5)
-
-        processes[1].send_signal(signal.SIGKILL)
+        if not between:
+            time.sleep(0.5)
+            processes[1].send_signal(signal.SIGKILL)
 
         for rank in (0, 2):
             # A survivor is told long before its operation's own deadline, which would say Timeout.
