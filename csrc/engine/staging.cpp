@@ -160,9 +160,11 @@ bool Staging::sees(Device& device, const transport::ViewPtr& view) {
     return unused;
   });
   device.seen.push_back({view, false});
-  bool& pinned = device.seen.back().pinned;
-  pinned = device.runtime->host_register(device.index, view->data, view->bytes).ok();
-  return pinned;
+  const Status status = device.runtime->host_register(device.index, view->data, view->bytes);
+  if (!status.ok()) {
+    HCCOMM_LOG(Info, device.name, ": a peer's memory is pulled from, not mapped: ", status.text());
+  }
+  return device.seen.back().pinned = status.ok();
 }
 
 bool Staging::fetch(Staged& staged, std::uint64_t begin, std::uint64_t bytes,
