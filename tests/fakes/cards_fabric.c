@@ -34,37 +34,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- what the test is told --------------------------------------------------------------------*/
-
-static struct cards* told(void) {
-  static struct cards* shared = NULL;
-  struct cards* mapped = __atomic_load_n(&shared, __ATOMIC_ACQUIRE);
-  if (mapped != NULL) return mapped;
-  const char* path = getenv("FAKE_CARDS_FILE");
-  int file = path == NULL ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  struct stat is = {0};
-  if (path != NULL && (file < 0 || fstat(file, &is) != 0)) abort();
-  if (path != NULL && is.st_size != sizeof *mapped && /* of another build: its words mean nothing */
-      (ftruncate(file, 0) != 0 || ftruncate(file, sizeof *mapped) != 0))
-    abort();
-  mapped = mmap(NULL, sizeof *mapped, PROT_READ | PROT_WRITE,
-                MAP_SHARED | (file < 0 ? MAP_ANONYMOUS : 0), file, 0);
-  if (mapped == MAP_FAILED) abort();
-  if (file >= 0) close(file);
-  struct cards* none = NULL;
-  if (__atomic_compare_exchange_n(&shared, &none, mapped, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-    return mapped;
-  munmap(mapped, sizeof *mapped); /* another thread was first */
-  return none;
-}
-
-static void add(uint64_t* to, uint64_t what) { __atomic_add_fetch(to, what, __ATOMIC_ACQ_REL); }
-
-static ssize_t refuse(int code, int card, const char* what) {
-  if (__atomic_fetch_add(&told()->refused, 1, __ATOMIC_ACQ_REL) == 0)
-    snprintf(told()->first, sizeof told()->first, "card %d: %s", card, what);
-  return -code;
-}
 /* ---- memory -----------------------------------------------------------------------------------*/
 
 struct memory {
@@ -352,6 +321,16 @@ static ssize_t read_from(struct fid_ep* ep, void* data, size_t bytes, void* desc
   return own->real->read(ep, data, bytes, desc, from, remote(at, name, bytes, 0), name, context);
 }
 
+/* ofi_rxm over sockets crashes where a write that brings immediate data is cut off in its middle;
+ * only small ones may come whole. It takes two of three empty ones at once. */
+static ssize_t may_be_cut(const struct endpoint* own, size_t bytes) {
+  static uint64_t empties;
+  if (strcmp(provider(), "net;ofi_rxm") != 0) return 0;
+  if (bytes > kWholeBytes) return refuse(FI_EINVAL, own->card, "writes what may be cut off");
+  const int full = bytes == 0 && __atomic_fetch_add(&empties, 1, __ATOMIC_RELAXED) % 3 == 2;
+  return full ? -FI_EAGAIN : 0;
+}
+
 static ssize_t writemsg(struct fid_ep* ep, const struct fi_msg_rma* message, uint64_t flags) {
   struct endpoint* own = (struct endpoint*)ep->rma;
   const struct fi_rma_iov* to = message->rma_iov;
@@ -361,6 +340,7 @@ static ssize_t writemsg(struct fid_ep* ep, const struct fi_msg_rma* message, uin
   if (code == 0 && message->data >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
   if (code == 0 && message->iov_count > 4) code = refuse(FI_EINVAL, own->card, "too many parts");
+  if (code == 0 && (flags & FI_REMOTE_CQ_DATA) != 0) code = may_be_cut(own, to->len);
   if (code != 0) return code;
   struct iovec parts[4];
   struct fi_rma_iov there = {remote(to->addr, to->key, to->len, 1), to->len, to->key};
@@ -375,18 +355,31 @@ static ssize_t writemsg(struct fid_ep* ep, const struct fi_msg_rma* message, uin
   return counted(noted(place, own->real->writemsg(ep, &as_net, flags)), own->card, to->len, 0);
 }
 
-static ssize_t writedata(struct fid_ep* ep, const void* data, size_t bytes, void* desc,
-                         uint64_t bits, fi_addr_t to, uint64_t at, uint64_t key, void* context) {
+static ssize_t put(struct fid_ep* ep, const void* data, size_t bytes, void* desc, fi_addr_t to,
+                   uint64_t at, uint64_t key, void* context, const uint64_t* bits) {
   struct endpoint* own = (struct endpoint*)ep->rma;
   const struct iovec part = {(void*)data, bytes};
   ssize_t code = check(own, &part, &desc, 1, at, key);
-  if (code == 0 && bits >> 32 != 0)
+  if (code == 0 && bits != NULL && *bits >> 32 != 0)
     code = refuse(FI_EINVAL, own->card, "more than 32 bits of immediate data");
+  if (code == 0 && bits != NULL) code = may_be_cut(own, bytes);
   if (code != 0) return code;
   uint64_t* const place = note(at, key, bytes);
-  code = own->real->writedata(ep, local(data, desc, bytes), bytes, desc, bits, to,
-                              remote(at, key, bytes, 1), key, context);
+  const void* from = local(data, desc, bytes);
+  const uint64_t there = remote(at, key, bytes, 1);
+  code = bits == NULL ? own->real->write(ep, from, bytes, desc, to, there, key, context)
+                      : own->real->writedata(ep, from, bytes, desc, *bits, to, there, key, context);
   return counted(noted(place, code), own->card, bytes, 0);
+}
+
+static ssize_t write_alone(struct fid_ep* ep, const void* data, size_t bytes, void* desc,
+                           fi_addr_t to, uint64_t at, uint64_t key, void* context) {
+  return put(ep, data, bytes, desc, to, at, key, context, NULL);
+}
+
+static ssize_t writedata(struct fid_ep* ep, const void* data, size_t bytes, void* desc,
+                         uint64_t bits, fi_addr_t to, uint64_t at, uint64_t key, void* context) {
+  return put(ep, data, bytes, desc, to, at, key, context, &bits);
 }
 
 static ssize_t injectdata(struct fid_ep* ep, const void* data, size_t bytes, uint64_t bits,
@@ -417,6 +410,7 @@ static int endpoint(struct fid_domain* domain, struct fi_info* info, struct fid_
   own->real = (*out)->rma;
   own->ops = *own->real;
   own->ops.writemsg = writemsg;
+  own->ops.write = write_alone;
   own->ops.writedata = writedata;
   own->ops.injectdata = injectdata;
   own->ops.read = read_from;
@@ -472,6 +466,7 @@ int fi_getinfo(uint32_t version, const char* node, const char* service, uint64_t
   int code = get(version, node, service, flags, hints, &others);
   while (*last != NULL) last = &(*last)->next;
   *last = code == 0 ? others : NULL;
+  drop_own(last); /* the system's of that name are not here */
   *info = cards;
   return cards != NULL ? 0 : code;
 }

@@ -464,7 +464,7 @@ def test_a_rank_that_is_killed_is_named(library: str, provider: str, count: int)
         for rank in (0, 2):
             # A survivor is told long before its operation's own deadline, which would say Timeout.
             out, err = processes[rank].communicate(timeout=90)
-            assert out == "lost 1\n", err
+            assert out == "lost 1\n", (processes[rank].returncode, err)
             assert processes[rank].returncode == 7, err
         # What libfabric's shm provider leaves of who is killed, the survivors sweep.
         assert not set(Path("/dev/shm").glob(f"{processes[1].pid}:*")) - before

@@ -294,11 +294,12 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const Outgoing& frame, s
   op->entry = entry;
   op->borrows = true;
   void* const descriptor = entry != nullptr ? entry->memory.descriptor[own] : nullptr;
-  const std::uint64_t data =
-      Immediate{peer.their_id, Kind::Direct, Immediate::direct(slot, peer.next)}.pack();
+  op->lane = lane;
+  op->immediate = Immediate{peer.their_id, Kind::Direct, Immediate::direct(slot, peer.next)}.pack();
+  op->untold = rails_[own]->tells_apart;
   const ssize_t said =
-      fi_writedata(rails_[own]->endpoint, frame.payload + sent, bytes, descriptor, data,
-                   peer.address[lane], advert.at[lane].address + offset, advert.at[lane].key, op);
+      rails_[own]->write(*op, frame.payload + sent, bytes, descriptor, peer.address[lane],
+                         advert.at[lane].address + offset, advert.at[lane].key);
   const Progress outcome = posted(peer, op, said, "fi_writedata");
   if (outcome != Progress::Done) return outcome;
   ++peer.direct.sent;

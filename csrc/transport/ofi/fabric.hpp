@@ -87,8 +87,7 @@ class Fabric {
   void reclaim(Peer& peer, const wire::Header* of);
   // The grant by which the whole frame may be written in its place; -1: none.
   int claim(Peer& peer, const transport::Outgoing& frame);
-  // Whether there is one for the whole message.
-  bool awaited(Peer& peer, const wire::Header& which, std::uint64_t bytes);
+  bool awaited(Peer& peer, const wire::Header& which, std::uint64_t bytes);  // all of it
   // The next piece of the frame; adds its size to `sent`. Done too when the peer wants no more.
   Progress send_direct(Peer& peer, unsigned slot, const transport::Outgoing& frame,
                        std::size_t& sent);
@@ -129,11 +128,11 @@ class Fabric {
   void taken(Peer& peer, Arrived& arrived);
   void queue_error(Rail& rail);
   void finished(Op& op);
+  bool tell(Op& op);
   void suspect(const Status& why);
   void judge();
   Op* sender(std::vector<Op*>& idle);
   Status make_senders(unsigned count, std::size_t bytes, std::vector<Op*>& into);
-  bool inject(Peer& peer, Kind kind, std::uint16_t value);
   bool inject(Peer& peer, Kind kind, std::uint16_t value, unsigned lane);
   Progress write_small(Peer& peer, Kind kind, const iovec* parts, int count);
   Entry* readable(const std::byte* payload, std::size_t bytes);
@@ -180,6 +179,7 @@ class Fabric {
   std::deque<Op> ops_;
   std::vector<Op*> senders_;     // idle
   std::vector<Op*> copiers_;     // idle, with room for a ring slot
+  std::vector<Op*> untold_;      // written, but the peer has not been told
   bool local_ = false;           // what is sent must lie in registered memory
   bool gathers_ = true;          // header and payload may lie apart
   bool reaches_devices_ = true;  // constant once it is open

@@ -104,7 +104,9 @@ void Fabric::leave(Peer& peer) {
 void Fabric::drop(Peer& peer) {
   by_id_[peer.id] = nullptr;
   for (Op& op : ops_) {
-    if (op.peer == &peer) op.peer = nullptr;
+    if (op.peer != &peer) continue;
+    op.peer = nullptr;
+    op.untold = false;
   }
   // Where the peer may still be writing its inbox is never used again.
   if (peer.all_taken || peer.over || !peer.met) pool_.give_back(peer.inbox);

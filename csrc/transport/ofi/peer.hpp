@@ -3,9 +3,9 @@
 // What a fabric keeps of one peer: the window of frames on their way to it, those that have come
 // from it in whatever order, and the control connection that tells of its end.
 //
-// Everything a peer sends is written into an inbox that it was given, and carries 32 bits: whose it
-// is for the receiver, what it is, and its number, by which the receiver restores the order that no
-// provider has to keep. Large payloads go straight into memory that the receiver has advertised.
+// What a peer sends is written into an inbox that it was given, with 32 bits: whose it is for the
+// receiver, what it is, and its number, which restores the order that no provider has to keep.
+// Large payloads go straight into memory that the receiver has advertised.
 #pragma once
 
 #include <array>
@@ -82,6 +82,9 @@ struct Op {
   std::vector<Op*>* home = nullptr;  // the list it returns to
   bool borrows = false;              // it reads memory of the user
   bool reads_back = false;           // what has been written to a device
+  bool untold = false;               // `immediate` goes apart, and has not gone
+  unsigned lane = 0;
+  std::uint64_t immediate = 0;
 };
 
 // How many may be sent, and how many have been taken at the other end. Counts for ever, modulo 2^16

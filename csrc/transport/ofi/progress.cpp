@@ -25,6 +25,7 @@ static constexpr std::chrono::milliseconds kSuspicion{200};
 void Fabric::progress() {
   ++polls_;
   if (ended_) return;
+  for (Op* const each : std::exchange(untold_, {})) finished(*each);
   fi_cq_data_entry entries[kEntries];
   for (const auto& rail : rails_) {
     for (int round = 0; round < kRounds; ++round) {
@@ -101,7 +102,10 @@ void Fabric::queue_error(Rail& rail) {
   const std::string what = text(library().strerror(entry.err), " (", entry.err, ")",
                                 said != nullptr ? text(", ", said) : std::string());
   Peer* const peer = op != nullptr ? op->peer : nullptr;
-  if (op != nullptr) finished(*op);
+  if (op != nullptr) {
+    op->untold = false;
+    finished(*op);
+  }
   if (peer != nullptr && peer->failure.ok()) {
     peer->failure = Status(Code::PeerLost, text(peer->name, ": the provider reports ", what));
     if (asleep_) eventfd_write(bell_.get(), 1);
@@ -200,19 +204,20 @@ void Fabric::taken(Peer& peer, Arrived& arrived) {
 // Tells the peer what has been taken, once it is worth a message. What the provider does not take
 // now is said at the next look: the counts are totals.
 void Fabric::settle(Peer& peer) {
+  const unsigned lane = peer.works[0];
   const auto due = [](const Taken& each, unsigned slots) {
     return each.count - each.told >= slots;
   };
   if (due(peer.eager_in, kEagerSlots / 2) &&
-      inject(peer, Kind::EagerCredit, static_cast<std::uint16_t>(peer.eager_in.count))) {
+      inject(peer, Kind::EagerCredit, static_cast<std::uint16_t>(peer.eager_in.count), lane)) {
     peer.eager_in.told = peer.eager_in.count;
   }
   if (due(peer.ring_in, kRingSlots / 4) &&
-      inject(peer, Kind::RingCredit, static_cast<std::uint16_t>(peer.ring_in.count))) {
+      inject(peer, Kind::RingCredit, static_cast<std::uint16_t>(peer.ring_in.count), lane)) {
     peer.ring_in.told = peer.ring_in.count;
   }
   if (due(peer.direct_in, kDirectWrites / 4) &&
-      inject(peer, Kind::DirectCredit, static_cast<std::uint16_t>(peer.direct_in.count))) {
+      inject(peer, Kind::DirectCredit, static_cast<std::uint16_t>(peer.direct_in.count), lane)) {
     peer.direct_in.told = peer.direct_in.count;
   }
 }
@@ -243,7 +248,7 @@ void Fabric::fail(Peer& peer, Status why) {
 // not announced again before that frame has come: the timer wakes it.
 void Fabric::announce_sleep(Peer& peer) {
   if (!peer.rings || peer.announced) return;
-  peer.announced = inject(peer, Kind::Hello, peer.sleep_word());
+  peer.announced = inject(peer, Kind::Hello, peer.sleep_word(), peer.works[0]);
 }
 
 void Fabric::ring(Peer& peer) {

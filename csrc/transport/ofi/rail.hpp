@@ -27,6 +27,8 @@ namespace hccomm::transport::ofi {
 // Owns:   what libfabric gave out for this card.
 // Thread: guarded by the fabric's mutex.
 // Fails:  open() gives Unavailable with what was asked and the library's text.
+struct Op;
+
 struct Rail {
   explicit Rail(Choice chosen) : choice(std::move(chosen)) {}
   Rail(const Rail&) = delete;
@@ -40,6 +42,9 @@ struct Rail {
   void sweep() const noexcept;
   Status check(int err, const char* what) const;
   bool has(int mr_bit) const;  // FI_MR_*
+  // With the immediate of `op`, or without where that is `untold`.
+  ssize_t write(Op& op, const void* data, std::size_t bytes, void* descriptor, std::uint64_t to,
+                std::uint64_t at, std::uint64_t key) const;
 
   Choice choice;
   fid_fabric* fabric = nullptr;
@@ -48,6 +53,8 @@ struct Rail {
   fid_av* addresses = nullptr;
   fid_cq* queue = nullptr;
   std::size_t inject_bytes = 0;  // of a write that may be injected
+  // The 32 bits of what may be cut off by its sender's death go in an empty write of their own.
+  bool tells_apart = false;
   bool reaches_devices = false;  // opened with FI_HMEM; registrations may still be refused
   std::uint64_t self = 0;        // fi_addr_t of this endpoint, where it reaches devices
 

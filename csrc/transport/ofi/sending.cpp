@@ -24,11 +24,15 @@ Op* Fabric::sender(std::vector<Op*>& idle) {
   if (idle.empty()) return nullptr;
   Op* const op = idle.back();
   idle.pop_back();
-  op->borrows = op->reads_back = false;
+  op->borrows = op->reads_back = op->untold = false;
   return op;
 }
 
 void Fabric::finished(Op& op) {
+  if (op.untold && !tell(op)) {
+    untold_.push_back(&op);
+    return;
+  }
   if (op.peer != nullptr) {
     --op.peer->in_flight;
     if (op.borrows) --op.peer->borrowed;
@@ -38,16 +42,33 @@ void Fabric::finished(Op& op) {
   park(op);
 }
 
+static void refused(const Library& library, Peer& peer, ssize_t said, const char* what) {
+  if (!peer.failure.ok()) return;
+  peer.failure =
+      library.failure(Code::PeerLost, text(peer.name, ": ", what), static_cast<int>(-said));
+}
+
+// The 32 bits of a write that went without; they follow it on one connection. False: not taken now.
+bool Fabric::tell(Op& op) {
+  Peer& peer = *op.peer;
+  const Rail& rail = *rails_[peer.rail_of[op.lane]];
+  ssize_t said = 0;
+  if (!ended_ && !peer.over && peer.failure.ok()) {
+    void* const descriptor = scratch_.memory->descriptor[peer.rail_of[op.lane]];
+    said = fi_writedata(rail.endpoint, scratch_.data, 0, descriptor, op.immediate,
+                        peer.address[op.lane], peer.inbox_at[op.lane], peer.key[op.lane], nullptr);
+  }
+  op.untold = said == -FI_EAGAIN;
+  if (said < 0 && !op.untold) refused(library(), peer, said, "fi_writedata");
+  return !op.untold;
+}
+
 void Fabric::park(Op& op) {
   if (op.entry != nullptr) cache_.done(*std::exchange(op.entry, nullptr));
   op.home->push_back(&op);
 }
 
 // What there is to say is in the 32 bits. Not every provider writes nothing at all.
-bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value) {
-  return inject(peer, kind, value, peer.works[0]);
-}
-
 bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value, unsigned lane) {
   if (shut(peer)) return false;
   constexpr std::size_t kBytes = 8;
@@ -63,8 +84,9 @@ bool Fabric::inject(Peer& peer, Kind kind, std::uint16_t value, unsigned lane) {
   if (rail.inject_bytes < kBytes) {
     Op* const op = sender(senders_);
     if (op == nullptr) return false;
-    outcome = fi_writedata(rail.endpoint, scratch_.data, kBytes, scratch_.memory->descriptor[own],
-                           data, peer.address[lane], peer.inbox_at[lane], peer.key[lane], op);
+    outcome = fi_writedata(rail.endpoint, scratch_.data, rail.tells_apart ? 0 : kBytes,
+                           scratch_.memory->descriptor[own], data, peer.address[lane],
+                           peer.inbox_at[lane], peer.key[lane], op);
     outcome == 0 ? under_way(peer, *op) : park(*op);
   }
   if (outcome == -FI_EAGAIN) progress();
@@ -82,7 +104,10 @@ void Fabric::under_way(Peer& peer, Op& op) {
 Progress Fabric::posted(Peer& peer, Op* op, ssize_t outcome, const char* what) {
   if (outcome == 0) {
     ++peer.next;
-    if (op != nullptr) under_way(peer, *op);
+    if (op != nullptr) {
+      under_way(peer, *op);
+      if (op->untold) tell(*op);
+    }
     ring(peer);
     return Progress::Done;
   }
@@ -91,10 +116,7 @@ Progress Fabric::posted(Peer& peer, Op* op, ssize_t outcome, const char* what) {
     progress();
     return Progress::Again;
   }
-  if (peer.failure.ok()) {
-    peer.failure =
-        library().failure(Code::PeerLost, text(peer.name, ": ", what), static_cast<int>(-outcome));
-  }
+  refused(library(), peer, outcome, what);
   return Progress::Broken;
 }
 
@@ -103,6 +125,18 @@ static void copy_parts(std::byte* to, const iovec* parts, int count) {
     if (parts[i].iov_len != 0) std::memcpy(to, parts[i].iov_base, parts[i].iov_len);
     to += parts[i].iov_len;
   }
+}
+
+ssize_t Rail::write(Op& op, const void* data, std::size_t bytes, void* descriptor, std::uint64_t to,
+                    std::uint64_t at, std::uint64_t key) const {
+  if (op.untold) return fi_write(endpoint, data, bytes, descriptor, to, at, key, &op);
+  return fi_writedata(endpoint, data, bytes, descriptor, op.immediate, to, at, key, &op);
+}
+
+// All that it was sent has been taken.
+static bool is_quiet(const Peer& peer) {
+  const auto none = [](const Window& each) { return each.sent == each.acked; };
+  return none(peer.eager) && none(peer.ring) && none(peer.direct);
 }
 
 // Into an eager slot, from a copy.
@@ -131,9 +165,12 @@ Progress Fabric::write_small(Peer& peer, Kind kind, const iovec* parts, int coun
   Op* const op = sender(senders_);
   if (op == nullptr) return Progress::Again;
   copy_parts(op->block.data, parts, count);
-  const ssize_t said =
-      fi_writedata(rail.endpoint, op->block.data, bytes, op->block.memory->descriptor[own], data,
-                   peer.address[lane], at, peer.key[lane], op);
+  // Into an empty connection it goes whole, and arrives so.
+  op->untold = rail.tells_apart && !is_quiet(peer);
+  op->lane = lane;
+  op->immediate = data;
+  const ssize_t said = rail.write(*op, op->block.data, bytes, op->block.memory->descriptor[own],
+                                  peer.address[lane], at, peer.key[lane]);
   const Progress outcome = posted(peer, op, said, "fi_writedata");
   if (outcome == Progress::Done) ++peer.eager.sent;
   return outcome;
@@ -213,9 +250,13 @@ Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_
   message.rma_iov_count = 1;
   message.context = op;
   message.data = Immediate{peer.their_id, Kind::Ring, peer.next}.pack();
-  const Progress outcome = posted(
-      peer, op, fi_writemsg(rails_[own]->endpoint, &message, FI_REMOTE_CQ_DATA | FI_COMPLETION),
-      "fi_writemsg");
+  op->lane = lane;
+  op->immediate = message.data;
+  const Rail& rail = *rails_[own];
+  op->untold = rail.tells_apart;
+  const std::uint64_t flags = (op->untold ? 0 : FI_REMOTE_CQ_DATA) | FI_COMPLETION;
+  const Progress outcome =
+      posted(peer, op, fi_writemsg(rail.endpoint, &message, flags), "fi_writemsg");
   if (outcome != Progress::Done) return outcome;
   ++peer.ring.sent;
   if (begins) peer.told();
