@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cages import Cage
+from children import Leash
 from pool import Hung, Pool, Rank, await_all, moment, others_say, set_to_work
 from report import Trial
 from works import COLLECTIVES
@@ -39,8 +40,12 @@ def trials(
     sizes: Sequence[int] = SIZES,
     ways: Sequence[str] = WAYS,
     late: float = 2.0,
+    children: int = 0,
 ) -> Iterator[Trial]:
-    """Kill ``count`` ranks, one a trial. Noticing later than ``late`` seconds is a fault."""
+    """Kill ``count`` ranks, one a trial. Noticing later than ``late`` seconds is a fault.
+
+    With ``children`` every rank forks so many, and they outlive it.
+    """
     chance = random.Random(seed)
     pools = {each: Pool.over(each) for each in transports}
     try:
@@ -57,6 +62,8 @@ def trials(
             if what["transport"] == "islands":
                 what["collective"] = "all_reduce, all_gather"
             what["victim"] = chance.randrange(what["ranks"])
+            if children:
+                what["children"] = children
             if what["phase"] == "init":
                 what["delay"] *= 0.1  # it takes milliseconds
             if what["way"] == "hunger":
@@ -92,11 +99,26 @@ def _starve(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial
 
 
 def _trial(pool: Pool, number: int, what: dict[str, Any], late: float) -> Trial:
-    trial = Trial("kill", f"kill {what['phase']} {what['transport']}", number, what)
+    if "children" not in what:
+        return _death(pool, number, what, late, {})
+    with Leash(pool.folder) as leash:
+        victim = pool.take(what["ranks"])[what["victim"]].pid
+        trial = _death(pool, number, what, late, {"leash": str(leash.path)})
+        what["orphans"] = leash.children_of(victim)
+        if what["phase"] != "init" and what["orphans"] == 0:
+            trial.faults.append("the victim had no children")
+        return trial
+
+
+def _death(
+    pool: Pool, number: int, what: dict[str, Any], late: float, more: dict[str, str]
+) -> Trial:
+    kind = "fork, kill" if more else "kill"
+    trial = Trial("kill", f"{kind} {what['phase']} {what['transport']}", number, what)
     group = pool.take(what["ranks"])
     survivors = {rank: each for rank, each in enumerate(group) if rank != what["victim"]}
     trial.asked = len(survivors)
-    died = _inject(pool, group, survivors, what, trial)
+    died = _inject(pool, group, survivors, what, trial, more)
     if died is None:
         return trial
     allowed = INIT_TIMEOUT if what["phase"] == "init" else 0.0
@@ -150,13 +172,19 @@ def held(pool: Pool, number: int, transport: str) -> Trial:
 
 
 def _inject(
-    pool: Pool, group: list[Rank], survivors: dict[int, Rank], what: dict[str, Any], trial: Trial
+    pool: Pool,
+    group: list[Rank],
+    survivors: dict[int, Rank],
+    what: dict[str, Any],
+    trial: Trial,
+    more: dict[str, str],
 ) -> float | None:
     """Start the job and end the victim; return when, or None when the job did not come up."""
     meeting, victim = pool.meeting(), group[what["victim"]]
     by_signal = what["way"] in SIGNALS
     how = {} if by_signal else {what["victim"]: {"how": what["way"]}}
-    job = {name: what[name] for name in ("phase", "collective", "bytes")}
+    job = {name: what[name] for name in ("phase", "collective", "bytes")} | more
+    job["children"] = what.get("children", 0)
     job["islands"] = what["transport"] == "islands"
     timeout = INIT_TIMEOUT if what["phase"] == "init" else TIMEOUT
     set_to_work(group, meeting, "kill", timeout, of=how, how="signal", **job)

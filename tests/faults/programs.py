@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 from works import Work, make_work
 
@@ -100,14 +101,17 @@ def inventory() -> dict[str, int]:
 
 def kill(job: Job, pipe: Connection) -> dict[str, Any]:
     """Work until a peer's death ends it; say when and whom the error names."""
-    if job["phase"] == "init":
-        pipe.send(("up", {"at": time.monotonic()}))
     _maybe_die(job, pipe)
     with contextlib.ExitStack() as leaving:
         try:
+            leaving.enter_context(children.around(job))
+            if job["phase"] == "init":
+                pipe.send(("up", {"at": time.monotonic()}))
             comm = leaving.enter_context(joined(job))
             work = make_work(comm, job)
             work.once()
+            if job.get("children"):
+                children.bear(job["leash"])  # which inherits all there is
             if job["phase"] != "init":
                 pipe.send(("up", {"at": time.monotonic()}))
             return _until_the_end(job, pipe, comm, work)
@@ -238,36 +242,6 @@ def disagree(job: Job, pipe: Connection) -> dict[str, Any]:
     with contextlib.suppress(hccomm.Error):
         comm.close()
     return outcome | {"called": called, "later": later, "damaged": buffers.damaged()}
-
-
-def parent(job: Job, pipe: Connection) -> dict[str, Any]:
-    """Fork children that outlive this process, say who they are, then work until the end."""
-    comm = join(job)
-    work = make_work(comm, job)
-    work.once()
-    children = []
-    for _ in range(job["children"]):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(60)  # whatever happens to the driver
-            while True:
-                time.sleep(60.0)
-        children.append(child)
-    try:
-        work.once()
-        pipe.send(("up", {"at": time.monotonic(), "children": children}))
-        while True:
-            work.once()
-    except FAILURES as error:
-        return seen(error)
-    finally:
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(child, 0)
-        with contextlib.suppress(hccomm.Error):
-            comm.close()
 
 
 def use_in_child(job: Job, pipe: Connection) -> dict[str, Any]:
@@ -503,7 +477,6 @@ PROGRAMS: dict[str, Callable[[Job, Connection], dict[str, Any]]] = {
     "cycles": cycles,
     "count": count,
     "disagree": disagree,
-    "parent": parent,
     "use_in_child": use_in_child,
     "survive": survive,
     "train": train,

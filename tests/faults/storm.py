@@ -51,6 +51,7 @@ def _kill(options: argparse.Namespace) -> Iterator[Trial]:
         sizes=[int(each) for each in options.sizes.split(",")],
         ways=options.ways.split(",") if options.ways else kills.WAYS,
         late=options.late,
+        children=options.children,
     )
 
 
@@ -110,7 +111,9 @@ def _limit(options: argparse.Namespace) -> Iterator[Trial]:
 
 
 def _fork(options: argparse.Namespace) -> Iterator[Trial]:
-    return forks.trials(options.count, options.seed, transports=_names(options))
+    return forks.trials(
+        options.count, options.seed, transports=_names(options), ranks=_range(options.ranks)
+    )
 
 
 def _shrink(options: argparse.Namespace) -> Iterator[Trial]:
@@ -169,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--ways", help=f"of {', '.join(dict.fromkeys(kills.WAYS))}, hunger")
     one.add_argument("--sizes", default=",".join(str(each) for each in kills.SIZES))
     one.add_argument("--late", type=float, default=2.0, help="seconds after which it is a fault")
+    one.add_argument("--children", type=int, default=0, help="that every rank forks")
     add("stop", _stop, 24, "one rank is stopped for a moment, for good, or merely slow")
     add("mismatch", _mismatch, 1, "one rank calls something else (count: whole matrices)")
     add("strays", _strays, 1, "strangers talk to every listener")
@@ -194,7 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     one = add("tight", _tight, 1, "many ranks on few ports; folders where nobody may write")
     one.set_defaults(ranks="64")
     add("shrink", _shrink, 40, "ranks die, the rest go on, and new ones join")
-    add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
+    one = add("fork", _fork, 24, "children live on when a rank dies, and use its communicator")
+    one.set_defaults(ranks="2-4")
     add("rejoin", _rejoin, 12, "training loses a worker and gets another; the loss must not tell")
     add("rails", _rails, 2, "one of two cables between islands is slow")
     one = add("soak", _soak, 1800, "stops, deaths and shrinking without end")

@@ -159,8 +159,8 @@ def test_strangers_do_not_keep_ranks_from_meeting() -> None:
 
 
 def test_children_do_not_hide_a_death_nor_use_a_communicator() -> None:
-    """Forked children hold a dead rank's sockets open; one that uses them is told off."""
-    assert_calm(forks.trials(4, 6, ranks=(2, 3), late=LATE))
+    """In every phase forked children outlive a dead rank; one that uses its sockets is told off."""
+    assert_calm(forks.trials(8, 6, ranks=(2, 3), late=LATE))
 
 
 def test_survivors_go_on_without_the_dead_and_new_ranks_join() -> None:
