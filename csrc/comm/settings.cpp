@@ -87,7 +87,7 @@ std::string Communicator::describe() {
                    .add("pid", cards_[each].pid)
                    .add("transport", transport)
                    .add("path", path)
-                   .add("link", engine().describe(cards_[each].uuid))
+                   .add("link", engine().describe(context_, each))
                    .add("refused", refusals));
   }
   std::string algorithms;

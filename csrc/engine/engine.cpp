@@ -286,17 +286,20 @@ void Engine::dialed(const std::string& uuid, Result<std::unique_ptr<transport::L
   call_back(guard);
 }
 
-std::string Engine::describe(const std::string& uuid) {
+std::string Engine::describe(const Context& context, int rank) {
   Guard guard(*this);
-  const auto found = channels_.find(uuid);
-  if (found == channels_.end() || found->second->state() == Channel::State::Idle) {
-    return "not connected yet";
+  const Channel* channel = context.channels[rank];
+  if (channel == nullptr) return "closed";
+  if (context.gone[rank] != 0) return text("left: it has closed ", context.name);
+  if (channel->state() == Channel::State::Broken) return text("lost: ", channel->why().text());
+  const Status& poison = context.poison;
+  if (poison.code() == Code::PeerLost && poison.rank() == rank) {
+    return text("lost: ", poison.text());
   }
-  const Channel& channel = *found->second;
-  switch (channel.state()) {
-    case Channel::State::Up: return channel.link()->describe();
-    case Channel::State::Broken: return "broken: " + channel.why().text();
-    default: return "connecting";
+  switch (channel->state()) {
+    case Channel::State::Up: return channel->link()->describe();
+    case Channel::State::Dialing: return "connecting";
+    default: return "not connected yet";
   }
 }
 

@@ -57,7 +57,7 @@ class Engine final : private StagingClient {
   void accepted(const std::string& uuid, std::unique_ptr<transport::Link> link);
   void abandoned(const std::string& uuid);
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
-  std::string describe(const std::string& uuid);  // "shm (single copy)", "not connected yet"
+  std::string describe(const Context& context, int rank);  // its link: "tcp ...", "lost: why"
   std::vector<Staging::Report> devices() { return staging_.report(); }  // used so far
   void share_machine(int ranks, int cores);  // more ranks than cores yield at once
   // Async-signal-safe: every operation fails with Aborted at the next look.

@@ -136,9 +136,13 @@ class Cluster {
   Node& operator[](int rank) { return *nodes_[rank]; }
   // All leave, and make another group.
   void meet_again(std::uint64_t id) {
+    for (auto& node : nodes_) node->leave();
+    meet(id);
+  }
+  // Requires: all have left.
+  void meet(std::uint64_t id) {
     std::vector<transport::Card> cards;
     for (auto& node : nodes_) cards.push_back(node->card());
-    for (auto& node : nodes_) node->leave();
     for (auto& node : nodes_) node->meet(cards, id);
   }
   int size() const { return static_cast<int>(nodes_.size()); }

@@ -112,6 +112,47 @@ TEST_P(LinksOver, AProcessThatCannotEvenBeginToConnectNamesItself) {
   cluster.run(expect_sum_of_ones);
 }
 
+// What rank 0 says of its link to rank 1, once it begins so; else what it said at last.
+static std::string words_of_the_link(Cluster& cluster, const std::string& beginning) {
+  std::string words;
+  const auto begins = [&] {
+    words = cluster[0].engine().describe(cluster[0].context(), 1);
+    return words.starts_with(beginning);
+  };
+  const Deadline deadline = Deadline::after(Seconds(20));
+  while (!begins() && !deadline.passed()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return words;
+}
+
+TEST_P(LinksOver, ARankThatHasLeftIsDescribedAsSuch) {
+  Cluster cluster(GetParam(), 2);
+  EXPECT_EQ(cluster[0].engine().describe(cluster[0].context(), 1), "not connected yet");
+  cluster.run(expect_sum_of_ones);
+
+  cluster[1].leave();
+
+  const std::string wanted = "left: it has closed world";
+  EXPECT_EQ(words_of_the_link(cluster, wanted), wanted);
+  EXPECT_EQ(cluster[1].engine().describe(cluster[1].context(), 0), "closed");
+  cluster[0].leave();
+  cluster.meet(8);
+}
+
+TEST_P(LinksOver, ARankThatIsLostIsDescribedWithTheReason) {
+  Cluster cluster(GetParam(), 2);
+  cluster.run(expect_sum_of_ones);
+
+  cluster[1].mischief().once(Deed::Cut, 0, is_data);
+  std::int64_t value = 1;
+  EXPECT_EQ(sum(cluster[1], value).code(), Code::PeerLost);
+
+  const std::string words = words_of_the_link(cluster, "lost: ");
+  EXPECT_TRUE(words.starts_with("lost: ")) << words;
+  EXPECT_GT(words.size(), 10u) << words;
+}
+
 // Rank 0 has dropped its end and begins anew; rank 1 still holds the old one and has not looked.
 TEST_P(LinksOver, AnEndThatOnlyOneSideKnowsOfDoesNotKeepTheOtherOut) {
   Cluster cluster(GetParam(), 2);
@@ -192,7 +233,7 @@ TEST_P(LinksOver, AMessageThatWasGivenUpIsNeverReceivedWithOtherBytes) {
 TEST(PlaceThatCannotBeWritten, EndsTheCallOnBothRanksWithTheRemedy) {
   Cluster cluster("shm", 2);
   cluster.run(expect_sum_of_ones);
-  if (cluster[0].engine().describe(cluster[1].card().uuid) != "shm (single copy)") {
+  if (cluster[0].engine().describe(cluster[0].context(), 1) != "shm (single copy)") {
     GTEST_SKIP() << "process_vm_writev is refused here";
   }
   constexpr std::size_t kBytes = 512 << 10;
