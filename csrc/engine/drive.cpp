@@ -259,6 +259,7 @@ void Engine::tick(Clock::time_point now) {
     if (!driving_ || up_[i]->bindings().empty()) look_at(*up_[i]);
   }
   if (!driving_) progress();
+  staging_.forget_unused();
   next_look_ = now + kGlance;
   if (settings_.silence.count() > 0) look_for_the_silent(now);
   if (now < next_beat_) return;

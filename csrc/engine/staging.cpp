@@ -150,15 +150,26 @@ void Staging::written(Staged& staged, std::uint64_t offset, std::uint64_t bytes)
   wait_out(staged);
 }
 
-// Whether the device copies from there. What no operation uses and no link knows is let go of.
+void Staging::forget_unused() {
+  for (std::size_t i = 0;; ++i) {
+    Device* device = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      if (i == devices_.size()) return;
+      device = devices_[i].get();
+    }
+    std::erase_if(device->seen, [&](const Device::Seen& each) {
+      const bool unused = each.view.use_count() == 1;
+      if (unused && each.pinned) device->runtime->host_unregister(device->index, each.view->data);
+      return unused;
+    });
+  }
+}
+
+// Whether the device copies from there.
 bool Staging::sees(Device& device, const transport::ViewPtr& view) {
   const auto found = std::ranges::find(device.seen, view, &Device::Seen::view);
   if (found != device.seen.end()) return found->pinned;
-  std::erase_if(device.seen, [&](const Device::Seen& each) {
-    const bool unused = each.view.use_count() == 1;
-    if (unused && each.pinned) device.runtime->host_unregister(device.index, each.view->data);
-    return unused;
-  });
   device.seen.push_back({view, false});
   const Status status = device.runtime->host_register(device.index, view->data, view->bytes);
   if (!status.ok()) {

@@ -74,6 +74,8 @@ class Staging {
   // peer's memory. False: the device's runtime does not copy from there.
   bool fetch(Staged& staged, std::uint64_t begin, std::uint64_t bytes,
              const transport::ViewPtr& view, const std::byte* data);
+  // Lets go of memory of peers that no operation uses and no link knows: theirs who have gone.
+  void forget_unused();
   // Bytes that were to move in place are copied all the same, to the mirror or back.
   void carry(Staged& staged, bool in, Cell cell);
   // Likewise a whole message to be sent: from now on its plan has copies.

@@ -18,7 +18,7 @@ from cages import Cage
 from children import Leash
 from pool import Hung, Pool, Rank, await_all, moment, others_say, set_to_work
 from report import Trial
-from works import COLLECTIVES
+from works import COLLECTIVES, MIRRORED
 
 PHASES = ("collective", "collective", "collective", "idle", "teardown", "init")
 SIZES = (64, 1 << 20, 16 << 20)
@@ -26,7 +26,8 @@ WAYS = ("SIGKILL", "SIGKILL", "SIGSEGV", "exit", "segfault")
 SIGNALS = {"SIGKILL": 9, "SIGSEGV": 11}
 TIMEOUT = 20.0  # seconds of an operation: an error that comes only then is a fault
 INIT_TIMEOUT = 3.0
-_HELD = ("fds", "threads")
+_HELD = ("fds", "threads", "shared", "mapped")
+_HELD_OF_OTHERS = ("fds", "mapped", "pinned")  # devices keep threads and memory, to use them again
 PATIENCE = 10.0  # seconds on top of a deadline until a rank counts as hung
 
 
@@ -61,6 +62,8 @@ def trials(
             }
             if what["transport"] == "islands":
                 what["collective"] = "all_reduce, all_gather"
+            if what["transport"] == "mirrors":
+                what["collective"] = chance.choice(MIRRORED)
             what["victim"] = chance.randrange(what["ranks"])
             if children:
                 what["children"] = children
@@ -146,6 +149,7 @@ def held(pool: Pool, number: int, transport: str) -> Trial:
     What is held for the dead is released at the next look, half a second later: no sooner.
     """
     trial = Trial("held", f"held after all {transport}", number, {"transport": transport})
+    names = _HELD_OF_OTHERS if transport == "mirrors" else _HELD
     pool.take(1)
     for process in pool.ranks[1:]:
         pool.drop(process)
@@ -155,7 +159,7 @@ def held(pool: Pool, number: int, transport: str) -> Trial:
     try:
         old, new = (process.hear("done", deadline)["after"] for process in pair)
         until = min(deadline, time.monotonic() + PATIENCE)
-        while any(old[each] > new[each] for each in _HELD) and time.monotonic() < until:
+        while any(old[each] > new[each] for each in names) and time.monotonic() < until:
             time.sleep(0.1)
             pair[0].tell({"program": "count"})
             old = pair[0].hear("done", deadline)
@@ -164,7 +168,7 @@ def held(pool: Pool, number: int, transport: str) -> Trial:
         trial.faults.append(f"{error}\n{others_say(pair)}")
         return trial
     trial.asked = trial.noticed = trial.named = 1
-    more = {name: old[name] - new[name] for name in _HELD}
+    more = {name: old[name] - new[name] for name in names}
     trial.leaked = sum(max(0, each) for each in more.values())
     if trial.leaked:
         trial.faults.append(f"a rank that lived through it holds more than a new one: {more}")
@@ -186,6 +190,7 @@ def _inject(
     job = {name: what[name] for name in ("phase", "collective", "bytes")} | more
     job["children"] = what.get("children", 0)
     job["islands"] = what["transport"] == "islands"
+    job["mirrors"] = what["transport"] == "mirrors"
     timeout = INIT_TIMEOUT if what["phase"] == "init" else TIMEOUT
     set_to_work(group, meeting, "kill", timeout, of=how, how="signal", **job)
     deadline = time.monotonic() + TIMEOUT + PATIENCE

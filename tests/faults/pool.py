@@ -126,15 +126,16 @@ class Rank:
         os.close(self._pidfd)
 
 
-def fakes(folder: Path) -> dict[str, str]:
-    """Compile two fake vendors' runtimes and collective libraries; return them as settings."""
+def fakes(folder: Path, *, collectives: bool, fake: str) -> dict[str, str]:
+    """Compile two fake vendors' runtimes, and collective libraries; return them as settings."""
     sys.path.insert(0, str(HERE.parent / "python"))
     from fake_arrays import ccl_library, library
 
-    found = {"HCCOMM_TEST_FAKE": "devices=4"}
+    found = {"HCCOMM_TEST_FAKE": fake}
     for kind in ("cuda", "musa"):
         found[f"HCCOMM_{kind.upper()}_LIB"] = str(library(kind, folder))
-        found[f"HCCOMM_CCL_{kind.upper()}_LIB"] = str(ccl_library(kind, folder))
+        if collectives:
+            found[f"HCCOMM_CCL_{kind.upper()}_LIB"] = str(ccl_library(kind, folder))
     return found
 
 
@@ -284,12 +285,17 @@ class Pool(Owner):
     def over(cls, transport: str, **environ: str) -> Pool:
         """Return a pool for one transport; "ofi:tcp" names libfabric's provider, "ofi" is net's.
 
-        "islands": fake vendors' devices and libraries, over whatever transports there are.
+        "islands": fake vendors' devices and libraries, over whatever transports there are;
+        "mirrors": such devices, slow ones, that copy out of each other's memory over shm.
         """
         name, _, provider = transport.partition(":")
         if name == "islands":
             pool = cls(**environ)
-            pool._environ = environ | fakes(pool.folder)
+            pool._environ = environ | fakes(pool.folder, collectives=True, fake="devices=4")
+            return pool
+        if name == "mirrors":
+            pool = cls(HCCOMM_TRANSPORTS="shm", **environ)
+            pool._environ |= fakes(pool.folder, collectives=False, fake="devices=4,gbps=1")
             return pool
         if name == "ofi":
             environ["HCCOMM_OFI_PROVIDER"] = provider or "net"

@@ -85,15 +85,43 @@ FAILURES = (hccomm.Error, AssertionError)
 
 
 def inventory() -> dict[str, int]:
-    """Return what this process holds: descriptors, threads, and resident KiB."""
+    """Return what this process holds: descriptors, threads, resident KiB; and of others' memory.
+
+    `mapped` counts mappings of memory that has no descriptor here, `pinned` what fake devices have
+    pinned beyond the memory that this process shares (and keeps, to use it again: `shared`).
+    """
     gc.collect()
     with open("/proc/self/statm", encoding="ascii") as statm:
         pages = int(statm.read().split()[1])
+    names = {}
+    for each in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            names[each] = os.readlink(f"/proc/self/fd/{each}")
+    ours = {os.stat(f"/proc/self/fd/{each}").st_ino for each in names if _MEMORY in names[each]}
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        inodes = [int(line.split()[4]) for line in maps if _MEMORY in line]
     return {
-        "fds": len(os.listdir("/proc/self/fd")),
+        "fds": len(names) - len(ours),
         "threads": len(os.listdir("/proc/self/task")),
         "rss_kib": pages * (os.sysconf("SC_PAGE_SIZE") // 1024),
+        "shared": len(ours),
+        "mapped": sum(inode not in ours for inode in inodes),
+        "pinned": _pinned() - len(ours),
     }
+
+
+_MEMORY = "memfd:hccomm"
+
+
+def _pinned() -> int:
+    """Return how many blocks the fake devices of this process have pinned."""
+    count = 0
+    for each in ("HCCOMM_CUDA_LIB", "HCCOMM_MUSA_LIB"):
+        if each in os.environ:
+            function = ctypes.CDLL(os.environ[each]).fake_count
+            function.restype = ctypes.c_int64
+            count += function(b"pinned_blocks")
+    return count
 
 
 # ---- programs --------------------------------------------------------------------------------

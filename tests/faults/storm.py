@@ -163,7 +163,11 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--count", type=int, default=count, help=f"trials (default {count})")
         one.add_argument("--seed", type=int, default=1)
         one.add_argument("--ranks", default="2-8", help="a number, or from-to")
-        one.add_argument("--transports", default="shm,tcp")
+        one.add_argument(
+            "--transports",
+            default="shm,tcp",
+            help="of shm, tcp, ofi, ofi:PROVIDER, islands, mirrors",
+        )
         one.add_argument("--out", type=Path, help="write the JSON lines here")
         return one
 

@@ -91,6 +91,20 @@ def test_a_death_is_named_while_vendors_libraries_work_in_their_islands() -> Non
         pytest.skip(str(error))
 
 
+def test_a_death_amid_copies_out_of_its_memory_is_named_and_leaves_nothing() -> None:
+    """Devices of two fake vendors copy from where their peers have staged, at 1 GB/s."""
+    try:
+        report = assert_calm(
+            kills.trials(
+                6, seed=5, transports=("mirrors",), ranks=(2, 3, 4), phases=("collective",),
+                sizes=(1 << 20, 4 << 20), late=LATE,
+            )
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert len(report.trials) == 7  # and what a survivor of all holds
+
+
 def test_a_rank_that_the_kernel_kills_for_want_of_memory_is_named() -> None:
     """The OOM killer in a control group of 64 MiB; where there is none, SIGKILL (see cages.py)."""
     phases, sizes = ("idle", "collective"), (64, 1 << 20)

@@ -23,6 +23,7 @@ COLLECTIVES = (
     "send_recv",
     "barrier",
 )
+MIRRORED = ("send_recv", "all_to_all", "all_gather", "broadcast", "all_reduce")  # MirrorWork's
 
 
 class Work(Protocol):
@@ -38,6 +39,8 @@ def make_work(comm: hccomm.Communicator, job: dict[str, Any]) -> Work:
     """Return the job's collective, of about as many bytes as it says."""
     if job.get("islands"):
         return IslandWork(comm, job["bytes"])
+    if job.get("mirrors"):
+        return MirrorWork(comm, job["collective"], job["bytes"])
     return HostWork(comm, job["collective"], job["bytes"])
 
 
@@ -148,3 +151,73 @@ class IslandWork:
         right &= (self._back(gathered) == np.arange(size)[:, None]).all()
         assert right, f"wrong data: islands, round {self.rounds}, rank {rank} of {size}"
         self.rounds += 1
+
+
+class MirrorWork:
+    """Collectives and messages between devices of two fake vendors whose copies take their time.
+
+    What one rank's device has copied to the host the other's copies from there (docs/devices.md):
+    each maps and pins memory of the other.
+    """
+
+    def __init__(self, comm: hccomm.Communicator, name: str, nbytes: int) -> None:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
+        import fake_arrays
+
+        self._comm, self._name = comm, name
+        self._part = max(1, nbytes // 4 // comm.size)
+        kind, index = ("cuda", "musa")[comm.rank % 2], comm.rank // 2
+
+        def place(values: np.ndarray) -> Any:
+            if kind == "cuda":
+                return fake_arrays.CudaArray(values, index=index)
+            return fake_arrays.FakeArray(kind, values, index=index)
+
+        self._place = place
+        self.rounds = 0
+        comm.barrier()  # there is a link: before, nobody knows what it can
+        self._send_recv()
+        told = comm.describe()["devices"][0]["figures"]
+        assert " 0 messages copied from peers' memory" not in told, told
+
+    def once(self) -> None:
+        """Do it once. Raises AssertionError when the answer is wrong, and hccomm's errors."""
+        getattr(self, "_" + self._name)()
+        self.rounds += 1
+
+    def _full(self, value: float, parts: int = 1) -> Any:
+        return self._place(np.full(self._part * parts, value, np.float32))
+
+    def _check(self, array: Any, expected: Any) -> None:
+        found = array.numpy().reshape(-1, self._part)
+        right = (found == np.reshape(expected, (-1, 1))).all()
+        assert right, f"wrong data: {self._name}, round {self.rounds}, rank {self._comm.rank}"
+
+    def _send_recv(self) -> None:
+        size, rank = self._comm.size, self._comm.rank
+        got = self._full(0.0)
+        self._comm.sendrecv(self._full(rank + 1.0), (rank + 1) % size, got, (rank - 1) % size)
+        self._check(got, (rank - 1) % size + 1.0)
+
+    def _all_to_all(self) -> None:
+        size, rank = self._comm.size, self._comm.rank
+        got = self._full(0.0, size)
+        self._comm.all_to_all(self._full(rank + 1.0, size), out=got)
+        self._check(got, np.arange(size) + 1.0)
+
+    def _all_gather(self) -> None:
+        got = self._full(0.0, self._comm.size)
+        self._comm.all_gather(self._full(self._comm.rank + 1.0), out=got)
+        self._check(got, np.arange(self._comm.size) + 1.0)
+
+    def _broadcast(self) -> None:
+        root = self.rounds % self._comm.size
+        data = self._full(self._comm.rank + 1.0, self._comm.size)
+        self._comm.broadcast(data, root=root)
+        self._check(data, np.full(self._comm.size, root + 1.0))
+
+    def _all_reduce(self) -> None:
+        size = self._comm.size
+        data = self._full(self._comm.rank + 1.0, size)
+        self._comm.all_reduce(data)
+        self._check(data, np.full(size, size * (size + 1) / 2))
