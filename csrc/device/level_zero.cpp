@@ -3,6 +3,7 @@
 // Intel GPUs through the Level Zero loader. Unlike CUDA: an explicit context; immediate command
 // lists that keep no order, so each copy is followed by a barrier; events that must be reset, so an
 // Event of ours goes round a ring of them. The caller's stream is an immediate command list.
+#include <algorithm>
 #include <array>
 #include <map>
 #include <mutex>
@@ -73,15 +74,26 @@ struct ZeFunctions {
   int (*event_destroy)(void*);
   int (*event_query)(void*);
   int (*event_reset)(void*);
+  int (*extension)(void* driver, const char* name, void** function);
+  int (*translate)(int handle_kind, void* handle, void** drivers_own);
 };
 
 static constexpr int kNotReady = 1;
 static constexpr unsigned kDeviceLost = 0x70000001;
 static constexpr std::uint32_t kRing = 16;
 
+// Intel's drivers pin memory of others by two functions of their own; the loader does not know
+// them, so they want the driver's handle as the driver knows it.
+struct ZePinning {
+  void* driver = nullptr;
+  int (*import)(void* driver, void* address, std::size_t bytes) = nullptr;
+  int (*release)(void* driver, void* address) = nullptr;
+};
+
 struct ZeDevice {
   void* handle;
   void* context;  // of its driver
+  ZePinning pinning;
 };
 
 // What an Event's native points to. A recording takes the next event of the ring, so that a list
@@ -122,6 +134,23 @@ class LevelZero final : public Runtime {
   }
   void host_free(int index, void* address) noexcept override {
     if (address != nullptr) call_.release(device(index).context, address);
+  }
+  std::string lacks(Feature feature) const override {
+    if (feature != Feature::HostRegister) return Runtime::lacks(feature);
+    const auto pins = [](const ZeDevice& each) { return each.pinning.import != nullptr; };
+    if (std::ranges::all_of(devices_, pins)) return {};
+    return "a driver of Level Zero here has no zexDriverImportExternalPointer";
+  }
+  Status host_register(int index, void* address, std::size_t bytes) noexcept override {
+    if (!exists(index)) return absent(index);
+    const ZePinning& pinning = device(index).pinning;
+    if (pinning.import == nullptr) return {Code::Unavailable, lacks(Feature::HostRegister)};
+    return told(pinning.import(pinning.driver, address, bytes), "zexDriverImportExternalPointer",
+                index);
+  }
+  void host_unregister(int index, void* address) noexcept override {
+    const ZePinning& pinning = device(index).pinning;
+    pinning.release(pinning.driver, address);
   }
 
   Result<Place> allocate(int index, std::size_t bytes) noexcept override {
@@ -216,6 +245,7 @@ class LevelZero final : public Runtime {
   }
 
  private:
+  ZePinning pinning_of(void* driver) const;
   static char* address_of(Place place) { return static_cast<char*>(place.handle) + place.offset; }
   bool exists(int index) const noexcept {
     return index >= 0 && static_cast<std::size_t>(index) < devices_.size();
@@ -253,6 +283,23 @@ class LevelZero final : public Runtime {
   std::vector<ZeDevice> devices_;  // of all drivers
 };
 
+ZePinning LevelZero::pinning_of(void* driver) const {
+  ZePinning found{driver};
+  const auto find = [&]<typename Function>(Function*& function, const char* name) {
+    void* address = nullptr;
+    const bool there = call_.extension != nullptr && call_.extension(driver, name, &address) == 0 &&
+                       address != nullptr;
+    if (there) function = reinterpret_cast<Function*>(address);
+    return there;
+  };
+  static constexpr int kDriverHandle = 0;
+  const bool translated =
+      call_.translate == nullptr || call_.translate(kDriverHandle, driver, &found.driver) == 0;
+  const bool both = translated && find(found.import, "zexDriverImportExternalPointer") &&
+                    find(found.release, "zexDriverReleaseImportedPointer");
+  return both ? found : ZePinning{};
+}
+
 Status LevelZero::open() {
   bool all = true;
   const auto find = [&]<typename Function>(Function*& function, const char* name,
@@ -278,6 +325,8 @@ Status LevelZero::open() {
   find(call_.event_destroy, "zeEventDestroy");
   find(call_.event_query, "zeEventQueryStatus");
   find(call_.event_reset, "zeEventHostReset");
+  find(call_.extension, "zeDriverGetExtensionFunctionAddress", false);
+  find(call_.translate, "zelLoaderTranslateHandle", false);
   if (!all) {
     return {Code::Unavailable, text("level_zero: ", library_.path(),
                                     " lacks functions of Level "
@@ -296,7 +345,7 @@ Status LevelZero::open() {
     void* context = nullptr;
     if (call_.devices(driver, &here, handles.data()) != 0) continue;
     if (call_.context_create(driver, &desc, &context) != 0) continue;
-    for (void* handle : handles) devices_.push_back({handle, context});
+    for (void* handle : handles) devices_.push_back({handle, context, pinning_of(driver)});
   }
   if (!devices_.empty()) return {};
   return {Code::Unavailable,

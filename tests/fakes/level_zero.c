@@ -4,6 +4,7 @@
  * loader asks for 54 tables of functions, of which those in use are filled here, by their places in
  * ze_ddi.h; the others answer with success and stay empty. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "fake.h"
 
@@ -98,6 +99,23 @@ static int release(void* context, void* address) {
   return told(fake_free(address));
 }
 
+/* Intel's own: memory of others is pinned, and named by the driver's handle, not the loader's. */
+static int import_pointer(void* driver, void* address, size_t bytes) {
+  if (fake_fails("DriverImportExternalPointer") != FAKE_OK) return fake_injected;
+  if (driver != driver_object || address == NULL) return told(fake_misuse());
+  return told(fake_pin(&address, bytes));
+}
+static int release_pointer(void* driver, void* address) {
+  return told(driver == driver_object ? fake_unpin(address, 0) : fake_misuse());
+}
+static int extension(void* driver, const char* name, void** function) {
+  (void)driver;
+  *function = strcmp(name, "zexDriverImportExternalPointer") == 0    ? (void*)import_pointer
+              : strcmp(name, "zexDriverReleaseImportedPointer") == 0 ? (void*)release_pointer
+                                                                     : NULL;
+  return *function != NULL ? 0 : INVALID;
+}
+
 static int create_list(void* context, void* device, const void* desc, ze_list** list) {
   (void)context, (void)desc;
   if (fake_set_current(index_of(device)) != FAKE_OK) return told(fake_misuse());
@@ -183,7 +201,7 @@ typedef void (*entry)(void);
   }
 #define AT(place, function) t[place] = (entry)function
 TABLE(Global, AT(0, init))
-TABLE(Driver, AT(0, get_drivers); AT(1, api_version))
+TABLE(Driver, AT(0, get_drivers); AT(1, api_version); AT(5, extension))
 TABLE(Device, AT(0, get_devices))
 TABLE(Context, AT(0, create_context); AT(2, context_status))
 TABLE(CommandList, AT(1, create_list); AT(2, destroy_list); AT(6, wait_and_signal);
