@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 import textwrap
@@ -207,7 +208,7 @@ def test_a_checkpoint_of_two_ranks_opens_on_three(two: Ranks, three: Ranks, tmp_
 
 
 ELASTIC = """
-    import os, signal, torch, torch.distributed as dist
+    import os, pathlib, signal, time, torch, torch.distributed as dist
     import hccomm.torch_backend
     folder, attempt = os.environ["FOLDER"], int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     dist.init_process_group("hccomm")
@@ -215,16 +216,21 @@ ELASTIC = """
     path = f"{folder}/state.pt"
     state = torch.load(path) if os.path.exists(path) else {"step": 0, "sum": torch.zeros(1)}
     print(f"attempt {attempt} rank {rank} starts at step {state['step']}", flush=True)
+    killed = pathlib.Path(folder, "killed")
     while state["step"] < 6:
         tensor = torch.ones(1)
         dist.all_reduce(tensor)
         state["sum"] += tensor
         state["step"] += 1
+        if rank == 0 and attempt == 1 and state["step"] == 5:
+            seconds = time.monotonic() - float(killed.read_text())
+            print(f"step 5 is done again {seconds:.2f} s after the kill", flush=True)
         if rank == 0 and state["step"] % 2 == 0:
             torch.save(state, path + ".new")
             os.replace(path + ".new", path)
         dist.barrier()
         if attempt == 0 and rank == 1 and state["step"] == 5:
+            killed.write_text(str(time.monotonic()))
             os.kill(os.getpid(), signal.SIGKILL)
     assert state["sum"].item() == 6 * size, state
     print(f"attempt {attempt} rank {rank} is done", flush=True)
@@ -247,6 +253,9 @@ def test_torchrun_restarts_a_job_from_its_checkpoint(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
+    again = re.search(r"step 5 is done again .* after the kill", done.stdout)
+    assert again
+    print(again[0])
     for rank in range(2):
         assert f"attempt 0 rank {rank} starts at step 0" in done.stdout
         assert f"attempt 1 rank {rank} starts at step 4" in done.stdout
