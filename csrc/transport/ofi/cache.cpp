@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <new>
 
 #include "base/log.hpp"
 #include "transport/ofi/monitor.hpp"
@@ -114,7 +115,8 @@ Result<Entry*> Cache::add(const std::byte* data, std::size_t bytes, Access acces
   drop_broken();
   while (entries_.size() >= kMostEntries && evict()) {
   }
-  Entry entry;
+  std::list<Entry> made_first(1);  // so that nothing is refused once the cards know it
+  Entry& entry = made_first.front();
   entry.access = access;
   auto* const start = reinterpret_cast<std::byte*>(begin);
   // Watched first: what is unmapped meanwhile must not be missed.
@@ -130,11 +132,11 @@ Result<Entry*> Cache::add(const std::byte* data, std::size_t bytes, Access acces
   }
   bytes_ += entry.memory.bytes;
   idle_bytes_ += entry.memory.bytes;
-  entries_.push_front(entry);
+  entries_.splice(entries_.begin(), made_first);
   return &entries_.front();
 }
 
-Entry* Cache::use(const std::byte* data, std::size_t bytes, Access access) {
+Entry* Cache::use(const std::byte* data, std::size_t bytes, Access access) try {
   Entry* entry = find(data, bytes, access);
   if (entry == nullptr) {
     if (pins_ && !may_keep_) return nullptr;
@@ -147,6 +149,8 @@ Entry* Cache::use(const std::byte* data, std::size_t bytes, Access access) {
     entry = added.value();
   }
   return taken(entry);
+} catch (const std::bad_alloc&) {  // as what cannot be registered
+  return nullptr;
 }
 
 Result<Entry*> Cache::keep(const std::byte* data, std::size_t bytes) {

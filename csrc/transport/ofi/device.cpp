@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/log.hpp"
+#include "base/worded.hpp"
 #include "transport/ofi/fabric.hpp"
 
 namespace hccomm::transport::ofi {
@@ -170,8 +171,10 @@ void Fabric::read_back(Peer& peer, const Grant& grant) {
     if (said != 0) {
       park(*op);
       if (said != -FI_EAGAIN) {
-        peer.failure =
-            library().failure(Code::System, text(peer.name, ": fi_read"), static_cast<int>(-said));
+        peer.failure = worded(Code::System, [&] {
+          return library().failure(Code::System, text(peer.name, ": fi_read"),
+                                   static_cast<int>(-said));
+        });
       }
       return;
     }

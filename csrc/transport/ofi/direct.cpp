@@ -12,10 +12,13 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include "base/log.hpp"
+#include "base/worded.hpp"
 #include "transport/ofi/fabric.hpp"
 
 namespace hccomm::transport::ofi {
@@ -158,11 +161,13 @@ void Fabric::reclaim(Peer& peer, const wire::Header* of) {
   release(peer, of);
   std::unique_lock lock(mutex_);
   if (peer.given == 0) return;
-  std::vector<Grant*> asked;
+  std::array<Grant*, kGrants> all{};
+  std::size_t count = 0;
   for (Grant& each : peer.grants) {
     const bool open = each.state == Grant::State::Withdrawn && each.memory != nullptr;
-    if (open && belongs(each.advert, of)) asked.push_back(&each);
+    if (open && belongs(each.advert, of)) all[count++] = &each;
   }
+  const std::span<Grant* const> asked(all.data(), count);
   if (asked.empty()) return;
   // All has been written that ever will be: then the memory is the user's again.
   const auto settled = [&](const Grant* each) {
@@ -185,7 +190,7 @@ void Fabric::reclaim(Peer& peer, const wire::Header* of) {
 }
 
 // The peer does not answer. What it had sent is let in; then the cards forget the memory.
-void Fabric::take_away(Peer& peer, const std::vector<Grant*>& grants,
+void Fabric::take_away(Peer& peer, std::span<Grant* const> grants,
                        std::unique_lock<std::mutex>& lock) {
   const Deadline drained = Deadline::after(kDrain);
   while (!drained.passed()) {
@@ -198,9 +203,11 @@ void Fabric::take_away(Peer& peer, const std::vector<Grant*>& grants,
     cache_.revoke(*each->memory);
   }
   if (peer.failure.ok() && !peer.over) {
-    peer.failure = Status(Code::PeerLost, peer.name +
-                                              ": the peer does not say that it has stopped "
-                                              "writing to memory it was given");
+    peer.failure = worded(Code::PeerLost, [&]() -> Status {
+      return {Code::PeerLost, peer.name +
+                                  ": the peer does not say that it has stopped writing to memory "
+                                  "it was given"};
+    });
   }
 }
 
@@ -222,7 +229,10 @@ void Fabric::advertised(Peer& peer, const Arrived& arrived) {
   const bool sane = advert.slot < kGrants && advert.lanes == peer.lanes &&
                     advert.piece_bytes >= kLeastPiece && advert.piece_bytes <= kMostPiece;
   if (!sane) {
-    if (peer.failure.ok()) peer.failure = Status(Code::Integrity, peer.name + ": a damaged advert");
+    if (!peer.failure.ok()) return;
+    peer.failure = worded(Code::Integrity, [&]() -> Status {
+      return {Code::Integrity, peer.name + ": a damaged advert"};
+    });
     return;
   }
   peer.claims[advert.slot].take(advert, arrived.number);
@@ -281,9 +291,11 @@ Progress Fabric::send_direct(Peer& peer, unsigned slot, const Outgoing& frame, s
   const bool registers = local_ || frame.on_device;
   Entry* const entry = registers ? source(frame, sent, bytes) : nullptr;
   if (registers && entry == nullptr) {
-    peer.failure = Status(Code::System, text(peer.name, ": ", bytes,
-                                             " bytes that are being sent cannot be registered; the "
-                                             "warning before says why"));
+    peer.failure = worded(Code::System, [&]() -> Status {
+      return {Code::System, text(peer.name, ": ", bytes,
+                                 " bytes that are being sent cannot be registered; the warning "
+                                 "before says why")};
+    });
     return Progress::Broken;
   }
   Op* const op = sender(senders_);

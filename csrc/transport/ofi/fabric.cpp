@@ -120,6 +120,7 @@ Status Fabric::make_senders(unsigned count, std::size_t bytes, std::vector<Op*>&
     op.home = &into;
     into.push_back(&op);
   }
+  untold_.reserve(ops_.size());
   return {};
 }
 

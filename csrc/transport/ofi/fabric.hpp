@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -129,7 +130,7 @@ class Fabric {
   void queue_error(Rail& rail);
   void finished(Op& op);
   bool tell(Op& op);
-  void suspect(const Status& why);
+  void suspect(Status why);
   void judge();
   Op* sender(std::vector<Op*>& idle);
   Status make_senders(unsigned count, std::size_t bytes, std::vector<Op*>& into);
@@ -146,7 +147,7 @@ class Fabric {
   static unsigned come_for(Peer& peer, unsigned slot);
   void read_back(Peer& peer, const Grant& grant);
   Entry* source(const transport::Outgoing& frame, std::size_t from, std::size_t bytes);
-  void take_away(Peer& peer, const std::vector<Grant*>& grants, std::unique_lock<std::mutex>& lock);
+  void take_away(Peer& peer, std::span<Grant* const> grants, std::unique_lock<std::mutex>& lock);
   void answer_revoke(Peer& peer, const Note& note);
   void noted_revoked(Peer& peer, const Note& note);
   void settle(Peer& peer);
@@ -179,7 +180,7 @@ class Fabric {
   std::deque<Op> ops_;
   std::vector<Op*> senders_;     // idle
   std::vector<Op*> copiers_;     // idle, with room for a ring slot
-  std::vector<Op*> untold_;      // written, but the peer has not been told
+  std::vector<Op*> untold_;      // written, but the peer has not been told; has room for all
   bool local_ = false;           // what is sent must lie in registered memory
   bool gathers_ = true;          // header and payload may lie apart
   bool reaches_devices_ = true;  // constant once it is open
@@ -191,9 +192,8 @@ class Fabric {
   long nap_us_ = 0;
   Status suspicion_;
   Clock::time_point suspected_at_{};
-  std::condition_variable stir_;  // the keeper has something to do
-  bool stopping_ = false;
-  bool ended_ = false;  // the process ends: libfabric may be gone at any moment
+  std::condition_variable stir_;           // the keeper has something to do
+  bool stopping_ = false, ended_ = false;  // the process ends: libfabric may be gone at any moment
   std::thread keeper_;
 };
 

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "base/log.hpp"
+#include "base/worded.hpp"
 #include "transport/ofi/fabric.hpp"
 
 namespace hccomm::transport::ofi {
@@ -49,7 +50,9 @@ void Fabric::noted(Peer& peer, const Note& note) {
     peer.heard_bye = true;
     peer.bye = static_cast<std::uint16_t>(note.value);
     if ((note.value & Note::kBroken) != 0 && peer.failure.ok()) {
-      peer.failure = Status(Code::PeerLost, peer.name + ": the peer has given up the connection");
+      peer.failure = worded(Code::PeerLost, [&]() -> Status {
+        return {Code::PeerLost, peer.name + ": the peer has given up the connection"};
+      });
     }
     answer_bye(peer);
   } else if (note.type == Note::Taken) {
@@ -62,7 +65,9 @@ void Fabric::noted(Peer& peer, const Note& note) {
     nap_us_ = 0;
     if (asleep_) eventfd_write(bell_.get(), 1);  // who sleeps no longer sees what is read here
   } else if (peer.failure.ok()) {
-    peer.failure = Status(Code::Integrity, text(peer.name, ": the peer says ", note.type));
+    peer.failure = worded(Code::Integrity, [&]() -> Status {
+      return {Code::Integrity, text(peer.name, ": the peer says ", note.type)};
+    });
   }
 }
 

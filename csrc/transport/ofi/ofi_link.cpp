@@ -9,6 +9,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/worded.hpp"
+
 namespace hccomm::transport::ofi {
 
 static constexpr std::size_t kEagerPayload = 64 * 1024;  // sent unasked
@@ -52,7 +54,7 @@ std::size_t OfiLink::eager_bytes() const noexcept { return kEagerPayload; }
 std::size_t OfiLink::frame_bytes() const noexcept { return kFramePayload; }
 
 bool OfiLink::end(Status why) {
-  if (status_.ok()) status_ = why;
+  if (status_.ok()) status_ = worded(why.code(), [&] { return why; });
   fabric_->fail(peer_, std::move(why));
   return false;
 }
@@ -130,7 +132,9 @@ void OfiLink::recall() noexcept {
   const Deadline deadline = Deadline::after(kRecall);
   while (fabric_->borrowed(peer_) != 0 && fabric_->failure(peer_).ok()) {
     if (deadline.passed()) {
-      end({Code::PeerLost, description_ + ": the peer does not take what was being sent"});
+      end(worded(Code::PeerLost, [&]() -> Status {
+        return {Code::PeerLost, description_ + ": the peer does not take what was being sent"};
+      }));
       return;
     }
     fabric_->listen(peer_);
@@ -173,12 +177,20 @@ bool OfiLink::poll(Inbox& inbox, std::size_t budget) noexcept {
   return true;
 }
 
+// The peer has done what no peer of ours does.
+template <typename Make>
+bool OfiLink::wrong(Make&& what) {
+  return end(worded(Code::Integrity, [&]() -> Status {
+    return {Code::Integrity, description_ + ": the peer " + what()};
+  }));
+}
+
 // A part of a message in its place is a frame of its own.
 bool OfiLink::take_direct(Inbox& inbox, const Arrived& arrived) {
   const Landed landed = fabric_->landed(peer_, arrived);
   if (landed.how == Landed::Withdrawn) return true;
   if (landed.how == Landed::Never) {
-    return end({Code::Integrity, description_ + ": the peer wrote where it was not asked to"});
+    return wrong([&] { return std::string("wrote where it was not asked to"); });
   }
   if (landed.on_device) {
     inbox.landed(landed.header);
@@ -200,14 +212,11 @@ bool OfiLink::take(Inbox& inbox, Arrived& arrived) {
     part(inbox, arrived.data, std::min<std::size_t>(arrived.bytes, large_.left));
     return true;
   }
-  const auto bad = [this](const std::string& what) {
-    return end({Code::Integrity, description_ + ": the peer sent " + what});
-  };
   if (arrived.kind == Kind::Advert) {
     fabric_->advertised(peer_, arrived);
     return true;
   }
-  if (large_.active) return bad("a frame within a frame");
+  if (large_.active) return wrong([] { return std::string("sent a frame within a frame"); });
   if (arrived.kind == Kind::Direct) return take_direct(inbox, arrived);
   wire::Header header;
   std::memcpy(&header, arrived.data, sizeof header);
@@ -215,13 +224,13 @@ bool OfiLink::take(Inbox& inbox, Arrived& arrived) {
     arrived.credit = std::exchange(header.source, 0);
     arrived.credits = true;
   }
-  if (const Status wrong = wire::check(header); !wrong.ok()) {
-    return bad("no valid " + wrong.text());
+  if (const Status no = worded(Code::Integrity, [&] { return wire::check(header); }); !no.ok()) {
+    return wrong([&] { return "sent no valid " + no.text(); });
   }
   const std::size_t room = arrived.bytes - sizeof header;
   const std::byte* const payload = arrived.data + sizeof header;
   if (arrived.kind == Kind::Eager && header.length > room) {
-    return bad(text("a frame of ", header.length, " bytes in a slot of ", room));
+    return wrong([&] { return text("sent a frame of ", header.length, " bytes to fit ", room); });
   }
   if (header.length <= room) {
     if (arrived.given && is_data(header)) fabric_->came(peer_, header);

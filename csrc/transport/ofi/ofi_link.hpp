@@ -58,6 +58,8 @@ class OfiLink final : public Link {
   bool take_direct(Inbox& inbox, const Arrived& arrived);
   void part(Inbox& inbox, const std::byte* data, std::size_t bytes);
   bool end(Status why);
+  template <typename Make>
+  bool wrong(Make&& what);
   void look_around();
 
   const std::shared_ptr<Fabric> fabric_;

@@ -27,11 +27,13 @@ Status Pool::grow(std::size_t bytes) {
 }
 
 Result<Block> Pool::take(std::size_t bytes) {
-  if (auto& spare = free_[bytes]; !spare.empty()) {
-    const Block block = spare.back();
-    spare.pop_back();
+  Kind& kind = kinds_[bytes];
+  if (!kind.spare.empty()) {
+    const Block block = kind.spare.back();
+    kind.spare.pop_back();
     return block;
   }
+  if (kind.made == kind.spare.capacity()) kind.spare.reserve(2 * kind.made + 8);
   const auto fits = [bytes](const Region& each) { return each.memory.bytes - each.used >= bytes; };
   auto found = std::ranges::find_if(regions_, fits);
   if (found == regions_.end()) {
@@ -40,8 +42,11 @@ Result<Block> Pool::take(std::size_t bytes) {
   }
   const Block block{found->memory.data + found->used, bytes, &found->memory};
   found->used += bytes;
+  ++kind.made;
   return block;
 }
+
+void Pool::give_back(const Block& block) noexcept { kinds_[block.bytes].spare.push_back(block); }
 
 void Pool::clear() noexcept {
   for (Region& each : regions_) {
@@ -51,7 +56,7 @@ void Pool::clear() noexcept {
     munmap(data, bytes);
   }
   regions_.clear();
-  free_.clear();
+  kinds_.clear();
 }
 
 }  // namespace hccomm::transport::ofi

@@ -31,7 +31,7 @@ class Pool {
 
   // Multiples of the page size.
   Result<Block> take(std::size_t bytes);
-  void give_back(const Block& block) { free_[block.bytes].push_back(block); }
+  void give_back(const Block& block) noexcept;
   // Before the domain is closed; no operation may be under way.
   void clear() noexcept;
 
@@ -44,7 +44,11 @@ class Pool {
 
   const Rails& rails_;
   std::deque<Region> regions_;
-  std::map<std::size_t, std::vector<Block>> free_;
+  struct Kind {
+    std::size_t made = 0;
+    std::vector<Block> spare;  // with room for all that were made
+  };
+  std::map<std::size_t, Kind> kinds_;  // by size
 };
 
 }  // namespace hccomm::transport::ofi

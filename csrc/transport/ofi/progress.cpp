@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/log.hpp"
+#include "base/worded.hpp"
 #include "transport/ofi/fabric.hpp"
 
 namespace hccomm::transport::ofi {
@@ -25,7 +26,11 @@ static constexpr std::chrono::milliseconds kSuspicion{200};
 void Fabric::progress() {
   ++polls_;
   if (ended_) return;
-  for (Op* const each : std::exchange(untold_, {})) finished(*each);
+  for (std::size_t left = untold_.size(); left > 0; --left) {  // it may be appended to again
+    Op* const first = untold_.front();
+    untold_.erase(untold_.begin());
+    finished(*first);
+  }
   fi_cq_data_entry entries[kEntries];
   for (const auto& rail : rails_) {
     for (int round = 0; round < kRounds; ++round) {
@@ -34,8 +39,10 @@ void Fabric::progress() {
       if (count == -FI_EAVAIL) {
         queue_error(*rail);
       } else if (count < 0 && count != -FI_EAGAIN && count != -FI_EINTR) {  // the provider is gone
-        if (suspicion_.ok())
-          suspect(library().failure(Code::System, "fi_cq_read", static_cast<int>(-count)));
+        if (!suspicion_.ok()) break;
+        suspect(worded(Code::System, [&] {
+          return library().failure(Code::System, "fi_cq_read", static_cast<int>(-count));
+        }));
         break;
       } else if (count < static_cast<ssize_t>(kEntries)) {
         break;
@@ -82,8 +89,10 @@ void Fabric::numbered(Peer& peer, Immediate what) {
     if (direct) ++peer.direct_arrived;
     nap_us_ = 0;
   } else if (peer.failure.ok()) {
-    peer.failure = Status(Code::Integrity, text(peer.name, ": frame ", what.value, " came while ",
-                                                peer.expected, " was due"));
+    peer.failure = worded(Code::Integrity, [&]() -> Status {
+      return {Code::Integrity,
+              text(peer.name, ": frame ", what.value, " came while ", peer.expected, " was due")};
+    });
   }
 }
 
@@ -99,27 +108,36 @@ void Fabric::queue_error(Rail& rail) {
   const auto same = [&](const Op& each) { return &each == entry.op_context; };
   const auto found = std::ranges::find_if(ops_, same);
   Op* const op = found == ops_.end() ? nullptr : &*found;
-  const std::string what = text(library().strerror(entry.err), " (", entry.err, ")",
-                                said != nullptr ? text(", ", said) : std::string());
+  Status what = worded(Code::PeerLost, [&]() -> Status {
+    return {Code::PeerLost, text(library().strerror(entry.err), " (", entry.err, ")",
+                                 said != nullptr ? text(", ", said) : std::string())};
+  });
   Peer* const peer = op != nullptr ? op->peer : nullptr;
   if (op != nullptr) {
     op->untold = false;
     finished(*op);
   }
   if (peer != nullptr && peer->failure.ok()) {
-    peer->failure = Status(Code::PeerLost, text(peer->name, ": the provider reports ", what));
+    peer->failure = worded(Code::PeerLost, [&]() -> Status {
+      return {Code::PeerLost, text(peer->name, ": the provider reports ", what.text())};
+    });
     if (asleep_) eventfd_write(bell_.get(), 1);
   } else if (op == nullptr && entry.err != FI_ECANCELED) {
-    suspect({Code::PeerLost, what});
+    suspect(std::move(what));
   }
 }
 
 // An error that names nobody. Who has ended will show on its control connection; where nobody has,
 // the fabric cannot be trusted (tend_once).
-void Fabric::suspect(const Status& why) {
-  HCCOMM_LOG(Info, "ofi: the provider reports, for no peer in particular: ", why.text());
+void Fabric::suspect(Status why) {
+  const auto line = [&]() -> Status {
+    return {why.code(), "ofi: the provider reports, for no peer in particular: " + why.text()};
+  };
+  if (log::enabled(log::Level::Info)) {
+    log::write(log::Level::Info, worded(why.code(), line).text());
+  }
   if (!suspicion_.ok()) return;
-  suspicion_ = why;
+  suspicion_ = std::move(why);
   suspected_at_ = Clock::now();
 }
 
@@ -134,8 +152,10 @@ void Fabric::judge() {
   if (!named && !late) return;
   for (auto& [id, peer] : peers_) {
     if (named || !peer->failure.ok()) continue;
-    peer->failure = Status(suspicion_.code(), text(peer->name, ": the provider reports ",
-                                                   suspicion_.text(), ", for one of its peers"));
+    peer->failure = worded(suspicion_.code(), [&, &at = *peer]() -> Status {
+      return {suspicion_.code(), text(at.name, ": the provider reports ", suspicion_.text(),
+                                      ", for one of its peers")};
+    });
   }
   if (asleep_) eventfd_write(bell_.get(), 1);
   suspicion_ = {};
@@ -224,15 +244,16 @@ void Fabric::settle(Peer& peer) {
 
 Status Fabric::failure(Peer& peer) {
   const std::lock_guard lock(mutex_);
-  if (!peer.failure.ok()) return peer.failure;
-  if (peer.heard_bye && peer.expected == peer.bye) {
-    return {Code::PeerLost, peer.name + ": the peer closed the connection"};
-  }
+  const auto lost = [&](const char* what) {
+    return worded(Code::PeerLost, [&]() -> Status { return {Code::PeerLost, peer.name + what}; });
+  };
+  if (!peer.failure.ok()) return worded(peer.failure.code(), [&] { return peer.failure; });
+  if (peer.heard_bye && peer.expected == peer.bye) return lost(": the peer closed the connection");
   if (!peer.over || in_order(peer)) return {};
   // A last look: what came before the end is handed over first.
   progress();
   if (in_order(peer)) return {};
-  return {Code::PeerLost, peer.name + ": the peer's process has ended or closed the connection"};
+  return lost(": the peer's process has ended or closed the connection");
 }
 
 void Fabric::fail(Peer& peer, Status why) {

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/worded.hpp"
 #include "transport/ofi/fabric.hpp"
 
 namespace hccomm::transport::ofi {
@@ -44,8 +45,9 @@ void Fabric::finished(Op& op) {
 
 static void refused(const Library& library, Peer& peer, ssize_t said, const char* what) {
   if (!peer.failure.ok()) return;
-  peer.failure =
-      library.failure(Code::PeerLost, text(peer.name, ": ", what), static_cast<int>(-said));
+  peer.failure = worded(Code::PeerLost, [&] {
+    return library.failure(Code::PeerLost, text(peer.name, ": ", what), static_cast<int>(-said));
+  });
 }
 
 // The 32 bits of a write that went without; they follow it on one connection. False: not taken now.

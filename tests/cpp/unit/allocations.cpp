@@ -9,35 +9,19 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <new>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "capi/hccomm.h"
+#include "support/own_new.hpp"
 
-namespace {
+static thread_local std::uint64_t allocations = 0;  // a rank is a thread, and drives its engine
 
-thread_local std::uint64_t allocations = 0;  // a rank is a thread here, and drives its own engine
-
-void* counted(std::size_t bytes) {
+bool hccomm::test::allowed() noexcept {
   ++allocations;
-  if (void* memory = std::malloc(bytes != 0 ? bytes : 1)) return memory;
-  throw std::bad_alloc();
+  return true;
 }
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return counted(bytes); }
-void* operator new[](std::size_t bytes) { return counted(bytes); }
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  return std::malloc(bytes != 0 ? bytes : 1);
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
