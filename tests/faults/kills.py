@@ -136,6 +136,7 @@ def _death(
             pool.drop(process)
             continue
         blamed.add(answer["blames"])
+        what["copied"] = what.get("copied", 0) + answer.get("copied", 0)
         _judge(trial, rank, answer, died, late + allowed)
     if what["phase"] not in ("teardown", "init") and len(blamed) > 1:
         trial.faults.append(f"survivors blame different ranks: {sorted(blamed)}")

@@ -25,7 +25,7 @@ from typing import Any
 
 import children
 import numpy as np
-from works import Work, make_work
+from works import MirrorWork, Work, make_work
 
 import hccomm
 from hccomm import _native
@@ -164,7 +164,8 @@ def _until_the_end(
         while True:
             work.once()
     except hccomm.Error as error:
-        return seen(error) | {"called": called, "rounds": work.rounds}
+        copied = work.copied() if isinstance(work, MirrorWork) else 0
+        return seen(error) | {"called": called, "rounds": work.rounds, "copied": copied}
 
 
 def _wait_for_go(pipe: Connection, job: Job) -> None:

@@ -103,6 +103,7 @@ def test_a_death_amid_copies_out_of_its_memory_is_named_and_leaves_nothing() -> 
     except FileNotFoundError as error:
         pytest.skip(str(error))
     assert len(report.trials) == 7  # and what a survivor of all holds
+    assert sum(each.what.get("copied", 0) for each in report.trials) > 0
 
 
 def test_a_rank_that_the_kernel_kills_for_want_of_memory_is_named() -> None:
