@@ -51,8 +51,11 @@ void Channel::attach(std::unique_ptr<transport::Link> link, std::size_t eager_li
   if (eager_limit != 0) eager_bytes_ = std::min(eager_bytes_, eager_limit);
   frame_bytes_ = link_->frame_bytes();
   pulls_ = link_->pulls();
+  streams_sums_ = pulls_ && link_->streams_sums();
   silence.restart();
 }
+
+bool Channel::crowded() const { return up() && engine_.settings_.oversubscribed; }
 
 void Channel::set_broken(Status why) {
   if (link_ != nullptr && current_) link_->recall();

@@ -65,6 +65,8 @@ class Channel final : public transport::Inbox {
   transport::Link* link() const { return link_.get(); }
   std::size_t eager_bytes() const { return eager_bytes_; }
   bool pulls() const { return pulls_; }
+  bool streams_sums() const { return streams_sums_; }  // as Link's
+  bool crowded() const;                                // ranks of this machine outnumber its cores
   const Status& why() const { return why_; }
 
   void bind(Context& context, int rank);
@@ -144,7 +146,7 @@ class Channel final : public transport::Inbox {
   Status why_;
   std::unique_ptr<transport::Link> link_;
   std::size_t eager_bytes_ = 0, frame_bytes_ = 0;
-  bool pulls_ = false;
+  bool pulls_ = false, streams_sums_ = false;
   bool dirty_ = false;  // sent since the last flush
 
   std::unordered_map<std::uint64_t, Binding> bindings_;

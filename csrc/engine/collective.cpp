@@ -141,6 +141,8 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   } else if (bytes <= channel.eager_bytes()) {
     header.length = bytes;
     channel.send(header, data, &op, id);
+  } else if (channel.pulls() && op.steps[id].announced && !in_shared_memory(op, id)) {
+    channel.send_bulk({header, data, bytes, 0, &op, id});
   } else if (channel.pulls()) {
     header.type = Type::Ready;
     header.address = reinterpret_cast<std::uintptr_t>(data);
@@ -384,11 +386,13 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       const plan::Inlet* outlet = inlet_of(op.recipe->outlets, source);
       if (outlet == nullptr || header.index >= outlet->count) return;
       const std::uint32_t id = op.recipe->send_steps[outlet->first + header.index];
-      if (op.steps[id].waiting != 0 || op.steps[id].done) return;
-      if (header.type == Type::Done) {
+      if (op.steps[id].done) return;
+      if (header.type == Type::Stream) {
+        op.steps[id].announced = true;
+        if (header.address == 0 || !in_shared_memory(op, id))
+          stream(*context.channels[source], op, id);
+      } else if (op.steps[id].waiting == 0) {
         sent(op, id);
-      } else {
-        stream(*context.channels[source], op, id);
       }
       return;
     }

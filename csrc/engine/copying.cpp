@@ -54,6 +54,25 @@ static std::uint64_t received(const Operation& op, std::uint32_t id) {
 
 // ---- the receiver -----------------------------------------------------------------------------
 
+// Whether a message is quicker in frames than pulled. Among more ranks than cores that also holds
+// for what is laid aside to be reduced with others.
+static bool in_frames(const Channel& channel, const Operation& op, std::uint32_t id) {
+  if (!channel.streams_sums()) return false;
+  if (!channel.crowded()) return !stores(op, id);
+  const bool aside = op.recipe->plan.steps[id].dst.space == plan::Space::Scratch;
+  return op.staged == nullptr && (aside || !stores(op, id));
+}
+
+// Tells the sender so before it offers the message: among more ranks than cores an answer would
+// cost more than a copy.
+static void ask(Channel& channel, const Operation& op, std::uint32_t id) {
+  if (bytes_of(op, id) <= channel.eager_bytes()) return;
+  wire::Header wanted = message_of(op, id);
+  wanted.type = Type::Stream;
+  wanted.address = 1;
+  channel.send(wanted, nullptr);
+}
+
 // What is stored as it comes may come straight to its place, once nothing else is read there.
 void expect(Operation& op, std::uint32_t id) {
   int peer = op.peer;
@@ -61,7 +80,10 @@ void expect(Operation& op, std::uint32_t id) {
   if (!tagged(op)) {
     const plan::Step& step = op.recipe->plan.steps[id];
     const StepState& state = op.steps[id];
-    if (!stores(op, id) || state.waiting != 0 || state.value != 0 || state.done) return;
+    if (state.waiting != 0 || state.value != 0 || state.done) return;
+    Channel& channel = *op.context->channels[step.peer];
+    if (channel.crowded() && in_frames(channel, op, id)) return ask(channel, op, id);
+    if (!stores(op, id)) return;
     peer = step.peer;
     place = op.at(step.dst);
   }
@@ -90,9 +112,7 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
   if (!tagged(op)) op.steps[id].value = 0;
   auto view = shared ? channel.link()->view(address, bytes) : nullptr;
   if (view != nullptr && fetch(op, id, view, address)) return;
-  // Among more ranks than cores an answer costs more than a copy.
-  if (view == nullptr && !tagged(op) && !stores(op, id) && !settings_.oversubscribed &&
-      channel.link()->streams_sums()) {
+  if (view == nullptr && !tagged(op) && in_frames(channel, op, id)) {
     wire::Header wanted = message_of(op, id);
     wanted.type = Type::Stream;
     channel.send(wanted, nullptr);

@@ -30,7 +30,7 @@ class Engine;
 // Where one step stands. Copied from Recipe::initial when an operation starts.
 struct StepState {
   std::uint32_t waiting = 0;  // steps that must complete first
-  bool announced = false;     // the peer's Ready has come: `value` is its address
+  bool announced = false;     // the peer's Ready has come (`value` is its address), or Stream
   bool shared = false;        // that is in memory that can be mapped
   bool done = false;
   std::uint64_t value = 0;  // bytes received, or the address to pull from

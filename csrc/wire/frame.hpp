@@ -38,7 +38,7 @@ enum class Type : std::uint8_t {
   Written,        // "I have written `address` bytes of (context, sequence, index) to their place"
   TaggedWritten,  // point-to-point: likewise of message `index`
   TaggedHere,     // point-to-point: "the next `fingerprint` bytes of `index` lie at `address`"
-  Stream,         // "send (context, sequence, index), which you have offered, in frames"
+  Stream,         // "send (context, sequence, index) in frames": offered, or `address` 1: not yet
 };
 
 // 48 bytes: one frame with up to 16 bytes of payload fits a cache line.

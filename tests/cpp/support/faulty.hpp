@@ -56,6 +56,7 @@ class FaultyLink final : public transport::Link {
     return link_->pull(dst, address, bytes);
   }
   bool pulls() const noexcept override { return link_->pulls(); }
+  bool streams_sums() const noexcept override { return link_->streams_sums(); }
   void withdraw(std::uint64_t key) noexcept override { link_->withdraw(key); }
   bool withdrawn(std::uint64_t key) const noexcept override { return link_->withdrawn(key); }
   bool sleeping(bool asleep) noexcept override {
