@@ -82,8 +82,10 @@ def _environ(name: str, prefix: Path, library: Path) -> dict[str, str]:
 
 
 def install(name: str) -> None:
-    """Install the wheel of ``name`` into its own prefix in this environment."""
+    """Install the wheel of ``name`` into its own prefix in this environment, unless it is there."""
     prefix = Path(sys.prefix) / "mpi" / name
+    if prefix.is_dir() and (name == "oneccl" or isinstance(find(name), Mpi)):
+        return
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
