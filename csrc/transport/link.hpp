@@ -125,6 +125,16 @@ class Link {
   virtual Result<Progress> write(const wire::Header& which, const std::byte* data,
                                  std::uint64_t bytes, std::uint64_t& wrote) noexcept;
 
+  // Whether write() of that message goes to memory of the peer that is seen here, at the speed of a
+  // plain copy.
+  virtual bool maps(const wire::Header& /*which*/, std::uint64_t /*bytes*/) noexcept {
+    return false;
+  }
+  // Whether the peer can map what lies there (Transport::share), to be told so with its address.
+  virtual bool shows(const std::byte* /*data*/, std::uint64_t /*bytes*/) const noexcept {
+    return false;
+  }
+
   // Copies `bytes` from the peer's memory. Requires: pulls().
   virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
   virtual bool pulls() const noexcept { return false; }

@@ -59,6 +59,12 @@ class SealedLink final : public Link, private Inbox {
   bool awaited(const wire::Header& which, std::uint64_t bytes) noexcept override {
     return copies_ && link_->awaited(which, bytes);
   }
+  bool maps(const wire::Header& which, std::uint64_t bytes) noexcept override {
+    return copies_ && link_->maps(which, bytes);
+  }
+  bool shows(const std::byte* data, std::uint64_t bytes) const noexcept override {
+    return copies_ && link_->shows(data, bytes);
+  }
   Result<Progress> write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
                          std::uint64_t& wrote) noexcept override {
     return link_->write(which, data, bytes, wrote);

@@ -131,6 +131,8 @@ struct Builtin {
   // With Identity::encrypts nobody else can read what it carries: it is encrypted, or it never
   // leaves this host and this user. Others are not opened then.
   bool keeps_secret = false;
+  // Transport::share(), also before there is one; nullptr where it shares none.
+  Result<std::unique_ptr<Shared>> (*share)(std::size_t bytes) = nullptr;
 };
 
 }  // namespace hccomm::transport

@@ -13,6 +13,7 @@ static constexpr std::uint64_t kOne = 1;               // of the next piece
 static constexpr std::uint64_t kSenders = kOne << 24;  // one that the sender has taken
 static constexpr std::uint64_t kClosed = kOne << 47;
 static constexpr std::uint64_t kLap = kOne << 48;
+static constexpr std::uint32_t kCanBeMapped = std::uint32_t{1} << 31;  // of Place::type
 
 static std::uint64_t next_of(std::uint64_t word) { return word % kSenders; }
 static std::uint64_t senders_of(std::uint64_t word) { return word % kClosed / kSenders; }
@@ -53,7 +54,7 @@ static_assert(kPlaces == std::size_t{1} << 6);
 static bool holds(Place& place, const wire::Header& which) {
   return peek(place.context) == which.context && peek(place.sequence) == which.sequence &&
          peek(place.index) == which.index &&
-         peek(place.type) == static_cast<std::uint32_t>(which.type);
+         (peek(place.type) & ~kCanBeMapped) == static_cast<std::uint32_t>(which.type);
 }
 
 // ---- the receiver -----------------------------------------------------------------------------
@@ -71,7 +72,8 @@ int Expected::find(const wire::Header& which) const noexcept {
   return -1;
 }
 
-void Expected::publish(const wire::Header& which, std::byte* data, std::uint64_t bytes) noexcept {
+void Expected::publish(const wire::Header& which, std::byte* data, std::uint64_t bytes,
+                       bool shared) noexcept {
   if (find(which) >= 0 || pieces_of(bytes) >= kSenders / 2) return;
   for (std::size_t probe = 0; probe < kProbes; ++probe) {
     const std::size_t line = (line_of(which) + probe) % kPlaces;
@@ -85,7 +87,7 @@ void Expected::publish(const wire::Header& which, std::byte* data, std::uint64_t
     put(place.address, static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(data)));
     put(place.bytes, bytes);
     put(place.index, which.index);
-    put(place.type, static_cast<std::uint32_t>(which.type));
+    put(place.type, static_cast<std::uint32_t>(which.type) | (shared ? kCanBeMapped : 0));
     const std::uint64_t lap = peek(place.word) / kLap + 1;
     Word(place.word).store(lap * kLap, std::memory_order_release);
     return;
@@ -152,16 +154,25 @@ bool Granted::waits(const wire::Header& which, std::uint64_t bytes) noexcept {
   return find(which, bytes, word) != nullptr && next_of(word) == 0;
 }
 
+std::uint64_t Granted::shared_at(const wire::Header& which, std::uint64_t bytes) noexcept {
+  std::uint64_t word = 0;
+  Place* const place = find(which, bytes, word);
+  if (place == nullptr || (peek(place->type) & kCanBeMapped) == 0) return 0;
+  return peek(place->address);
+}
+
 Granted::Task Granted::take(const wire::Header& which, std::uint64_t bytes) noexcept {
   std::uint64_t word = 0;
   Place* place = find(which, bytes, word);
   while (place != nullptr) {
-    if (next_of(word) >= pieces_of(bytes)) return {place, {}, 0, true};
+    if (next_of(word) >= pieces_of(bytes)) return {.place = place, .piece = {}, .last = true};
     const std::uint64_t address = peek(place->address);
+    const bool shared = (peek(place->type) & kCanBeMapped) != 0;
     const std::uint64_t taken = word + kOne + kSenders;
     if (Word(place->word).compare_exchange_strong(word, taken, std::memory_order_acq_rel)) {
       const Piece piece = piece_at(next_of(word), bytes);
-      return {place, piece, address + piece.offset, next_of(taken) >= pieces_of(bytes)};
+      const bool last = next_of(taken) >= pieces_of(bytes);
+      return {place, piece, address + piece.offset, last, shared};
     }
     place = find(which, bytes, word);
   }

@@ -23,7 +23,7 @@ struct Place {
   std::uint64_t address;
   std::uint64_t bytes;
   std::uint32_t index;
-  std::uint32_t type;
+  std::uint32_t type;  // its highest bit: the sender can map what lies at the address
 };
 static_assert(sizeof(Place) == 64);
 inline constexpr std::size_t kPlaces = 64;
@@ -41,7 +41,9 @@ class Expected {
  public:
   explicit Expected(std::byte* memory) : table_(reinterpret_cast<Place*>(memory)) {}
   // Publishes a place, unless it is there already or the table has no room for it.
-  void publish(const wire::Header& which, std::byte* data, std::uint64_t bytes) noexcept;
+  // `shared`: all of it is in the table of exports (sharing.hpp).
+  void publish(const wire::Header& which, std::byte* data, std::uint64_t bytes,
+               bool shared = false) noexcept;
   // The next piece for the receiver to copy itself; see Link::claim(). The last piece is left to a
   // sender that has begun.
   Turn claim(const wire::Header& which, Piece& piece, bool patient) noexcept;
@@ -75,12 +77,15 @@ class Granted {
     Place* place = nullptr;
     Piece piece;
     std::uint64_t address = 0;
-    bool last = false;  // the message has no further piece to take
+    bool last = false;    // the message has no further piece to take
+    bool shared = false;  // the address lies in memory that can be mapped
   };
 
   explicit Granted(std::byte* memory) : table_(reinterpret_cast<Place*>(memory)) {}
   // Whether the receiver waits for the message with a place that is untouched.
   bool waits(const wire::Header& which, std::uint64_t bytes) noexcept;
+  // Where the receiver wants it, if it says that this can be mapped; else 0.
+  std::uint64_t shared_at(const wire::Header& which, std::uint64_t bytes) noexcept;
   // Takes a piece. With a place but no piece left: `last` alone.
   Task take(const wire::Header& which, std::uint64_t bytes) noexcept;
   // Says that the piece was written, well or not.

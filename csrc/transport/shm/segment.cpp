@@ -4,8 +4,10 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -15,6 +17,9 @@ namespace hccomm::transport::shm {
 static constexpr unsigned kNoExecSeal = 8;  // MFD_NOEXEC_SEAL, Linux 6.3
 static constexpr int kPopulateWrite = 23;   // MADV_POPULATE_WRITE, Linux 5.14
 static constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+static constexpr std::size_t kHuge = std::size_t{2} << 20;  // bytes of a huge page
+// Page tables of what a peer shares are filled in one go up to here: milliseconds.
+static constexpr std::size_t kPopulated = std::size_t{64} << 20;
 
 Segment::Segment(Segment&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
@@ -46,13 +51,45 @@ Result<Segment> Segment::make(std::size_t bytes, UniqueFd& fd) {
   }
   fd = new_memfd();
   if (!fd) return refused("memfd_create");
-  // fallocate, not ftruncate: memory that is missing is an error here, not a SIGBUS later.
-  if (fallocate(fd.get(), 0, 0, static_cast<off_t>(bytes)) != 0) return refused("fallocate");
+  if (ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return refused("ftruncate");
   if (fcntl(fd.get(), F_ADD_SEALS, kSeals) != 0) return refused("F_ADD_SEALS");
-  return map(fd, bytes);
+  auto made = map(fd, bytes, ~std::size_t{0});
+  // What the mapping's advice has not brought: missing memory is an error here, no SIGBUS later.
+  if (made.ok() && fallocate(fd.get(), 0, 0, static_cast<off_t>(bytes)) != 0) {
+    return refused("fallocate");
+  }
+  return made;
 }
 
 Result<Segment> Segment::map(const UniqueFd& fd, std::size_t bytes) {
+  return map(fd, bytes, kPopulated);
+}
+
+// Where a huge page could begin, if there is room for one.
+static void* place(const UniqueFd& fd, std::size_t bytes) {
+  constexpr int kAccess = PROT_READ | PROT_WRITE;
+  if (bytes < kHuge) return mmap(nullptr, bytes, kAccess, MAP_SHARED, fd.get(), 0);
+  constexpr int kReserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const std::size_t room = bytes + kHuge;
+  void* const reserved = mmap(nullptr, room, PROT_NONE, kReserve, -1, 0);
+  if (reserved == MAP_FAILED) return mmap(nullptr, bytes, kAccess, MAP_SHARED, fd.get(), 0);
+  auto* const begin = static_cast<std::byte*>(reserved);
+  const std::size_t before = (kHuge - reinterpret_cast<std::uintptr_t>(begin) % kHuge) % kHuge;
+  void* const data = mmap(begin + before, bytes, kAccess, MAP_SHARED | MAP_FIXED, fd.get(), 0);
+  if (data == MAP_FAILED) {
+    const int err = errno;  // before munmap() may change it
+    munmap(reserved, room);
+    errno = err;
+    return data;
+  }
+  const std::size_t pages = (bytes + 4095) / 4096 * 4096;
+  if (before != 0) munmap(reserved, before);
+  if (before + pages < room) munmap(begin + before + pages, room - before - pages);
+  madvise(data, bytes, MADV_HUGEPAGE);  // where shmem_enabled allows it
+  return data;
+}
+
+Result<Segment> Segment::map(const UniqueFd& fd, std::size_t bytes, std::size_t populated) {
   struct stat about = {};
   if (fstat(fd.get(), &about) != 0) return refused("fstat");
   const int seals = fcntl(fd.get(), F_GET_SEALS);
@@ -62,13 +99,13 @@ Result<Segment> Segment::map(const UniqueFd& fd, std::size_t bytes) {
                   text("shared memory: the peer sent ", about.st_size, " bytes with seals ", seals,
                        "; ", bytes, " with a sealed size were agreed"));
   }
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  void* data = place(fd, bytes);
   if (data == MAP_FAILED) return refused("mmap");
   Segment segment;
   segment.data_ = static_cast<std::byte*>(data);
   segment.bytes_ = bytes;
   // First touch now, not inside a collective. Older kernels touch later; nothing else differs.
-  madvise(data, bytes, kPopulateWrite);
+  if (bytes <= populated) madvise(data, bytes, kPopulateWrite);
   return segment;
 }
 

@@ -24,7 +24,8 @@ class Segment {
   Segment& operator=(Segment&& other) noexcept;
   ~Segment();
 
-  // New zeroed memory; `fd` receives the descriptor to pass on.
+  // New zeroed memory, from 2 MiB on where a huge page can begin; `fd` receives the descriptor to
+  // pass on.
   static Result<Segment> make(std::size_t bytes, UniqueFd& fd);
   // Memory that a peer made. Refuses what is not sealed or not of that size.
   static Result<Segment> map(const UniqueFd& fd, std::size_t bytes);
@@ -33,6 +34,8 @@ class Segment {
   std::size_t size() const noexcept { return bytes_; }
 
  private:
+  static Result<Segment> map(const UniqueFd& fd, std::size_t bytes, std::size_t populated);
+
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
 };

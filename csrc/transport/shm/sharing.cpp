@@ -26,6 +26,9 @@ struct Table {
   std::mutex mutex;  // guards the rest, but for what peers read
   std::array<Export, kExports> lines;
   std::uint64_t last_number = 0;
+  // What lies outside is not shared; nor does a line count from `used` on.
+  std::atomic<std::uint64_t> low = ~std::uint64_t{0}, high = 0;
+  std::atomic<std::size_t> used = 0;
 };
 
 Table& table() {
@@ -33,8 +36,26 @@ Table& table() {
   return *all;
 }
 
+using Field = std::atomic_ref<std::uint64_t>;
+
 void set_number(Export& line, std::uint64_t number) {
-  std::atomic_ref<std::uint64_t>(line.number).store(number, std::memory_order_release);
+  Field(line.number).store(number, std::memory_order_release);
+}
+
+// Requires: the table's mutex.
+void note_extent(Table& all) {
+  std::uint64_t low = ~std::uint64_t{0}, high = 0;
+  std::size_t used = 0;
+  for (std::size_t k = 0; k < kExports; ++k) {
+    const Export& line = all.lines[k];
+    if (line.number == 0) continue;
+    low = std::min(low, line.address);
+    high = std::max(high, line.address + line.bytes);
+    used = k + 1;
+  }
+  all.low.store(low, std::memory_order_relaxed);
+  all.high.store(high, std::memory_order_relaxed);
+  all.used.store(used, std::memory_order_relaxed);
 }
 
 class Block final : public Shared {
@@ -44,6 +65,7 @@ class Block final : public Shared {
   ~Block() override {
     const std::lock_guard lock(table().mutex);
     set_number(line_, 0);
+    note_extent(table());
   }
   std::byte* data() const noexcept override { return memory_.data(); }
 
@@ -98,13 +120,31 @@ Result<std::unique_ptr<Shared>> share(std::size_t bytes) {
   if (free == all.lines.end()) {
     return Status(Code::System, text("shm: ", kExports, " blocks are shared already"));
   }
-  free->address = reinterpret_cast<std::uintptr_t>(made.value().data());
-  free->bytes = bytes;
+  Field(free->address)
+      .store(reinterpret_cast<std::uintptr_t>(made.value().data()), std::memory_order_relaxed);
+  Field(free->bytes).store(bytes, std::memory_order_relaxed);
   free->inode = about.st_ino;
   free->descriptor = descriptor.get();
   auto block = std::make_unique<Block>(std::move(made).value(), std::move(descriptor), *free);
   set_number(*free, ++all.last_number);
+  note_extent(all);
   return std::unique_ptr<Shared>(std::move(block));
+}
+
+bool shares(const std::byte* data, std::uint64_t bytes) noexcept {
+  Table& all = table();
+  const std::uint64_t address = reinterpret_cast<std::uintptr_t>(data);
+  if (address < all.low.load(std::memory_order_relaxed)) return false;
+  if (address >= all.high.load(std::memory_order_relaxed)) return false;
+  const std::size_t used = all.used.load(std::memory_order_relaxed);
+  for (std::size_t k = 0; k < used; ++k) {
+    Export line;
+    line.number = Field(all.lines[k].number).load(std::memory_order_acquire);
+    line.address = Field(all.lines[k].address).load(std::memory_order_relaxed);
+    line.bytes = Field(all.lines[k].bytes).load(std::memory_order_relaxed);
+    if (covers(line, address, bytes)) return true;
+  }
+  return false;
 }
 
 bool Views::read(std::size_t line, std::size_t count, Export* lines) const noexcept {
@@ -121,12 +161,22 @@ const Views::Known* Views::known(std::uint64_t address, std::uint64_t bytes) {
   return nullptr;
 }
 
+void Views::keep_what_is_in(const Export* lines) {
+  std::erase_if(known_, [&](const Known& each) { return each.what != lines[each.line]; });
+}
+
+void Views::tidy() noexcept {
+  if (known_.empty()) return;
+  std::array<Export, kExports> lines;
+  if (read(0, lines.size(), lines.data())) keep_what_is_in(lines.data());
+}
+
 ViewPtr Views::find(std::uint64_t address, std::uint64_t bytes) noexcept try {
   if (table_ == 0) return nullptr;
   if (const Known* found = known(address, bytes)) return found->view;
   std::array<Export, kExports> lines;
   if (!read(0, lines.size(), lines.data())) return nullptr;
-  std::erase_if(known_, [&](const Known& each) { return each.what != lines[each.line]; });
+  keep_what_is_in(lines.data());
   const auto line =
       std::ranges::find_if(lines, [&](const Export& each) { return covers(each, address, bytes); });
   if (line == lines.end()) return nullptr;

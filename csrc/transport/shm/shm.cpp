@@ -78,6 +78,11 @@ Result<UniqueFd> connect_to(const std::string& name, Deadline deadline) {
   return socket;
 }
 
+Result<std::unique_ptr<Shared>> share_under(const shm::Wishes& wishes, std::size_t bytes) {
+  if (wishes.pull) return shm::share(bytes);
+  return Status(Code::Unavailable, "HCCOMM_CMA=off: peers do not reach this process's memory");
+}
+
 class ShmTransport final : public Transport {
  public:
   ShmTransport(const Identity& identity, Acceptor& acceptor, std::string name, UniqueFd socket,
@@ -93,8 +98,7 @@ class ShmTransport final : public Transport {
   Address address() const override { return name_; }
   void stop() noexcept override { listener_.stop(); }
   Result<std::unique_ptr<Shared>> share(std::size_t bytes) override {
-    if (wishes_.pull) return shm::share(bytes);
-    return Status(Code::Unavailable, "HCCOMM_CMA=off: peers do not reach this process's memory");
+    return share_under(wishes_, bytes);
   }
 
   std::string refuses(const Card& self, const Card& peer) const override {
@@ -200,7 +204,13 @@ Result<std::unique_ptr<Transport>> open_shm(const Identity& identity, Acceptor& 
 }  // namespace
 
 Builtin shm_transport() {
-  return {"shm", "processes of one machine, through shared memory", 90, open_shm, nullptr, true};
+  return {"shm",
+          "processes of one machine, through shared memory",
+          90,
+          open_shm,
+          nullptr,
+          true,
+          [](std::size_t bytes) { return share_under(shm::configured_wishes(), bytes); }};
 }
 
 }  // namespace hccomm::transport

@@ -3,6 +3,7 @@
 
 #include <sched.h>
 
+#include <cstring>
 #include <utility>
 
 #include "base/worded.hpp"
@@ -21,6 +22,8 @@ static constexpr std::size_t kFrameBytes = 256 * 1024;
 // kernel when so much time has passed.
 static constexpr unsigned kPollsPerClock = 16;
 static constexpr std::chrono::milliseconds kListenEvery{1};
+// What the peer shares no longer is let go of after so long: to look costs 2 us.
+static constexpr std::chrono::seconds kTidyEvery{1};
 // A piece that the peer writes takes 0.1 ms, several where it has to wait for a core, 100 where its
 // group's share of the cores is used up. Who takes longer was stopped: nearly always before it
 // began or after it ended, but the one piece (256 KiB at most) may still come when it goes on.
@@ -120,8 +123,15 @@ bool ShmLink::listen_now_and_then() noexcept {
   if (now >= next_listen_) {
     next_listen_ = now + kListenEvery;
     parts_.bell.listen();
+    tidy_now_and_then(now);
   }
   return parts_.bell.gone();
+}
+
+void ShmLink::tidy_now_and_then(Clock::time_point now) noexcept {
+  if (now < next_tidy_ || parts_.bell.gone()) return;
+  next_tidy_ = now + kTidyEvery;
+  views_.tidy();
 }
 
 bool ShmLink::peer_waits_for_room() const noexcept {
@@ -169,10 +179,16 @@ void ShmLink::wake_up() noexcept {
   if (reader_.my_sleep().exchange(kAwake, std::memory_order_acq_rel) == kAwake) ring_due_ = true;
   if (ring_due_) ring_due_ = !parts_.bell.drain();
   parts_.bell.listen();  // it may be the peer's end that woke us
+  tidy_now_and_then(Clock::now());
 }
 
 void ShmLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
-  if (parts_.pulls && status_.ok()) expected_.publish(which, data, bytes);
+  if (parts_.pulls && status_.ok()) expected_.publish(which, data, bytes, shares(data, bytes));
+}
+
+bool ShmLink::maps(const wire::Header& which, std::uint64_t bytes) noexcept {
+  const std::uint64_t address = granted_.shared_at(which, bytes);
+  return address != 0 && view(address, bytes) != nullptr;
 }
 
 void ShmLink::take_back(const wire::Header* of) noexcept {
@@ -187,8 +203,13 @@ Result<Progress> ShmLink::write(const wire::Header& which, const std::byte* data
   if (!status_.ok() || listen_now_and_then()) return Progress::Again;
   const Granted::Task task = granted_.take(which, bytes);
   if (task.piece.bytes != 0) {
-    Status written =
-        write_peer(parts_.bell.peer(), data + task.piece.offset, task.address, task.piece.bytes);
+    const std::byte* const from = data + task.piece.offset;
+    Status written;
+    if (const ViewPtr there = task.shared ? view(task.address, task.piece.bytes) : nullptr) {
+      std::memcpy(there->at(task.address), from, task.piece.bytes);
+    } else {
+      written = write_peer(parts_.bell.peer(), from, task.address, task.piece.bytes);
+    }
     granted_.written(task);
     if (!written.ok()) return written;
     wrote = task.piece.bytes;

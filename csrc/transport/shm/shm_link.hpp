@@ -58,6 +58,10 @@ class ShmLink final : public Link {
   bool awaited(const wire::Header& which, std::uint64_t bytes) noexcept override {
     return granted_.waits(which, bytes);
   }
+  bool maps(const wire::Header& which, std::uint64_t bytes) noexcept override;
+  bool shows(const std::byte* data, std::uint64_t bytes) const noexcept override {
+    return parts_.pulls && shares(data, bytes);
+  }
   Result<Progress> write(const wire::Header& which, const std::byte* data, std::uint64_t bytes,
                          std::uint64_t& wrote) noexcept override;
   bool sleeping(bool asleep) noexcept override;
@@ -75,6 +79,7 @@ class ShmLink final : public Link {
   bool peer_waits_for_room() const noexcept;
   void idle() noexcept;
   bool listen_now_and_then() noexcept;
+  void tidy_now_and_then(Clock::time_point now) noexcept;
   void take_back(const wire::Header* of) noexcept;
   bool fail(Code code, auto&& why) noexcept;
 
@@ -85,7 +90,7 @@ class ShmLink final : public Link {
   Granted granted_;    // in `theirs`
   Views views_;
   Status status_;
-  Clock::time_point next_listen_{};
+  Clock::time_point next_listen_{}, next_tidy_{};
   unsigned idle_polls_ = 0;
   bool asleep_ = false;
   bool blocked_ = false;      // the last send() answered Again

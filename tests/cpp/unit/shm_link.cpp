@@ -24,6 +24,7 @@
 
 #include "support/inbox.hpp"
 #include "transport/shm/exchange.hpp"
+#include "transport/shm/sharing.hpp"
 
 namespace hccomm::transport::shm {
 namespace {
@@ -170,6 +171,32 @@ TEST(ShmLink, TheSenderWritesWhatTheReceiverExpects) {
   EXPECT_EQ(progress, Progress::Done);
   EXPECT_EQ(sum, place.size());
   EXPECT_EQ(place, source.payload);
+}
+
+TEST(ShmLink, WhatLiesInSharedMemoryIsStoredThere) {
+  Pair pair;
+  if (!pair.a->pulls()) GTEST_SKIP() << "process_vm_writev is refused here";
+  constexpr std::size_t kBytes = 3'000'001;
+  const Frame source = pattern(kBytes, 9);
+  const auto shared = shm::share(kBytes + 7).take();
+  std::vector<std::byte> own(kBytes);
+  wire::Header other = large_message();
+  other.sequence = 5;
+  pair.b->expect(large_message(), shared->data() + 7, kBytes);
+  pair.b->expect(other, own.data(), kBytes);
+
+  EXPECT_TRUE(pair.a->maps(large_message(), kBytes));
+  EXPECT_FALSE(pair.a->maps(other, kBytes));
+  EXPECT_TRUE(pair.a->shows(shared->data(), kBytes));
+  EXPECT_FALSE(pair.a->shows(own.data(), kBytes));
+  Progress progress = Progress::Again;
+  for (int piece = 0; piece < 100 && progress == Progress::Again; ++piece) {
+    std::uint64_t wrote = 0;
+    progress = pair.a->write(large_message(), source.payload.data(), kBytes, wrote).take();
+  }
+
+  EXPECT_EQ(progress, Progress::Done);
+  EXPECT_EQ(std::memcmp(shared->data() + 7, source.payload.data(), kBytes), 0);
 }
 
 TEST(ShmLink, NothingIsWrittenOnceItWasTakenBackOrTheLinkHasGone) {

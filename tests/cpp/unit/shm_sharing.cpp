@@ -65,6 +65,48 @@ TEST_F(ShmSharing, NothingElseIsSeen) {
   EXPECT_EQ(Views(getpid(), 0).find(address_of(*block), 1), nullptr);
 }
 
+TEST_F(ShmSharing, AProcessKnowsWhatItShares) {
+  std::vector<std::byte> mine(kBytes);
+  auto low = share(kBytes).take();
+  auto high = share(kBytes).take();
+  if (low->data() > high->data()) std::swap(low, high);
+
+  EXPECT_TRUE(shares(low->data(), kBytes));
+  EXPECT_TRUE(shares(high->data() + 5, kBytes - 5));
+  EXPECT_FALSE(shares(low->data() + 1, kBytes)) << "beyond its end";
+  EXPECT_FALSE(shares(low->data(), ~std::uint64_t{0}));
+  EXPECT_FALSE(shares(mine.data(), 1));
+  std::byte* const was = low->data();
+  low.reset();
+  EXPECT_FALSE(shares(was, 1));
+  EXPECT_TRUE(shares(high->data(), 1));
+}
+
+TEST_F(ShmSharing, LargeMemoryBeginsWhereAHugePageCan) {
+  constexpr std::size_t kHuge = 2 << 20;
+  const auto block = share(2 * kHuge + 4096).take();
+  const auto view = views_.find(address_of(*block), 1);
+  ASSERT_NE(view, nullptr);
+
+  EXPECT_EQ(address_of(*block) % kHuge, 0u);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view->data) % kHuge, 0u);
+  block->data()[2 * kHuge + 4095] = std::byte{6};
+  EXPECT_EQ(view->data[2 * kHuge + 4095], std::byte{6});
+}
+
+TEST_F(ShmSharing, WhatIsSharedNoLongerIsLetGoOf) {
+  auto block = share(kBytes).take();
+  const auto kept = share(kBytes).take();
+  const std::weak_ptr<const View> gone = views_.find(address_of(*block), 1);
+  const std::weak_ptr<const View> stays = views_.find(address_of(*kept), 1);
+  block.reset();
+
+  views_.tidy();
+
+  EXPECT_TRUE(gone.expired());
+  EXPECT_FALSE(stays.expired());
+}
+
 TEST_F(ShmSharing, WhatIsNoLongerSharedIsNotSeenButStaysForWhoHoldsIt) {
   auto block = share(kBytes).take();
   const std::uint64_t address = address_of(*block);
