@@ -6,6 +6,10 @@
 // both are, the sender begins, and from kTogether on, or where a root has many to serve, the
 // receiver helps: two cores copy twice as fast. Else the same end should copy the same message from
 // call to call: its cache lines stay.
+//
+// What lies in memory that the receiver can map (Link::view) it copies itself, plainly and not by
+// the kernel. The sender helps where it can map the receiver's place, and has nothing to pull
+// itself.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -111,7 +115,8 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
   const std::uint64_t bytes = bytes_of(op, id);
   if (!tagged(op)) op.steps[id].value = 0;
   auto view = shared ? channel.link()->view(address, bytes) : nullptr;
-  if (view != nullptr && fetch(op, id, view, address)) return;
+  const bool pinned = view != nullptr && view->bytes <= settings_.staging_bytes;
+  if (pinned && fetch(op, id, view, address)) return;
   if (view == nullptr && !tagged(op) && in_frames(channel, op, id)) {
     wire::Header wanted = message_of(op, id);
     wanted.type = Type::Stream;
@@ -119,7 +124,7 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
     return;
   }
   expect(op, id);
-  const unsigned patience = settings_.oversubscribed ? 0 : kPatience;
+  const unsigned patience = shared || settings_.oversubscribed ? 0 : kPatience;
   pulls_.push_back({&channel, &op, id, patience, address, 0, bytes, false, std::move(view)});
 }
 
@@ -246,13 +251,22 @@ void Engine::receive_written(Operation& op, std::uint32_t id, int source, const 
 // Sends a large message: writes it if it is expected, or offers it with `ready`, or both. A root
 // that sends to many would copy for all of them, one after the other, while they look on.
 void Engine::start_push(const Push& push, const Header& ready) {
-  const Operation& op = *push.operation;
+  Operation& op = *push.operation;
   const Header message = message_of(op, push.step);
+  const bool shared = (ready.flags & wire::kShared) != 0;
+  if (shared && !push.channel->link()->maps(message, push.bytes)) {
+    if (!tagged(op)) op.steps[push.step].shared = true;
+    push.channel->send(ready, nullptr);
+    return;
+  }
   const bool fans = !tagged(op) && op.recipe->plan.inlets.empty() && !pushes_.empty();
-  if (push.bytes >= kTogether || fans || !push.channel->link()->awaited(message, push.bytes)) {
+  if (shared || push.bytes >= kTogether || fans ||
+      !push.channel->link()->awaited(message, push.bytes)) {
     push.channel->send(ready, nullptr);
   }
-  pushes_.push_back(push);
+  Push mine = push;
+  mine.helps = shared;
+  pushes_.push_back(mine);
 }
 
 // Writes one piece of the message. False when there was none to write: it waits for its place, or
@@ -284,7 +298,11 @@ bool Engine::copy_large() {
   for (std::size_t tries = std::min(pushes_.size(), kTries); tries > 0; --tries) {
     Push push = pushes_.front();
     pushes_.pop_front();
-    if (advance(push)) return true;
+    if (push.helps && !pulls_.empty()) {
+      pushes_.push_back(push);
+    } else if (advance(push)) {
+      return true;
+    }
   }
   if (pulls_.empty()) return false;
   Pull pull = pulls_.front();
@@ -297,7 +315,8 @@ bool Engine::copy_large() {
 
 // The receiver wants in frames what it was offered.
 void Engine::stream(Channel& channel, Operation& op, std::uint32_t id) {
-  bool offered = false;  // else it has been asked for before
+  // Else it has been asked for before.
+  bool offered = std::exchange(op.steps[id].shared, false);
   pushes_.erase_if([&](const Push& each) {
     const bool is_it = each.operation == &op && each.step == id && each.wrote == 0;
     offered = offered || is_it;

@@ -31,7 +31,8 @@ class Engine;
 struct StepState {
   std::uint32_t waiting = 0;  // steps that must complete first
   bool announced = false;     // the peer's Ready has come (`value` is its address), or Stream
-  bool shared = false;        // that is in memory that can be mapped
+  // That is in memory that can be mapped. Of a send: ours has gone, and we write nothing ourselves.
+  bool shared = false;
   bool done = false;
   std::uint64_t value = 0;  // bytes received, or the address to pull from
 };

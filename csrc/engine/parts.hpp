@@ -163,6 +163,7 @@ struct Push {
   std::uint32_t step = 0;
   const std::byte* data = nullptr;
   std::uint64_t bytes = 0, wrote = 0;
+  bool helps = false;  // the receiver copies; we do while we have nothing to pull
 };
 
 // The message that the step (of a collective; else the operation) sends or receives, as both ends

@@ -226,6 +226,7 @@ void Engine::dispatch(Operation& op) {
   context.matching.sending[{op.peer, header.index}] = &op;
   op.listed = true;
   if (pulled) {
+    if (channel.link()->shows(op.data, op.bytes)) header.flags |= wire::kShared;
     start_push({&channel, &op, 0, op.data, op.bytes, 0}, header);
   } else {
     channel.send(header, nullptr);
@@ -304,7 +305,8 @@ void Engine::receive_tagged(Context& context, int source, const Header& header,
 void Engine::match(Context& context, Operation& op, int source, const Header& header,
                    const std::byte* payload) {
   op.peer = source;
-  const bool alike = header.flags == op.element_kind || header.flags == 0 || op.element_kind == 0;
+  const unsigned sent_kind = header.flags & ~unsigned{wire::kShared};
+  const bool alike = sent_kind == op.element_kind || sent_kind == 0 || op.element_kind == 0;
   if (header.fingerprint != op.bytes || !alike) {
     const auto kind = [&](unsigned code) {
       return code == 0 || code > dtype::kDTypes
@@ -314,7 +316,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
     poison_locked(context,
                   Status(Code::Mismatch,
                          text("recv: ", context.who[source], " sent ", header.fingerprint, " bytes",
-                              kind(header.flags), " with tag ", op.tag, " but ",
+                              kind(sent_kind), " with tag ", op.tag, " but ",
                               context.who[context.rank], " receives ", op.bytes, " bytes",
                               kind(op.element_kind), "; give both the same count and dtype"),
                          source),
@@ -331,7 +333,8 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   context.matching.receiving[{source, header.index}] = &op;
   op.listed = true;
   if (channel.pulls() && header.address != 0) {
-    start_pull(*context.channels[source], op, 0, header.address, false);
+    const bool shared = (header.flags & wire::kShared) != 0 && op.staged == nullptr;
+    start_pull(*context.channels[source], op, 0, header.address, shared);
     return;
   }
   answer(op);

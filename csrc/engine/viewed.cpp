@@ -19,8 +19,14 @@ static bool in_shared_memory(const Staged& staged, std::uint32_t memory) {
 }
 
 bool in_shared_memory(const Operation& op, std::uint32_t id) {
-  if (op.staged == nullptr) return false;
-  if (op.kind != OperationKind::Collective) return in_shared_memory(*op.staged, 0);
+  const bool message = op.kind != OperationKind::Collective;
+  if (op.staged == nullptr) {  // a message says so itself, as it is announced
+    if (message) return false;
+    const plan::Step& step = op.recipe->plan.steps[id];
+    return op.context->channels[static_cast<std::size_t>(step.peer)]->link()->shows(
+        op.at(step.src), op.bytes_of(step));
+  }
+  if (message) return in_shared_memory(*op.staged, 0);
   const Space space = op.recipe->plan.steps[id].src.space;
   return space != Space::Scratch && in_shared_memory(*op.staged, op.staged->plan->memory_of(space));
 }
