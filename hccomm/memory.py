@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that other ranks of the host read fastest, and memory that network cards know.
 
-A rank that reads a peer's buffer in one copy (docs/architecture.md, shm) pays for each page of it;
-on huge pages that is next to nothing, and the copy runs at the speed of memcpy. NumPy and torch use
-ordinary pages for all but large arrays. ``hccomm.empty`` takes huge ones. ``Registration`` is what
-``Communicator.register`` returns.
+What lies in ordinary memory a rank of the host copies through the kernel, page by page. What lies
+in memory that it can map (docs/architecture.md, shm) it copies, or reduces, plainly, several times
+as fast. ``hccomm.empty`` gives such memory, or, where it cannot be had, huge pages of this process.
+``Registration`` is what ``Communicator.register`` returns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hccomm._native import library
 from hccomm.buffers import SIZES, view
 from hccomm.errors import InvalidArgument, System, Unavailable
 
@@ -27,11 +28,15 @@ _HUGE = 2 << 20  # bytes of a huge page, and the alignment that it needs
 
 
 def empty(shape: int | Sequence[int], dtype: Any = "f4") -> numpy.ndarray[Any, Any]:
-    """Return a new NumPy array on huge pages, aligned to them; its content is unspecified.
+    """Return a new NumPy array that the other ranks of the host map; its content is unspecified.
 
-    ``dtype`` is anything that numpy.dtype() takes. Where the system has no huge pages to give the
-    array lies on ordinary ones. Arrays below 64 KiB gain nothing: each takes 2 MiB of addresses.
-    ``torch.from_numpy`` makes a tensor of it. The memory is returned with the last reference.
+    ``dtype`` is anything that numpy.dtype() takes. It begins at a page, from 2 MiB on at a huge
+    one, and all of its memory is there at once: make it once, use it again and again. Arrays below
+    64 KiB gain nothing. A forked child sees the array itself, not a copy. ``torch.from_numpy``
+    makes a tensor of it (``hccomm.torch.empty`` in one step). The memory is returned with the last
+    reference to it. Where such memory is not to be had (HCCOMM_CMA=off, HCCOMM_TRANSPORTS without
+    shm, a kernel that refuses) the array lies on huge pages of this process alone:
+    ``describe()["memory"]`` counts the arrays that are shared, and says what was refused.
 
     Raises InvalidArgument for a negative size, Unavailable without NumPy, System without memory.
     """
@@ -47,6 +52,25 @@ def empty(shape: int | Sequence[int], dtype: Any = "f4") -> numpy.ndarray[Any, A
     for each in extents:
         count *= each
     size = count * kind.itemsize
+    flat = numpy.frombuffer(_shared(size) or _private(size), dtype=kind, count=count)
+    return flat.reshape(extents)
+
+
+def _shared(size: int) -> Any:
+    """Return memory from hccomm_alloc, which goes back with its last user; None without any."""
+    found = library()
+    error, data = found.error(), found.ffi.new("void**")
+    if size >= 1 << 63 or found.lib.hccomm_alloc(size, data, error) != 0:
+        return None
+    free = found.lib.hccomm_free
+    owned = found.ffi.gc(data[0], lambda data: free(data, found.ffi.NULL), size)
+    return found.ffi.buffer(owned, max(size, 1))
+
+
+def _private(size: int) -> Any:
+    """Return huge pages where the system gives them, beginning at one."""
+    import ctypes
+
     try:
         area = mmap.mmap(-1, _round_up(size) + _HUGE)
     except (OSError, OverflowError, ValueError) as error:
@@ -54,10 +78,9 @@ def empty(shape: int | Sequence[int], dtype: Any = "f4") -> numpy.ndarray[Any, A
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             area.madvise(mmap.MADV_HUGEPAGE)
-    start = numpy.frombuffer(area, dtype="u1").ctypes.data
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     offset = -start % _HUGE
-    flat = numpy.frombuffer(area, dtype=kind, count=count, offset=offset)
-    return flat.reshape(extents)
+    return memoryview(area)[offset : offset + max(size, 1)]
 
 
 class Registration:

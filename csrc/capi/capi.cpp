@@ -9,6 +9,7 @@
 #include "base/text.hpp"
 #include "capi/hccomm.h"
 #include "comm/join.hpp"
+#include "comm/shared_heap.hpp"
 #include "rendezvous/store.hpp"
 
 using hccomm::Code;
@@ -205,6 +206,28 @@ int hccomm_close(hccomm_comm* comm, double timeout, hccomm_error* error) {
 }
 
 // ---- memory ------------------------------------------------------------------------------------
+
+int hccomm_alloc(uint64_t bytes, void** data, hccomm_error* error) {
+  return guarded(error, [&] {
+    require(data != nullptr, "alloc: data is null");
+    *data = nullptr;
+    auto taken = hccomm::comm::SharedHeap::of_process().take(bytes);
+    if (!taken.ok()) {
+      throw Error(taken.status().code(), "alloc: " + taken.status().text() + "; use malloc");
+    }
+    *data = taken.value();
+    return succeed(error);
+  });
+}
+
+int hccomm_free(void* data, hccomm_error* error) {
+  return guarded(error, [&] {
+    const bool ours = data == nullptr || hccomm::comm::SharedHeap::of_process().give_back(
+                                             static_cast<std::byte*>(data));
+    require(ours, "free: hccomm_alloc has not given this, or it was given back");
+    return succeed(error);
+  });
+}
 
 struct hccomm_registration {
   std::unique_ptr<hccomm::comm::Registration> self;

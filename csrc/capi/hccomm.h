@@ -253,6 +253,19 @@ HCCOMM_API int hccomm_close(hccomm_comm* comm, double timeout, hccomm_error* err
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
+/* Host memory that the other ranks of this machine map, so that they copy and reduce out of it, and
+ * store into it, several times as fast as in memory of malloc: for buffers that are used again and
+ * again, from 64 KiB on. It is whole pages, from 2 MiB on where a huge page can begin; all of it is
+ * there at once, and its content is unspecified. It belongs to the process, not to a communicator,
+ * and serves like any other memory; a forked child sees it as it is, not as a copy. UNAVAILABLE
+ * where such memory is not to be had (HCCOMM_CMA=off, HCCOMM_TRANSPORTS without shm, no memfd),
+ * SYSTEM where there is no more: take ordinary memory then. hccomm_describe shows what was given,
+ * or why it was not. */
+HCCOMM_API int hccomm_alloc(uint64_t bytes, void** data, hccomm_error* error);
+/* Gives it back; NULL is fine, and so is any thread. No operation may be using it. INVALID_ARGUMENT
+ * for what hccomm_alloc has not given, or was given back. Does nothing in a forked child. */
+HCCOMM_API int hccomm_free(void* data, hccomm_error* error);
+
 typedef struct hccomm_registration hccomm_registration;
 
 /* Registers host memory that will be sent from or received into again and again with the network

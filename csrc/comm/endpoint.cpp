@@ -75,8 +75,7 @@ static engine::Settings engine_settings() {
   return settings;
 }
 
-// The built-ins that HCCOMM_TRANSPORTS allows, best first.
-static std::vector<const transport::Builtin*> allowed_transports() {
+std::vector<const transport::Builtin*> allowed_transports() {
   std::vector<const transport::Builtin*> allowed;
   const std::vector<std::string> wanted = config::list("HCCOMM_TRANSPORTS");
   std::string known;

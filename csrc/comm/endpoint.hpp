@@ -26,6 +26,9 @@ struct Refusal {
   std::string reason;
 };
 
+// The built-ins that HCCOMM_TRANSPORTS allows, best first.
+std::vector<const transport::Builtin*> allowed_transports();
+
 // Owns:   the engine, the transports, and the threads that dial.
 // Thread: any.
 // Fails:  the constructor throws Unavailable when no transport can be opened at all.

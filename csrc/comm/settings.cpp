@@ -7,6 +7,7 @@
 #include "base/json.hpp"
 #include "comm/communicator.hpp"
 #include "comm/islands.hpp"
+#include "comm/shared_heap.hpp"
 
 namespace hccomm::comm {
 
@@ -64,6 +65,15 @@ static std::string way_here(const std::vector<engine::Staging::Report>& devices)
   return kinds.empty() ? "over " : text("staged by ", kinds, " here, over ");
 }
 
+// What hccomm_alloc has given.
+static Json shared_memory() {
+  const SharedHeap::Usage usage = SharedHeap::of_process().usage();
+  return Json::object()
+      .add("shared_buffers", usage.buffers)
+      .add("shared_bytes", usage.bytes)
+      .add("refused", usage.refused);
+}
+
 std::string Communicator::describe() {
   Json peers = Json::array();
   const auto used = engine().devices();
@@ -113,6 +123,7 @@ std::string Communicator::describe() {
       .add("timeout", timeout_.count())
       .add("algorithms", algorithms)
       .add("devices", devices)
+      .add("memory", shared_memory())
       .add("peers", peers)
       .add("islands", islands_ != nullptr ? islands_->describe() : no_islands())
       .str();

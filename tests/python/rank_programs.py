@@ -590,11 +590,3 @@ def parts_without_offsets(comm: hccomm.Communicator) -> list[float]:
 def tuned(comm: hccomm.Communicator, sizes: tuple[int, ...]) -> tuple[list[tune.Line], list[str]]:
     """Measure a small table."""
     return tune.measure(comm, sizes, seconds=0.001)
-
-
-def reduce_huge_pages(comm: hccomm.Communicator) -> bool:
-    """Reduce an array of hccomm.empty."""
-    values = hccomm.empty(1 << 18, "f4")
-    values[:] = comm.rank + 1
-    comm.all_reduce(values)
-    return bool((values == sum(range(1, comm.size + 1))).all())

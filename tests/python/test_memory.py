@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hccomm.empty: arrays on huge pages, like any other array."""
+"""hccomm.empty: arrays that the ranks of a host map, otherwise like any other array."""
 
 from __future__ import annotations
 
 import gc
+import os
 import re
 from typing import Any
 
+import memory_programs as on_ranks
 import numpy as np
 import pytest
-import rank_programs as on_ranks
 
 import hccomm
+from hccomm._native import library
 
 
 @pytest.mark.parametrize(
@@ -26,12 +28,14 @@ def test_an_array_has_the_shape_and_type_asked_for(shape: Any, dtype: str) -> No
     assert found.flags.c_contiguous
 
 
-def test_an_array_begins_at_a_huge_page() -> None:
-    found = hccomm.empty(1000, "f4")
-    found[:] = 7
+def test_an_array_begins_at_a_page_and_a_large_one_at_a_huge_page() -> None:
+    small, large = hccomm.empty(1000, "f4"), hccomm.empty(1 << 20, "f4")
+    small[:], large[:] = 7, 8
 
-    assert found.ctypes.data % (2 << 20) == 0
-    assert (found == 7).all()
+    assert small.ctypes.data % 4096 == 0
+    assert large.ctypes.data % (2 << 20) == 0
+    assert (small == 7).all()
+    assert (large == 8).all()
 
 
 def test_registered_memory_serves_as_any_other_where_there_is_no_card() -> None:
@@ -80,8 +84,67 @@ def test_the_memory_goes_back_with_the_last_reference() -> None:
     assert mapped() - before < 128 << 10  # KiB: twenty of them would be 1,300 MiB
 
 
-def test_ranks_reduce_it(ranks: Any) -> None:
-    assert all(ranks(2).run(on_ranks.reduce_huge_pages))
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_collective_gives_the_same_bits(ranks: Any, size: int) -> None:
+    for count in (100, 100_003):
+        for private, shared in ranks(size).run(on_ranks.collect_private_and_shared, count):
+            assert private == shared
+
+
+def test_ranks_reduce_it_and_describe_counts_it(ranks: Any) -> None:
+    for right, memory in ranks.fresh(2).run(on_ranks.reduce_shared):
+        assert right
+        if not memory["refused"]:
+            assert memory["shared_buffers"] == 1
+            assert memory["shared_bytes"] == 4 << 18
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("HCCOMM_CMA", "off", "HCCOMM_CMA=off"),
+        ("HCCOMM_TRANSPORTS", "tcp", "no transport that is allowed"),
+        ("HCCOMM_TEST_NO_MEMFD", "1", "HCCOMM_TEST_NO_MEMFD"),
+    ],
+)
+def test_where_none_is_shared_it_works_and_says_why(
+    ranks: Any, name: str, value: str, why: str
+) -> None:
+    for right, memory in ranks.fresh(2, **{name: value}).run(on_ranks.reduce_shared):
+        assert right
+        assert memory["shared_buffers"] == 0
+        assert why in memory["refused"]
+
+
+def test_neither_descriptors_nor_mappings_are_left_on_any_rank(ranks: Any) -> None:
+    for before, after in ranks.fresh(3).run(on_ranks.map_and_forget):
+        assert after == before
+
+
+def test_a_forked_child_sees_it_and_harms_nothing() -> None:
+    data = hccomm.empty(1 << 20, "u1")
+    data[:] = 3
+    child = os.fork()
+    if child == 0:
+        fine = bool((data == 3).all()) and hccomm.empty(10).size == 10
+        del data
+        gc.collect()
+        os._exit(0 if fine else 1)
+
+    assert os.waitpid(child, 0)[1] == 0
+    assert (data == 3).all()
+
+
+def test_what_was_not_allocated_is_not_freed() -> None:
+    found = library()
+    error, data = found.error(), found.ffi.new("void**")
+    if found.lib.hccomm_alloc(1000, data, error) != 0:
+        pytest.skip(found.string(error.text))
+
+    assert found.lib.hccomm_free(data[0], error) == 0
+    assert found.lib.hccomm_free(data[0], error) != 0
+    assert "given back" in found.string(error.text)
+    assert found.lib.hccomm_free(found.ffi.NULL, error) == 0
 
 
 def test_wrong_sizes_are_refused() -> None:
