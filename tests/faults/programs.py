@@ -97,7 +97,11 @@ def inventory() -> dict[str, int]:
     for each in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the one that lists them
             names[each] = os.readlink(f"/proc/self/fd/{each}")
-    ours = {os.stat(f"/proc/self/fd/{each}").st_ino for each in names if _MEMORY in names[each]}
+    ours = set()
+    for each in names:
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            if _MEMORY in names[each]:
+                ours.add(os.stat(f"/proc/self/fd/{each}").st_ino)
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         inodes = [int(line.split()[4]) for line in maps if _MEMORY in line]
     return {

@@ -98,36 +98,6 @@ TEST_P(EngineOver, AllreduceOfEverySizeIsRight) {
   }
 }
 
-// Among more ranks than cores: whether the ranks start together or not, and though a segment needs
-// the place of one before it.
-TEST(Crowded, NobodyPullsWhatIsReduced) {
-  for (const int ranks : {2, 3}) {
-    Cluster cluster("faulty-inproc", ranks);
-    std::atomic<int> pulled{0};
-    for (int rank = 0; rank < ranks; ++rank) {
-      cluster[rank].mischief().on_send([&](const wire::Header& header) {
-        if (header.type == wire::Type::Done) ++pulled;
-        return Deed::Pass;
-      });
-    }
-    cluster.run([&](Node& node) {
-      const std::uint64_t count = 200'000;
-      std::vector<std::int64_t> in(count, node.rank()), out(count, -1);
-      const auto recipe = recipe_of(allreduce_of(count), node, "direct", 16 << 10);
-      for (int call = 0; call < 10; ++call) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(call % 3 == node.rank() ? 2 : 0));
-        const Status status =
-            node.engine().run(node.context(), job_of(recipe, in.data(), out.data()));
-        ASSERT_TRUE(status.ok()) << status.text();
-        ASSERT_EQ(out.front(), ranks * (ranks - 1) / 2);
-        ASSERT_EQ(out.back(), ranks * (ranks - 1) / 2);
-      }
-    });
-
-    EXPECT_EQ(pulled, 0) << ranks;
-  }
-}
-
 TEST_P(EngineOver, ManyOperationsInFlightCompleteInAnyOrder) {
   Cluster cluster(GetParam(), 3);
 
