@@ -64,24 +64,54 @@ static int affinity_cores() {
   return static_cast<int>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
-// Cores' worth of time that one control group grants, or a huge number when it sets no limit.
+static constexpr double kNoLimit = 1e18;
+
+// Cores' worth of time that one control group grants.
 static double group_quota(const std::string& folder) {
   double quota = -1;
   double period = 0;
   if (std::ifstream two(folder + "/cpu.max"); two) {
     two >> quota >> period;  // "max 100000" leaves quota unread: no limit
-    if (!two) return 1e9;
+    if (!two) return kNoLimit;
   } else {
     std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
     std::ifstream(folder + "/cpu.cfs_period_us") >> period;
   }
-  return quota > 0 && period > 0 ? quota / period : 1e9;
+  return quota > 0 && period > 0 ? quota / period : kNoLimit;
 }
 
-// The tightest quota on the way from our control group to the root; a container may see only its
-// own group, mounted as the root.
-static double cgroup_quota() {
-  double least = 1e9;
+// The value of a line "name value" of a file, 0 where there is none.
+static double value_of(const std::string& file, const std::string& name) {
+  std::ifstream in(file);
+  std::string word;
+  double value = 0;
+  while (in >> word >> value) {
+    if (word == name) return value;
+    in.ignore(1 << 10, '\n');
+  }
+  return 0;
+}
+
+// Bytes that one control group still grants: what files have cached gives way.
+static double group_memory(const std::string& folder) {
+  const bool two = std::ifstream(folder + "/memory.max").is_open();
+  double most = -1;
+  double used = 0;
+  std::ifstream(folder + (two ? "/memory.max" : "/memory.limit_in_bytes")) >> most;
+  std::ifstream(folder + (two ? "/memory.current" : "/memory.usage_in_bytes")) >> used;
+  if (most <= 0) return kNoLimit;  // "max", or no such group
+  const std::string total = two ? "" : "total_";
+  for (const char* cached : {"active_file", "inactive_file"}) {
+    used -= value_of(folder + "/memory.stat", total + cached);
+  }
+  return std::max(0.0, most - std::max(0.0, used));
+}
+
+// The least of what the control groups grant from ours to the root; a container may see only its
+// own, mounted as the root.
+static double least_of_groups(const std::string& controller,
+                              double (*granted)(const std::string& folder)) {
+  double least = kNoLimit;
   std::ifstream in("/proc/self/cgroup");
   for (std::string line; std::getline(in, line);) {
     const std::size_t first = line.find(':');
@@ -89,11 +119,11 @@ static double cgroup_quota() {
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = text(",", line.substr(first + 1, second - first - 1), ",");
     const bool two = controllers == ",,";
-    if (!two && controllers.find(",cpu,") == std::string::npos) continue;
-    const std::string root = two ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+    if (!two && controllers.find(text(",", controller, ",")) == std::string::npos) continue;
+    const std::string root = two ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controller;
     std::string path = line.substr(second + 1);
     for (;;) {
-      least = std::min(least, group_quota(root + path));
+      least = std::min(least, granted(root + path));
       const std::size_t slash = path.rfind('/');
       if (path.empty() || slash == std::string::npos) break;
       path.resize(slash);
@@ -103,8 +133,14 @@ static double cgroup_quota() {
 }
 
 int available_cores() {
-  const double quota = std::ceil(cgroup_quota());
+  const double quota = std::ceil(least_of_groups("cpu", group_quota));
   return static_cast<int>(std::max(1.0, std::min<double>(affinity_cores(), quota)));
+}
+
+std::uint64_t available_memory() {
+  const double here = value_of("/proc/meminfo", "MemAvailable:") * 1024;
+  const double granted = least_of_groups("memory", group_memory);
+  return static_cast<std::uint64_t>(here > 0 ? std::min(here, granted) : granted);
 }
 
 bool process_is_gone(pid_t pid) {

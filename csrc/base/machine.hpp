@@ -6,6 +6,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <string>
 
 namespace hccomm {
@@ -20,6 +21,10 @@ std::string host_id();
 // The processors this process may use: its affinity mask, cut by the CPU quota of its control group
 // (version 1 or 2). At least 1.
 int available_cores();
+
+// Bytes of memory that a new allocation can have: what the system calls available, cut by what the
+// limits of the control group (version 1 or 2) leave. 10^18 where nobody says.
+std::uint64_t available_memory();
 
 // Whether there is no such process on this machine, or only what is left of it until its parent
 // asks for its exit status.

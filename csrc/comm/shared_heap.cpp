@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/log.hpp"
+#include "base/machine.hpp"
 #include "comm/endpoint.hpp"
 
 namespace hccomm::comm {
@@ -18,6 +19,8 @@ static constexpr std::uint64_t kMostSlab = 128 << 20;
 static constexpr std::uint64_t kMost = std::uint64_t{1} << 60;
 
 static std::atomic<bool> in_child{false};
+
+static bool forked() { return in_child.load(std::memory_order_relaxed) || Endpoint::forked(); }
 
 static std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
   return (value + unit - 1) / unit * unit;
@@ -44,6 +47,15 @@ SharedHeap& SharedHeap::of_process() {
   return *heap;
 }
 
+// All of it is touched at once, and the kernel would rather end a process than refuse a page.
+static Result<std::unique_ptr<transport::Shared>> whole(const SharedHeap::Source& source,
+                                                        std::uint64_t bytes) {
+  const std::uint64_t left = available_memory();
+  if (bytes <= left) return source(bytes);
+  return Status(Code::System, text("there are no ", bytes, " bytes: the system, or a limit of the ",
+                                   "control group, leaves ", left));
+}
+
 // From the first range that is large enough; nullptr: there is none.
 std::byte* SharedHeap::cut(std::uint64_t size) {
   const std::uint64_t unit = size >= kHuge ? kHuge : kPage;
@@ -64,7 +76,7 @@ std::byte* SharedHeap::cut(std::uint64_t size) {
 }
 
 Result<std::byte*> SharedHeap::take(std::uint64_t bytes) {
-  if (in_child.load(std::memory_order_relaxed)) {
+  if (forked()) {
     return Status(Code::Unavailable, "a forked child shares no memory");
   }
   if (bytes > kMost) return Status(Code::System, text("there are no ", bytes, " bytes"));
@@ -75,7 +87,7 @@ Result<std::byte*> SharedHeap::take(std::uint64_t bytes) {
   const std::uint64_t usual = std::clamp(round_up(slab_bytes_ / 2, kHuge), kHuge, kMostSlab);
   const std::uint64_t wanted = size < kOwn ? std::max(usual, round_up(size, kHuge)) : size;
   lock.unlock();
-  auto made = source_(wanted);
+  auto made = whole(source_, wanted);
   lock.lock();
   if (!made.ok()) {
     refused_ = made.status().text();
@@ -106,7 +118,7 @@ SharedHeap::Slabs::node_type SharedHeap::let_go(Slabs::iterator slab) {
 }
 
 bool SharedHeap::give_back(std::byte* data) {
-  if (in_child.load(std::memory_order_relaxed)) return true;
+  if (forked()) return true;
   Slabs::node_type idle;  // unmapped without the lock
   const std::lock_guard lock(mutex_);
   const auto taken = taken_.find(data);
@@ -131,7 +143,7 @@ bool SharedHeap::give_back(std::byte* data) {
 }
 
 SharedHeap::Usage SharedHeap::usage() const {
-  if (in_child.load(std::memory_order_relaxed)) return {};
+  if (forked()) return {};
   const std::lock_guard lock(mutex_);
   return {taken_.size(), taken_bytes_, refused_};
 }

@@ -38,6 +38,14 @@ TEST(Machine, HostIdIsOverriddenByTheSetting) {
   EXPECT_EQ(host_id(), own);
 }
 
+TEST(Machine, HasSomeMemoryLeftAndNotMoreThanThereIs) {
+  const std::uint64_t left = available_memory();
+
+  EXPECT_GT(left, 1u << 20);
+  const auto pages = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES));
+  EXPECT_LE(left, pages * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)));
+}
+
 TEST(Machine, CountsOneCoreWhenPinnedToOne) {
   cpu_set_t before;
   ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);

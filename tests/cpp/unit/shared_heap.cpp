@@ -123,6 +123,20 @@ TEST(SharedHeap, ManyThreadsTakeAndGiveBack) {
   EXPECT_EQ(heap.usage().buffers, 0u);
 }
 
+TEST(SharedHeap, WhatTheMachineHasNotIsRefusedBeforeItIsTouched) {
+  bool asked = false;
+  SharedHeap heap([&](std::size_t bytes) {
+    asked = true;
+    return block(bytes);
+  });
+
+  const auto taken = heap.take(std::uint64_t{1} << 45);
+
+  ASSERT_FALSE(taken.ok());
+  EXPECT_EQ(taken.status().code(), Code::System);
+  EXPECT_FALSE(asked);
+}
+
 TEST(SharedHeap, ARefusalIsToldAndRemembered) {
   SharedHeap heap([](std::size_t) -> Result<std::unique_ptr<transport::Shared>> {
     return Status(Code::Unavailable, "not on this machine");
