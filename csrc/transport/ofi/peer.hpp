@@ -83,7 +83,7 @@ struct Op {
   bool borrows = false;              // it reads memory of the user
   bool reads_back = false;           // what has been written to a device
   bool untold = false;               // `immediate` goes apart, and has not gone
-  unsigned lane = 0;
+  unsigned posts = 1, lane = 0;      // posts: of them, those that have not completed
   std::uint64_t immediate = 0;
 };
 

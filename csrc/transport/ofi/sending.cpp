@@ -26,6 +26,7 @@ Op* Fabric::sender(std::vector<Op*>& idle) {
   Op* const op = idle.back();
   idle.pop_back();
   op->borrows = op->reads_back = op->untold = false;
+  op->posts = 1;
   return op;
 }
 
@@ -34,6 +35,7 @@ void Fabric::finished(Op& op) {
     untold_.push_back(&op);
     return;
   }
+  if (--op.posts != 0) return;
   if (op.peer != nullptr) {
     --op.peer->in_flight;
     if (op.borrows) --op.peer->borrowed;
@@ -58,7 +60,8 @@ bool Fabric::tell(Op& op) {
   if (!ended_ && !peer.over && peer.failure.ok()) {
     void* const descriptor = scratch_.memory->descriptor[peer.rail_of[op.lane]];
     said = fi_writedata(rail.endpoint, scratch_.data, 0, descriptor, op.immediate,
-                        peer.address[op.lane], peer.inbox_at[op.lane], peer.key[op.lane], nullptr);
+                        peer.address[op.lane], peer.inbox_at[op.lane], peer.key[op.lane], &op);
+    if (said == 0) ++op.posts;
   }
   op.untold = said == -FI_EAGAIN;
   if (said < 0 && !op.untold) refused(library(), peer, said, "fi_writedata");
