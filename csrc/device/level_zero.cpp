@@ -82,8 +82,8 @@ static constexpr int kNotReady = 1;
 static constexpr unsigned kDeviceLost = 0x70000001;
 static constexpr std::uint32_t kRing = 16;
 
-// Intel's drivers pin memory of others by two functions of their own; the loader does not know
-// them, so they want the driver's handle as the driver knows it.
+// Intel's drivers pin memory of others by two functions of their own, for all devices of the driver
+// at once; the loader does not know them, so they want the driver's handle as the driver knows it.
 struct ZePinning {
   void* driver = nullptr;
   int (*import)(void* driver, void* address, std::size_t bytes) = nullptr;
@@ -145,11 +145,18 @@ class LevelZero final : public Runtime {
     if (!exists(index)) return absent(index);
     const ZePinning& pinning = device(index).pinning;
     if (pinning.import == nullptr) return {Code::Unavailable, lacks(Feature::HostRegister)};
-    return told(pinning.import(pinning.driver, address, bytes), "zexDriverImportExternalPointer",
-                index);
+    const std::lock_guard lock(pinned_mutex_);
+    if (unsigned& holders = pinned_[{pinning.driver, address}]; holders++ != 0) return {};
+    const int code = pinning.import(pinning.driver, address, bytes);
+    if (code != 0) pinned_.erase({pinning.driver, address});
+    return told(code, "zexDriverImportExternalPointer", index);
   }
   void host_unregister(int index, void* address) noexcept override {
     const ZePinning& pinning = device(index).pinning;
+    const std::lock_guard lock(pinned_mutex_);
+    const auto found = pinned_.find({pinning.driver, address});
+    if (found == pinned_.end() || --found->second != 0) return;
+    pinned_.erase(found);
     pinning.release(pinning.driver, address);
   }
 
@@ -279,8 +286,10 @@ class LevelZero final : public Runtime {
   }
 
   const DynamicLibrary library_;
-  ZeFunctions call_{};             // constant after open(), as devices_
-  std::vector<ZeDevice> devices_;  // of all drivers
+  ZeFunctions call_{};                                  // constant after open(), as devices_
+  std::vector<ZeDevice> devices_;                       // of all drivers
+  std::mutex pinned_mutex_;                             // guards pinned_
+  std::map<std::pair<void*, void*>, unsigned> pinned_;  // devices, by their driver and the memory
 };
 
 ZePinning LevelZero::pinning_of(void* driver) const {

@@ -329,7 +329,8 @@ void Engine::serve() {
     }
     if (running_.empty() || driving_) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_look_ - now).count();
-      const int nap = up_.empty() && running_.empty() ? -1 : static_cast<int>(left);
+      const bool idle = up_.empty() && running_.empty() && !staging_.sees_any();
+      const int nap = idle ? -1 : static_cast<int>(left);
       guard.unlock();
       ::poll(calls, 2, nap);
       eventfd_t rings = 0;

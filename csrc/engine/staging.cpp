@@ -150,16 +150,29 @@ void Staging::written(Staged& staged, std::uint64_t offset, std::uint64_t bytes)
   wait_out(staged);
 }
 
+Device* Staging::device_at(std::size_t place) {
+  const std::lock_guard lock(mutex_);
+  return place < devices_.size() ? devices_[place].get() : nullptr;
+}
+
+bool Staging::sees_any() {
+  for (std::size_t i = 0; const Device* const device = device_at(i); ++i) {
+    if (!device->seen.empty()) return true;
+  }
+  return false;
+}
+
 void Staging::forget_unused() {
-  for (std::size_t i = 0;; ++i) {
-    Device* device = nullptr;
-    {
-      const std::lock_guard lock(mutex_);
-      if (i == devices_.size()) return;
-      device = devices_[i].get();
+  const auto holders = [&](const transport::ViewPtr& view) {
+    long found = 0;
+    for (std::size_t i = 0; const Device* const device = device_at(i); ++i) {
+      found += std::ranges::count(device->seen, view, &Device::Seen::view);
     }
+    return found;
+  };
+  for (std::size_t i = 0; Device* const device = device_at(i); ++i) {
     std::erase_if(device->seen, [&](const Device::Seen& each) {
-      const bool unused = each.view.use_count() == 1;
+      const bool unused = each.view.use_count() == holders(each.view);
       if (unused && each.pinned) device->runtime->host_unregister(device->index, each.view->data);
       return unused;
     });

@@ -76,6 +76,7 @@ class Staging {
              const transport::ViewPtr& view, const std::byte* data);
   // Lets go of memory of peers that no operation uses and no link knows: theirs who have gone.
   void forget_unused();
+  bool sees_any();  // memory of peers
   // Bytes that were to move in place are copied all the same, to the mirror or back.
   void carry(Staged& staged, bool in, Cell cell);
   // Likewise a whole message to be sent: from now on its plan has copies.
@@ -122,6 +123,7 @@ class Staging {
   std::uint64_t segment_of(const Device& device, std::uint64_t bytes, bool pinned) const;
   std::shared_ptr<const StagePlan> stage_plan_of(const Recipe& recipe, const StageKey& key);
   // staging.cpp
+  Device* device_at(std::size_t place);  // nullptr: there are no more
   static bool sees(Device& device, const transport::ViewPtr& view);
   bool gate_open(Staged& staged, bool& moved);
   bool open_gates();
