@@ -77,6 +77,7 @@ Operation& Engine::begin_collective(Context& context, const Job& job, Result<Sta
     if (op.left == 0) end(op);
     drain();
     if (!context.early.empty()) receive_early(op);
+    if (context.someone_left) miss_the_gone(op);
   });
   return op;
 }

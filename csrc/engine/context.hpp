@@ -98,6 +98,7 @@ struct Context {
   std::vector<Channel*> channels;  // by rank; nullptr for ourselves
   std::vector<std::string> who;    // by rank: "rank 2 (alpha, pid 812)", for messages
   std::vector<std::uint8_t> gone;  // by rank: has said Bye, or (tolerant) was lost
+  bool someone_left = false;       // any of them
   bool tolerant = false;           // goes on without the ranks it loses (gone); messages only
   Status poison;
   std::vector<std::uint8_t> told;  // by rank: has been sent the poison

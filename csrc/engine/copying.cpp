@@ -112,6 +112,9 @@ void expect(Operation& op, std::uint32_t id) {
 // `shared`: the sender has it in memory that can be mapped.
 void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::uint64_t address,
                         bool shared) {
+  if (!channel.up()) {  // its sender has left since, and its memory with it
+    return lost(*op.context, tagged(op) ? op.peer : op.recipe->plan.steps[id].peer);
+  }
   const std::uint64_t bytes = bytes_of(op, id);
   if (!tagged(op)) op.steps[id].value = 0;
   auto view = shared ? channel.link()->view(address, bytes) : nullptr;
@@ -123,7 +126,7 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
     channel.send(wanted, nullptr);
     return;
   }
-  expect(op, id);
+  if (view == nullptr || tagged(op) || !in_frames(channel, op, id)) expect(op, id);
   const unsigned patience = shared || settings_.oversubscribed ? 0 : kPatience;
   pulls_.push_back({&channel, &op, id, patience, address, 0, bytes, false, std::move(view)});
 }

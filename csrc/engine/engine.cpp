@@ -79,6 +79,7 @@ Channel& Engine::channel_of(const transport::Card& card) {
 void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   Guard guard(*this);
   context.gone.assign(context.size, 0);
+  context.someone_left = false;
   context.told.assign(context.size, 0);
   context.matching.next_index.assign(context.size, 0);
   context.channels.assign(context.size, nullptr);

@@ -147,7 +147,7 @@ class Engine final : private StagingClient {
   void lost(Context& context, int rank);
   void leave(Context& context);
   void retire(Channel& channel), drop_unused(Channel& channel);
-  void peer_gone(Context& context, int rank);
+  void peer_gone(Context& context, int rank), miss_the_gone(Operation& op);
   void differs(Context& context, std::uint64_t mine, int source, const Header& header);
   void check_deadlines(Clock::time_point now);
   void look_around(Guard& guard, Clock::time_point now);

@@ -70,6 +70,7 @@ void tell(Context& context, int rank) {
 // A tolerant context without that rank: what needs the rank fails, the rest goes on.
 void Engine::go_on_without(Context& context, const Status& why) {
   context.gone[why.rank()] = 1;
+  context.someone_left = true;
   const std::vector<Operation*> all = running_;
   for (Operation* op : all) {
     if (op->context == &context && op->peer == why.rank()) fail(*op, why);
@@ -253,6 +254,7 @@ bool waits_for(const Operation& op, int rank) {
 // The rank has closed the communicator: what still needs it can never end.
 void Engine::peer_gone(Context& context, int rank) {
   context.gone[rank] = 1;
+  context.someone_left = true;
   const std::vector<Operation*> all = running_;
   for (Operation* op : all) {
     if (op->context != &context || !waits_for(*op, rank)) continue;
@@ -264,6 +266,14 @@ void Engine::peer_gone(Context& context, int rank) {
                          rank),
                   true);
     return;
+  }
+}
+
+// Likewise an operation that has begun after the farewell.
+void Engine::miss_the_gone(Operation& op) {
+  Context& context = *op.context;
+  for (int rank = 0; rank < context.size && op.running(); ++rank) {
+    if (context.gone[rank] != 0 && waits_for(op, rank)) peer_gone(context, rank);
   }
 }
 

@@ -51,6 +51,7 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
       want(op);
     }
     drain();
+    if (context.someone_left) miss_the_gone(op);
   });
   return op;
 }
@@ -329,6 +330,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
     return;
   }
   const Channel& channel = *context.channels[source];
+  if (!channel.up()) return lost(context, source);  // it has left since it said so
   op.index = header.index;
   context.matching.receiving[{source, header.index}] = &op;
   op.listed = true;

@@ -23,8 +23,8 @@ bool in_shared_memory(const Operation& op, std::uint32_t id) {
   if (op.staged == nullptr) {  // a message says so itself, as it is announced
     if (message) return false;
     const plan::Step& step = op.recipe->plan.steps[id];
-    return op.context->channels[static_cast<std::size_t>(step.peer)]->link()->shows(
-        op.at(step.src), op.bytes_of(step));
+    const Channel& channel = *op.context->channels[static_cast<std::size_t>(step.peer)];
+    return channel.up() && channel.link()->shows(op.at(step.src), op.bytes_of(step));
   }
   if (message) return in_shared_memory(*op.staged, 0);
   const Space space = op.recipe->plan.steps[id].src.space;

@@ -229,6 +229,47 @@ TEST_P(LinksOver, AMessageThatWasGivenUpIsNeverReceivedWithOtherBytes) {
   });
 }
 
+// It offers a large message, or its part of a collective, then closes and ends; only then somebody
+// wants it.
+TEST_P(LinksOver, WhatARankThatHasLeftHadOfferedIsLostWithIt) {
+  for (const bool collective : {false, true}) {
+    Cluster cluster(GetParam(), 2);
+    cluster.run(expect_sum_of_ones);
+    constexpr std::uint64_t kBytes = 1 << 20;
+    std::vector<std::byte> sent(kBytes), got(kBytes);
+    plan::Call call = one_number();
+    call.collective = plan::Collective::Broadcast;
+    call.count = kBytes / sizeof(std::int64_t);
+    call.root = 1;
+    const auto begin = [&](Node& node, std::vector<std::byte>& data) {
+      const Seconds timeout(20);
+      const auto kind =
+          node.rank() == 1 ? engine::OperationKind::Send : engine::OperationKind::Recv;
+      if (!collective) {
+        return node.engine().start(node.context(), kind,
+                                   {1 - node.rank(), 7, data.data(), kBytes, 0, timeout});
+      }
+      return node.engine().start(
+          node.context(), {recipe_of(call, node, "direct"), data.data(), data.data(), 1.0, timeout},
+          engine::Follow::Background);
+    };
+
+    engine::Operation* const offer = begin(cluster[1], sent);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    cluster[1].leave();
+    cluster[1].engine().release(*offer);
+    words_of_the_link(cluster, "left: it has closed world");
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the link's end is noticed
+
+    engine::Operation* const wanted = begin(cluster[0], got);
+    const Status status = cluster[0].engine().wait(*wanted, Deadline::never());
+    EXPECT_EQ(status.code(), Code::PeerLost) << collective << ": " << status.text();
+    cluster[0].engine().release(*wanted);
+    cluster[0].leave();
+    cluster.meet(8);
+  }
+}
+
 // The receiver's buffer cannot be written from outside, as some memory of devices cannot.
 TEST(PlaceThatCannotBeWritten, EndsTheCallOnBothRanksWithTheRemedy) {
   Cluster cluster("shm", 2);
