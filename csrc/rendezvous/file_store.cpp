@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <charconv>
 #include <functional>
+#include <memory>
 #include <set>
 #include <string_view>
 #include <thread>
@@ -99,17 +100,15 @@ Status read_all(int folder, const std::string& name, std::string& bytes, bool& f
 
 std::vector<std::string> files_in(int folder) {
   std::vector<std::string> names;
-  const int copy = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  DIR* list = copy < 0 ? nullptr : fdopendir(copy);
-  if (list == nullptr) {
-    if (copy >= 0) close(copy);
-    return names;
-  }
-  while (const dirent* entry = readdir(list)) {
+  UniqueFd copy(openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const auto end = [](DIR* open) { closedir(open); };  // also where memory is refused
+  const std::unique_ptr<DIR, decltype(end)> list(copy ? fdopendir(copy.get()) : nullptr, end);
+  if (list == nullptr) return names;
+  copy.release();
+  while (const dirent* entry = readdir(list.get())) {
     const std::string_view name = entry->d_name;
     if (name != "." && name != "..") names.emplace_back(name);
   }
-  closedir(list);
   return names;
 }
 
