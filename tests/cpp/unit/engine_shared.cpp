@@ -5,9 +5,12 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <numeric>
+#include <sstream>
 
 #include "engine/engine.hpp"
 #include "support/cluster.hpp"
@@ -199,6 +202,39 @@ TEST_P(SharedBuffers, BroadcastAndGatherFromSharedMemory) {
       }
     });
   }
+}
+
+// How often the memory at the address is mapped in this process, by whomever.
+static std::ptrdiff_t mappings_of(const void* data) {
+  const auto at = reinterpret_cast<std::uintptr_t>(data);
+  std::vector<std::string> inodes;
+  std::string ours;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream words(line);
+    std::uintptr_t begin = 0, end = 0;
+    char dash = 0;
+    std::string mode, offset, device, inode;
+    words >> std::hex >> begin >> dash >> end >> mode >> offset >> device >> inode;
+    if (at >= begin && at < end) ours = inode;
+    inodes.push_back(inode);
+  }
+  return std::ranges::count(inodes, ours);
+}
+
+TEST(SharedBuffersOverShm, AreMappedByWhoTakesThem) {
+  const std::uint64_t count = 400'003;
+  Cluster cluster("shm", 2);
+  Numbers shared(count, true), results[2] = {{count, false}, {count, false}}, own(count, false);
+  ASSERT_EQ(mappings_of(shared.data()), 1);
+
+  cluster.run([&](Node& node) {
+    reduce(node, count, "direct", node.rank() == 0 ? shared : own, results[node.rank()]);
+  });
+
+  const std::string link = cluster[1].engine().describe(cluster[1].context(), 0);
+  if (link.find("single copy") == std::string::npos) GTEST_SKIP() << "nothing is mapped: " << link;
+  EXPECT_EQ(mappings_of(shared.data()), 2);
 }
 
 INSTANTIATE_TEST_SUITE_P(Links, SharedBuffers, testing::Values("shm", "framed-shm", "sealed-shm"),
