@@ -2,9 +2,9 @@
 """Memory that other ranks of the host read fastest, and memory that network cards know.
 
 What lies in ordinary memory a rank of the host copies through the kernel, page by page. What lies
-in memory that it can map (docs/architecture.md, shm) it copies, or reduces, plainly, several times
-as fast. ``hccomm.empty`` gives such memory, or, where it cannot be had, huge pages of this process.
-``Registration`` is what ``Communicator.register`` returns.
+in memory that it can map (docs/architecture.md, shm) it copies, or reduces, plainly (README.md has
+what that gains). ``hccomm.empty`` gives such memory, or, where it cannot be had, huge pages of this
+process. ``Registration`` is what ``Communicator.register`` returns.
 """
 
 from __future__ import annotations

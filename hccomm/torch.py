@@ -72,8 +72,8 @@ class Options(_Backend.Options):  # type: ignore[misc, unused-ignore]
 def empty(*size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Return a CPU tensor in memory that the other ranks of the host map, as ``hccomm.empty`` does.
 
-    What is sent, gathered or reduced from there is copied plainly and not by the kernel, several
-    times as fast. ``dtype`` None is torch's default. Its content is unspecified.
+    What is sent, gathered or reduced from there is copied plainly and not by the kernel.
+    ``dtype`` None is torch's default. Its content is unspecified.
     """
     import hccomm
 

@@ -254,7 +254,7 @@ HCCOMM_API int hccomm_close(hccomm_comm* comm, double timeout, hccomm_error* err
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 /* Host memory that the other ranks of this machine map, so that they copy and reduce out of it, and
- * store into it, several times as fast as in memory of malloc: for buffers that are used again and
+ * store into it, without the kernel (README has what it gains): for buffers that are used again and
  * again, from 64 KiB on. It is whole pages, from 2 MiB on where a huge page can begin; all of it is
  * there at once, and its content is unspecified. It belongs to the process, not to a communicator,
  * and serves like any other memory; a forked child sees it as it is, not as a copy. UNAVAILABLE
