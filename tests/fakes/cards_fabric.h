@@ -23,6 +23,8 @@ ssize_t refuse(int code, int card, const char* what);
 /* A function of the system's libfabric; NULL where there is none. */
 void* real(const char* name, const char* version);
 const char* provider(void);
+int is_layered(void); /* over sockets */
+int mapped(const void* data, size_t bytes);
 /* The infos of the cards that fit; NULL where none does. */
 struct fi_info* cards_for(uint32_t version, const struct fi_info* hints);
 void drop_own(struct fi_info** infos); /* those of provider() */

@@ -90,6 +90,17 @@ const char* provider(void) {
   return set != NULL ? set : "verbs;ofi_rxm";
 }
 
+/* FI_MR_ALLOCATED: a card pins pages, which must be there. */
+int mapped(const void* data, size_t bytes) {
+  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  unsigned char in_core;
+  for (uintptr_t at = (uintptr_t)data & ~(page - 1); at < (uintptr_t)data + bytes; at += page)
+    if (mincore((void*)at, page, &in_core) != 0) return 0;
+  return 1;
+}
+
+int is_layered(void) { return strcmp(provider(), "net;ofi_rxm") == 0; }
+
 static int keep_nic(struct fid* fid) {
   (void)fid;
   return 0;

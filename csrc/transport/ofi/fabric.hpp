@@ -130,6 +130,7 @@ class Fabric {
   void queue_error(Rail& rail);
   void finished(Op& op);
   bool tell(Op& op);
+  bool write_again(Op& op);
   void suspect(Status why);
   void judge();
   Op* sender(std::vector<Op*>& idle);
@@ -155,9 +156,7 @@ class Fabric {
   void ring(Peer& peer);
   Progress posted(Peer& peer, Op* op, ssize_t outcome, const char* what);
   // Nothing is sent to it any more: to write to a peer that is gone makes providers connect anew.
-  bool shut(const Peer& peer) const {
-    return ended_ || peer.over || peer.heard_bye || !peer.failure.ok();
-  }
+  bool shut(const Peer& peer) const { return ended_ || peer.heard_bye || peer.lost(); }
   bool in_order(Peer& peer) { return peer.slot_of(peer.expected).here; }
   void listen_to(Peer& peer);
   void noted(Peer& peer, const Note& note);

@@ -12,13 +12,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/unique_fd.hpp"
 #include "transport/ofi/grant.hpp"
-#include "transport/ofi/pool.hpp"
+#include "transport/ofi/op.hpp"
 #include "wire/frame.hpp"
 
 namespace hccomm::transport::ofi {
@@ -70,22 +69,6 @@ struct Immediate {
 
 // A hello that says "I sleep: ring when you send", with 15 bits of the number of the frame awaited.
 inline constexpr std::uint16_t kAsleep = 1u << 15;
-
-struct Peer;
-
-// One write under way. libfabric may use the first 64 bytes until it has completed.
-struct Op {
-  std::uint64_t context[8] = {};
-  Peer* peer = nullptr;              // to whom; nullptr once nobody cares
-  Block block;                       // where what is copied lies
-  Entry* entry = nullptr;            // memory of the user that it reads, where cards must know it
-  std::vector<Op*>* home = nullptr;  // the list it returns to
-  bool borrows = false;              // it reads memory of the user
-  bool reads_back = false;           // what has been written to a device
-  bool untold = false;               // `immediate` goes apart, and has not gone
-  unsigned posts = 1, lane = 0;      // posts: of them, those that have not completed
-  std::uint64_t immediate = 0;
-};
 
 // How many may be sent, and how many have been taken at the other end. Counts for ever, modulo 2^16
 // on the wire.
@@ -175,6 +158,7 @@ struct Peer {
   std::uint16_t bye = 0;  // how many frames it says it has sent
   Clock::time_point left_at{};
 
+  bool lost() const { return over || !failure.ok(); }
   // What rides in a frame: how many eager and ring slots have been taken.
   std::uint16_t credit() const {
     return static_cast<std::uint16_t>((eager_in.count & 0xff) | (ring_in.count & 0xff) << 8);

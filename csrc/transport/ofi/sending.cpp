@@ -25,15 +25,19 @@ Op* Fabric::sender(std::vector<Op*>& idle) {
   if (idle.empty()) return nullptr;
   Op* const op = idle.back();
   idle.pop_back();
-  op->borrows = op->reads_back = op->untold = false;
+  op->borrows = op->reads_back = op->untold = op->confirmed = false;
   op->posts = 1;
   return op;
 }
 
+// A write without its 32 bits has completed when the socket has it: where its connection broke
+// since, they would go over the next one though it is lost, and what lay there before pass for it.
+// So it goes once more, until the peer's side confirms that it is there.
 void Fabric::finished(Op& op) {
-  if (op.untold && !tell(op)) {
-    untold_.push_back(&op);
-    return;
+  if (op.untold) {
+    const bool taken = op.confirmed ? tell(op) : write_again(op);
+    if (!taken) untold_.push_back(&op);
+    if (!taken || op.untold) return;
   }
   if (--op.posts != 0) return;
   if (op.peer != nullptr) {
@@ -52,12 +56,13 @@ static void refused(const Library& library, Peer& peer, ssize_t said, const char
   });
 }
 
-// The 32 bits of a write that went without; they follow it on one connection. False: not taken now.
+// The 32 bits of a write that went without. Right behind it they take its connection: nothing lets
+// a provider make another one meanwhile. False: not taken now.
 bool Fabric::tell(Op& op) {
   Peer& peer = *op.peer;
   const Rail& rail = *rails_[peer.rail_of[op.lane]];
   ssize_t said = 0;
-  if (!ended_ && !peer.over && peer.failure.ok()) {
+  if (!ended_ && !peer.lost()) {
     void* const descriptor = scratch_.memory->descriptor[peer.rail_of[op.lane]];
     said = fi_writedata(rail.endpoint, scratch_.data, 0, descriptor, op.immediate,
                         peer.address[op.lane], peer.inbox_at[op.lane], peer.key[op.lane], &op);
@@ -66,6 +71,33 @@ bool Fabric::tell(Op& op) {
   op.untold = said == -FI_EAGAIN;
   if (said < 0 && !op.untold) refused(library(), peer, said, "fi_writedata");
   return !op.untold;
+}
+
+// False: not taken now. Untold remains what is under way.
+bool Fabric::write_again(Op& op) {
+  Peer& peer = *op.peer;
+  const Rail& rail = *rails_[peer.rail_of[op.lane]];
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < op.count; ++i) bytes += op.parts[i].iov_len;
+  const fi_rma_iov target{op.at, bytes, op.key};
+  fi_msg_rma message{};
+  message.msg_iov = op.parts.data();
+  message.desc = op.descriptors.data();
+  message.iov_count = op.count;
+  message.addr = peer.address[op.lane];
+  message.rma_iov = &target;
+  message.rma_iov_count = 1;
+  message.context = &op;
+  op.untold = !ended_ && !peer.lost();
+  if (!op.untold) return true;
+  const ssize_t said = fi_writemsg(rail.endpoint, &message, FI_COMPLETION | FI_DELIVERY_COMPLETE);
+  op.confirmed = said == 0;
+  if (said == -FI_EAGAIN) return false;
+  if (said < 0) {
+    op.untold = false;
+    refused(library(), peer, said, "fi_writemsg");
+  }
+  return true;
 }
 
 void Fabric::park(Op& op) {
@@ -134,7 +166,14 @@ static void copy_parts(std::byte* to, const iovec* parts, int count) {
 
 ssize_t Rail::write(Op& op, const void* data, std::size_t bytes, void* descriptor, std::uint64_t to,
                     std::uint64_t at, std::uint64_t key) const {
-  if (op.untold) return fi_write(endpoint, data, bytes, descriptor, to, at, key, &op);
+  if (op.untold) {
+    op.parts[0] = {const_cast<void*>(data), bytes};
+    op.descriptors[0] = descriptor;
+    op.count = 1;
+    op.at = at;
+    op.key = key;
+    return fi_write(endpoint, data, bytes, descriptor, to, at, key, &op);
+  }
   return fi_writedata(endpoint, data, bytes, descriptor, op.immediate, to, at, key, &op);
 }
 
@@ -236,20 +275,20 @@ Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_
     return Progress::Again;
   }
   op->entry = entry;
-  iovec pieces[2];
+  iovec* const pieces = op->parts.data();
   const int pieces_count = gather(*op, parts, count, copies, pieces);
   const bool begins = count == 2 && has_room(*static_cast<wire::Header*>(parts[0].iov_base));
   if (begins) reinterpret_cast<wire::Header*>(op->block.data)->source = peer.credit();
   const unsigned lane = peer.lane_for(peer.next), own = peer.rail_of[lane];
-  void* descriptors[2] = {op->block.memory->descriptor[own], nullptr};
-  if (entry != nullptr) descriptors[pieces_count - 1] = entry->memory.descriptor[own];
+  op->descriptors = {op->block.memory->descriptor[own], nullptr};
+  if (entry != nullptr) op->descriptors[pieces_count - 1] = entry->memory.descriptor[own];
   const fi_rma_iov target{
       peer.inbox_at[lane] + peer.ring_offset + peer.ring.sent % peer.ring.limit * peer.slot_bytes,
       bytes, peer.key[lane]};
   fi_msg_rma message{};
   message.msg_iov = pieces;
-  message.desc = descriptors;
-  message.iov_count = static_cast<std::size_t>(pieces_count);
+  message.desc = op->descriptors.data();
+  message.iov_count = op->count = static_cast<std::size_t>(pieces_count);
   message.addr = peer.address[lane];
   message.rma_iov = &target;
   message.rma_iov_count = 1;
@@ -257,6 +296,8 @@ Progress Fabric::send_part(Peer& peer, const iovec* parts, int count, std::size_
   message.data = Immediate{peer.their_id, Kind::Ring, peer.next}.pack();
   op->lane = lane;
   op->immediate = message.data;
+  op->at = target.addr;
+  op->key = target.key;
   const Rail& rail = *rails_[own];
   op->untold = rail.tells_apart;
   const std::uint64_t flags = (op->untold ? 0 : FI_REMOTE_CQ_DATA) | FI_COMPLETION;
