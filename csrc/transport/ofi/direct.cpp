@@ -47,7 +47,8 @@ static std::uint64_t piece_of(std::uint64_t bytes, std::size_t rails, std::uint6
 void Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
                     bool on_device) {
   const std::lock_guard lock(mutex_);
-  if (shut(peer) || peer.eager.sent - peer.eager.acked + kFrameSlots >= peer.eager.limit) return;
+  if (shut(peer) || peer.amid_pieces) return;  // the numbers of a frame follow each other
+  if (peer.eager.sent - peer.eager.acked + kFrameSlots >= peer.eager.limit) return;
   const auto free = [](const Grant& each) { return each.state == Grant::State::Free; };
   const auto found = std::ranges::find_if(peer.grants, free);
   if (found == peer.grants.end()) return;

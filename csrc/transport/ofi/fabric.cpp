@@ -228,7 +228,7 @@ Status Fabric::describe(const Block& inbox, Offer& mine) {
   mine.eager_offset = kNothingBytes;
   mine.ring_offset = kRingAt;
   mine.rails = static_cast<std::uint32_t>(rails_.size());
-  mine.abilities = kRings;
+  mine.abilities = kRings | kTakesPieces;
   for (unsigned index = 0; index < rails_.size(); ++index) {
     auto& at = mine.rail[index];
     const Choice& choice = rails_[index]->choice;
@@ -315,6 +315,7 @@ Status Fabric::introduce(Peer& peer, const Offer& mine, const Offer& theirs) {
     peer.key[lane] = at.key;
     peer.rail_of[lane] = static_cast<std::uint8_t>(lanes[lane].first);
     Rail& rail = *rails_[lanes[lane].first];
+    peer.in_pieces = (theirs.abilities & kTakesPieces) != 0 && rail.inject_bytes >= kPieceBytes;
     if (fi_av_insert(rail.addresses, at.name, 1, &peer.address[lane], 0, nullptr) != 1) {
       return {Code::Unavailable, text("ofi: provider ", provider(), " on ", rail.choice.domain,
                                       " cannot make use of the peer's address")};

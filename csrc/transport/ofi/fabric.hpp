@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "transport/ofi/arrived.hpp"
 #include "transport/ofi/offer.hpp"
 #include "transport/ofi/peer.hpp"
 #include "transport/ofi/provider.hpp"
@@ -28,26 +29,6 @@
 struct fi_cq_data_entry;
 
 namespace hccomm::transport::ofi {
-
-// A frame, or a part of one, that is next in order.
-struct Arrived {
-  Kind kind = Kind::Eager;
-  std::byte* data = nullptr;
-  std::size_t bytes = 0;  // of the whole slot
-  std::uint16_t number = 0;
-  std::uint8_t slot = 0;     // of the grant that was written
-  std::uint16_t credit = 0;  // what has come in its header (Peer::credit), where `credits`
-  bool credits = false, held = false;  // held: it is still to be taken back
-  bool given = false;                  // the peer may write some message in its place
-};
-
-// A part of a message that has come straight to its place.
-struct Landed {
-  enum { Here, Withdrawn, Never } how = Never;
-  wire::Header header;  // as if it had come with it
-  std::byte* data = nullptr;
-  bool on_device = false;
-};
 
 // Owns:   all that libfabric gave out, the pool, and a thread that keeps things moving while
 //         nobody polls: providers move data only when they are asked.
@@ -77,6 +58,9 @@ class Fabric {
   // borrowed() falls to zero.
   Progress send_eager(Peer& peer, const wire::Header& header, const std::byte* payload);
   Progress send_part(Peer& peer, const iovec* parts, int count, std::size_t bytes);
+  // All that is left of a frame in pieces; `sent` counts its bytes, with the header.
+  Progress send_pieces(Peer& peer, const wire::Header& header, const std::byte* payload,
+                       std::size_t& sent);
   unsigned borrowed(Peer& peer);
 
   // The peer may write the message at `data`, and does unless it is late; reclaim() ends that.
@@ -157,7 +141,12 @@ class Fabric {
   Progress posted(Peer& peer, Op* op, ssize_t outcome, const char* what);
   // Nothing is sent to it any more: to write to a peer that is gone makes providers connect anew.
   bool shut(const Peer& peer) const { return ended_ || peer.heard_bye || peer.lost(); }
-  bool in_order(Peer& peer) { return peer.slot_of(peer.expected).here; }
+  bool in_order(Peer& peer) {
+    const Arrival& next = peer.slot_of(peer.expected);
+    return next.here && (!next.piece || all_pieces(peer));
+  }
+  static bool all_pieces(Peer& peer);
+  static void take_pieces(Peer& peer);
   void listen_to(Peer& peer);
   void noted(Peer& peer, const Note& note);
   void say(Peer& peer, const Note& note);

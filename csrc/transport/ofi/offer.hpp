@@ -11,7 +11,8 @@
 
 namespace hccomm::transport::ofi {
 
-inline constexpr std::uint32_t kRings = 1;  // rings the bell of a peer that says it sleeps
+// Abilities: rings the bell of a peer that says it sleeps; takes frames in pieces.
+inline constexpr std::uint32_t kRings = 1, kTakesPieces = 2;
 
 // What one process tells the other about itself before they meet on the fabric.
 struct Offer {
@@ -20,7 +21,7 @@ struct Offer {
   std::uint32_t eager_bytes, eager_slots;
   std::uint32_t slot_bytes, ring_slots;
   std::uint64_t eager_offset, ring_offset;
-  std::uint32_t rails, abilities;  // kRings
+  std::uint32_t rails, abilities;
   struct {
     std::uint64_t inbox_address, key;
     std::uint32_t name_bytes;

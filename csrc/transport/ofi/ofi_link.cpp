@@ -79,6 +79,8 @@ Progress OfiLink::send(Outgoing& frame) noexcept {
     // Without a grant the receiver has taken it back, and wants no more.
     if (grant_ < 0) frame.sent = total;
     outcome = grant_ < 0 ? Progress::Done : send_direct(frame);
+  } else if (total <= peer_.eager_bytes && goes_in_pieces(frame)) {
+    outcome = send_pieces(frame);
   } else if (total <= peer_.eager_bytes) {
     outcome = fabric_->send_eager(peer_, frame.header, frame.payload);
     if (outcome == Progress::Done) frame.sent = total;
@@ -87,8 +89,23 @@ Progress OfiLink::send(Outgoing& frame) noexcept {
       posted_ = 0;
       grant_ = is_data(frame.header) ? fabric_->claim(peer_, frame) : -1;
     }
-    outcome = grant_ >= 0 ? send_direct(frame) : send_parts(frame);
+    outcome = grant_ >= 0             ? send_direct(frame)
+              : goes_in_pieces(frame) ? send_pieces(frame)
+                                      : send_parts(frame);
   }
+  return outcome;
+}
+
+// Larger than what is injected whole. A sealed frame has its seal where pieces are counted.
+bool OfiLink::goes_in_pieces(const Outgoing& frame) const {
+  return peer_.in_pieces && sizeof frame.header + frame.header.length > kPieceBytes &&
+         frame.header.length <= kPiecesMost && (frame.header.flags & wire::kSealed) == 0;
+}
+
+Progress OfiLink::send_pieces(Outgoing& frame) {
+  if (frame.sent == 0) posted_ = 0;
+  const Progress outcome = fabric_->send_pieces(peer_, frame.header, frame.payload, posted_);
+  frame.sent = posted_;
   return outcome;
 }
 
@@ -224,12 +241,13 @@ bool OfiLink::take(Inbox& inbox, Arrived& arrived) {
     arrived.credit = std::exchange(header.source, 0);
     arrived.credits = true;
   }
+  if (arrived.in_pieces) header.check = 0;
   if (const Status no = worded(Code::Integrity, [&] { return wire::check(header); }); !no.ok()) {
     return wrong([&] { return "sent no valid " + no.text(); });
   }
   const std::size_t room = arrived.bytes - sizeof header;
   const std::byte* const payload = arrived.data + sizeof header;
-  if (arrived.kind == Kind::Eager && header.length > room) {
+  if ((arrived.kind == Kind::Eager || arrived.in_pieces) && header.length > room) {
     return wrong([&] { return text("sent a frame of ", header.length, " bytes to fit ", room); });
   }
   if (header.length <= room) {

@@ -53,6 +53,8 @@ class OfiLink final : public Link {
   OfiLink(std::shared_ptr<Fabric> fabric, Peer& peer, std::string description);
   Progress send_parts(Outgoing& frame);
   Progress send_direct(Outgoing& frame);
+  bool goes_in_pieces(const Outgoing& frame) const;
+  Progress send_pieces(Outgoing& frame);
   Progress sent_all(Outgoing& frame);
   bool take(Inbox& inbox, Arrived& arrived);
   bool take_direct(Inbox& inbox, const Arrived& arrived);

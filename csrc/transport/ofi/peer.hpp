@@ -31,11 +31,15 @@ inline constexpr std::size_t kRingSlotBytes = 128 * 1024;
 inline constexpr unsigned kRingSlots = 8;
 inline constexpr std::size_t kRingAt = kNothingBytes + kEagerSlots * kEagerBytes;
 inline constexpr std::size_t kInboxBytes = kRingAt + kRingSlots * kRingSlotBytes;
-inline constexpr unsigned kDirectWrites = 32;  // into memory that was advertised
-inline constexpr unsigned kGrants = 32;        // such pieces of memory at once
-inline constexpr unsigned kWindow = 64;        // > frames that can be on their way at once
+inline constexpr unsigned kDirectWrites = 32;          // into memory that was advertised
+inline constexpr unsigned kGrants = 32;                // such pieces of memory at once
+inline constexpr std::size_t kPieceBytes = 4096;       // of a frame that is injected in pieces
+inline constexpr std::size_t kPiecesMost = 64 * 1024;  // payload of such a frame
+inline constexpr unsigned kPieces = 1 + kPiecesMost / kPieceBytes;  // the header is one
+inline constexpr unsigned kWindow = 256;  // > numbers that can be on their way at once
 inline constexpr std::uint32_t kMaxPeers = 1u << 13;
-static_assert(kEagerSlots + kRingSlots + kDirectWrites <= kWindow);
+static_assert(kEagerSlots * 3 + kRingSlots * kPieces + kDirectWrites <= kWindow);
+static_assert(1 + kEagerBytes / kPieceBytes == 3, "the header and two pages");
 
 enum class Kind : std::uint8_t {
   Eager,        // a frame in an eager slot
@@ -47,7 +51,6 @@ enum class Kind : std::uint8_t {
   DirectCredit,
   Hello,
 };
-inline bool is_numbered(Kind kind) { return kind <= Kind::Direct; }
 
 // The 32 bits.
 struct Immediate {
@@ -91,9 +94,13 @@ struct Taken {
   std::uint32_t count = 0, told = 0;
 };
 
+// In the place of a grant's slot: a piece of a frame in an eager slot, or in a ring slot.
+inline constexpr unsigned kPieceOfEager = 0xfe, kPieceOfRing = 0xff;
+
 struct Arrival {
   bool here = false;
   Kind kind = Kind::Eager;
+  bool piece = false;
   std::uint8_t slot = 0;  // of a direct write
 };
 
@@ -122,6 +129,9 @@ struct Peer {
   std::array<std::uint8_t, kMaxRails> works{};     // ... and these; what is small takes the first
   std::string name;                                // "ofi (net) to 10.0.0.2", for errors
   bool linked = true;                              // a link uses it
+  bool in_pieces = false;                          // it takes frames in pieces; constant
+  bool amid_pieces = false;                        // of the frame that begins at `frame_at`
+  std::uint64_t frame_at = 0;
   unsigned met = 0;  // by lane, a bit: its hello has come through the fabric
   Status failure;
 
@@ -172,6 +182,12 @@ struct Peer {
     ring_in.told = ring_in.count;
   }
   unsigned lane_for(std::uint32_t number) const { return works[number % working]; }
+  // Where the next frame of that kind lies in the inbox.
+  std::byte* next_slot(Kind kind) const {
+    return kind == Kind::Ring
+               ? inbox.data + kRingAt + ring_in.count % kRingSlots * kRingSlotBytes
+               : inbox.data + kNothingBytes + eager_in.count % kEagerSlots * kEagerBytes;
+  }
   Arrival& slot_of(std::uint16_t number) { return arrived[number % kWindow]; }
   // What a hello with kAsleep shall say; and whether something has been sent that who said it had
   // not seen: it may have come after the last look.

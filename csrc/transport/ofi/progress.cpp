@@ -81,12 +81,15 @@ void Fabric::arrived(Immediate what) {
 }
 
 void Fabric::numbered(Peer& peer, Immediate what) {
-  const bool direct = what.kind == Kind::Direct;
-  const auto ahead = static_cast<std::uint16_t>(what.value - peer.expected) & (direct ? 0xff : ~0u);
+  const bool brief = what.kind == Kind::Direct;
+  const unsigned slot = brief ? what.value >> 8 : 0;
+  const bool piece = slot >= kPieceOfEager;
+  const auto ahead = static_cast<std::uint16_t>(what.value - peer.expected) & (brief ? 0xff : ~0u);
   Arrival& place = peer.slot_of(static_cast<std::uint16_t>(peer.expected + ahead));
   if (ahead < kWindow && !place.here) {
-    place = {true, what.kind, static_cast<std::uint8_t>(direct ? what.value >> 8 : 0)};
-    if (direct) ++peer.direct_arrived;
+    const Kind whole = slot == kPieceOfEager ? Kind::Eager : Kind::Ring;
+    place = {true, piece ? whole : what.kind, piece, static_cast<std::uint8_t>(slot)};
+    if (brief && !piece) ++peer.direct_arrived;
     nap_us_ = 0;
   } else if (peer.failure.ok()) {
     peer.failure = worded(Code::Integrity, [&]() -> Status {
@@ -186,21 +189,19 @@ bool Fabric::next(Peer& peer, Arrived& out, bool look) {
     if (!comes()) return false;
   }
   if (peer.settled > 0) --peer.settled;
-  Arrival& place = peer.slot_of(peer.expected);
+  const Arrival& place = peer.slot_of(peer.expected);
   out.kind = place.kind;
   out.number = peer.expected;
   out.slot = place.slot;
-  if (place.kind == Kind::Eager || place.kind == Kind::Advert) {
-    out.data = peer.inbox.data + kNothingBytes + peer.eager_in.count % kEagerSlots * kEagerBytes;
-    out.bytes = kEagerBytes;
-  } else if (place.kind == Kind::Ring) {
-    out.data = peer.inbox.data + kRingAt + peer.ring_in.count % kRingSlots * kRingSlotBytes;
-    out.bytes = kRingSlotBytes;
+  if (place.kind != Kind::Direct) {
+    out.data = peer.next_slot(place.kind);
+    out.bytes = place.kind == Kind::Ring ? kRingSlotBytes : kEagerBytes;
   }
+  out.in_pieces = place.piece;
+  if (place.piece) take_pieces(peer);
   out.held = true;
   out.given = peer.given != 0;
-  place = {};
-  ++peer.expected;
+  peer.slot_of(peer.expected++) = {};
   peer.announced = false;
   return true;
 }

@@ -61,6 +61,16 @@ TEST_P(EachTransport, KeepsTheOrderOfManySmallFrames) {
   exchange(*dialed_, *taken_, sizes, inbox);
 }
 
+TEST_P(EachTransport, KeepsTheOrderOfManyFramesOfSomePages) {
+  ASSERT_NO_FATAL_FAILURE(connect());
+  std::vector<std::size_t> sizes{4047, 4048, 4049, 8144, 8145, 20'000};
+  for (std::size_t i = 0; i < 600; ++i) sizes.push_back(i * 4099 % 66'000);
+  Collector forth, back;
+
+  exchange(*dialed_, *taken_, sizes, forth);
+  exchange(*taken_, *dialed_, sizes, back);
+}
+
 // HCCOMM_INTEGRITY: no field of a sealed header is the transport's to use.
 TEST_P(EachTransport, CarriesSealedFramesAsTheyAre) {
   ASSERT_NO_FATAL_FAILURE(connect());

@@ -74,7 +74,7 @@ TEST(Window, TakesNoCreditForWhatWasNeverSent) {
 
 TEST(Peer, HasAPlaceForEveryFrameThatCanBeUnderWay) {
   Peer peer;
-  for (unsigned i = 0; i < kEagerSlots + kRingSlots + kDirectWrites; ++i) {
+  for (unsigned i = 0; i < 3 * kEagerSlots + kRingSlots * kPieces + kDirectWrites; ++i) {
     Arrival& place = peer.slot_of(static_cast<std::uint16_t>(65530 + i));
 
     EXPECT_FALSE(place.here) << "two frames share a place";
