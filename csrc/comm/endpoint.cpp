@@ -142,7 +142,10 @@ Endpoint::Endpoint(std::string job, std::string key, bool encrypts) {
   }
   if (transports_.empty()) {
     std::string reasons;
-    for (const Refusal& each : closed_) reasons += "; " + each.transport + ": " + each.reason;
+    for (const Refusal& each : closed_) {
+      const bool named = each.reason.starts_with(each.transport + ": ");
+      reasons += named ? "; " + each.reason : "; " + each.transport + ": " + each.reason;
+    }
     throw Error(Code::Unavailable, "no transport could be opened" + reasons);
   }
 }

@@ -207,6 +207,7 @@ def test_an_unknown_provider_is_named_with_those_there_are(ranks: Any) -> None:
     assert alone[0][0] != 0
     assert "Unavailable" in alone[0][2]
     assert "pigeon" in alone[0][2]
+    assert "ofi: ofi" not in alone[0][2], "the transport is named once"
 
 
 def test_no_fabric_and_no_provider_asked_for_says_what_there_is() -> None:
