@@ -192,7 +192,7 @@ void Fabric::reclaim(Peer& peer, const wire::Header* of) {
 
 // The peer does not answer. What it had sent is let in; then the cards forget the memory.
 void Fabric::take_away(Peer& peer, std::span<Grant* const> grants,
-                       std::unique_lock<std::mutex>& lock) {
+                       std::unique_lock<ShortLock>& lock) {
   const Deadline drained = Deadline::after(kDrain);
   while (!drained.passed()) {
     progress();

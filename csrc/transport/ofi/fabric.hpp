@@ -24,6 +24,7 @@
 #include "transport/ofi/offer.hpp"
 #include "transport/ofi/peer.hpp"
 #include "transport/ofi/provider.hpp"
+#include "transport/ofi/short_lock.hpp"
 #include "transport/transport.hpp"
 
 struct fi_cq_data_entry;
@@ -132,7 +133,7 @@ class Fabric {
   static unsigned come_for(Peer& peer, unsigned slot);
   void read_back(Peer& peer, const Grant& grant);
   Entry* source(const transport::Outgoing& frame, std::size_t from, std::size_t bytes);
-  void take_away(Peer& peer, std::span<Grant* const> grants, std::unique_lock<std::mutex>& lock);
+  void take_away(Peer& peer, std::span<Grant* const> grants, std::unique_lock<ShortLock>& lock);
   void answer_revoke(Peer& peer, const Note& note);
   void noted_revoked(Peer& peer, const Note& note);
   void settle(Peer& peer);
@@ -156,8 +157,8 @@ class Fabric {
   void tend() noexcept;
   bool tend_once();
 
-  std::mutex mutex_;  // guards all that follows
-  Rails rails_;       // constant once it is open
+  ShortLock mutex_;  // guards all that follows
+  Rails rails_;      // constant once it is open
   UniqueFd poller_, bell_, timer_;
   Pool pool_;
   Cache cache_;
@@ -180,7 +181,7 @@ class Fabric {
   long nap_us_ = 0;
   Status suspicion_;
   Clock::time_point suspected_at_{};
-  std::condition_variable stir_;           // the keeper has something to do
+  std::condition_variable_any stir_;       // the keeper has something to do
   bool stopping_ = false, ended_ = false;  // the process ends: libfabric may be gone at any moment
   std::thread keeper_;
 };
