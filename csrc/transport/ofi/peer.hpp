@@ -27,7 +27,7 @@ namespace hccomm::transport::ofi {
 inline constexpr std::size_t kNothingBytes = 4096;
 inline constexpr std::size_t kEagerBytes = 8 * 1024;  // header included
 inline constexpr unsigned kEagerSlots = 16;
-inline constexpr std::size_t kRingSlotBytes = 128 * 1024;
+inline constexpr std::size_t kRingSlotBytes = 132 * 1024;  // a segment and its header
 inline constexpr unsigned kRingSlots = 8;
 inline constexpr std::size_t kRingAt = kNothingBytes + kEagerSlots * kEagerBytes;
 inline constexpr std::size_t kInboxBytes = kRingAt + kRingSlots * kRingSlotBytes;
