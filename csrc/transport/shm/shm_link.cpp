@@ -41,22 +41,13 @@ ShmLink::~ShmLink() {
   if (parts_.mine.size() != 0) take_back(nullptr);
 }
 
-// Whether a copy through the ring runs several times as fast as one by the kernel: 30 and 8 GB/s on
-// Zen 5. Where it does, a sum also comes quicker through the ring, where the sender's core copies
-// and the receiver's reduces, than by a receiver that does both. The same to both processes.
-static bool rings_are_fast() noexcept {
-#if defined(__x86_64__)
-  return __builtin_cpu_is("amd");
-#else
-  return false;
-#endif
-}
-
 std::size_t ShmLink::eager_bytes() const noexcept {
   if (!parts_.pulls) return kEagerRingBytes;
   return rings_are_fast() ? kEagerBytesOfZen : kEagerBytes;
 }
 
+// Where a ring is fast a sum, too, comes quicker through it, as the sender's core copies and the
+// receiver's reduces, than by a receiver that does both.
 bool ShmLink::streams_sums() const noexcept { return rings_are_fast(); }
 
 std::size_t ShmLink::frame_bytes() const noexcept { return kFrameBytes; }
