@@ -327,6 +327,18 @@ Placement Channel::place_of(const Header& header) {
       return {};
     }
   }
+  if (binding != nullptr && header.type == Type::Tagged) {
+    Operation* const op = engine_.wanted(*binding->context, binding->rank, header);
+    if (op != nullptr && engine_.suits(*binding->context, *op, binding->rank, header)) {
+      incoming_.mode = Incoming::Mode::Direct;
+      incoming_.operation = op;
+      return {op->data};
+    }
+    if (op != nullptr) {
+      incoming_.mode = Incoming::Mode::Drop;
+      return {};
+    }
+  }
   if (binding != nullptr && header.type == Type::TaggedData) {
     auto& receiving = binding->context->matching.receiving;
     const auto found = receiving.find({binding->rank, header.index});
@@ -367,7 +379,9 @@ void Channel::end() {
     switch (incoming.mode) {
       case Incoming::Mode::Keep: deliver(incoming.header, incoming.buffer.get()); break;
       case Incoming::Mode::Direct:
-        if (incoming.header.type == Type::TaggedData) {
+        if (incoming.header.type == Type::Tagged) {
+          engine_.arrived(*incoming.operation, 0, incoming.header.length);
+        } else if (incoming.header.type == Type::TaggedData) {
           engine_.receive_tagged_control(*incoming.binding.context, incoming.binding.rank,
                                          incoming.header, nullptr);
         } else {

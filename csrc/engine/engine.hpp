@@ -105,8 +105,9 @@ class Engine final : private StagingClient {
   void stream(Channel& channel, Operation& op, std::uint32_t step);
   void cannot_copy(Operation& op, Channel& channel, const Status& why);
   // tagged.cpp
-  void issue_tagged(Operation& op);
-  void want(Operation& op);
+  void issue_tagged(Operation& op), want(Operation& op), dispatch(Operation& op);
+  Operation* wanted(Context& context, int source, const Header& header);
+  bool suits(Context& context, Operation& op, int source, const Header& header);
   void receive_tagged(Context& context, int source, const Header& header, const std::byte* payload);
   void match(Context&, Operation& op, int source, const Header&, const std::byte* payload);
   void receive_tagged_control(Context&, int source, const Header&, const std::byte* payload);
@@ -115,7 +116,6 @@ class Engine final : private StagingClient {
   Operation* send_now(Context& context, const Parcel& parcel);
   Status exchange_staged(Context& context, const Parcel& out, const Parcel& in, int& source);
   Status finish_exchange(Guard& guard, Operation* sends, Operation& receives, int& source);
-  void dispatch(Operation& op);
   bool send_held(Operation& op);
   void arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes);
   // staged.cpp, placed.cpp, viewed.cpp: buffers on devices

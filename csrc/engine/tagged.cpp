@@ -277,8 +277,8 @@ void Engine::arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes) {
   if (op.moved == op.bytes) end(op);
 }
 
-void Engine::receive_tagged(Context& context, int source, const Header& header,
-                            const std::byte* payload) {
+// Takes the receive that the message is for out of its line; nullptr: nobody wants it yet.
+Operation* Engine::wanted(Context& context, int source, const Header& header) {
   Matching& matching = context.matching;
   const std::uint64_t tag = header.sequence;
   TagLines* best = &matching.lines_of({source, tag});
@@ -291,24 +291,34 @@ void Engine::receive_tagged(Context& context, int source, const Header& header,
       key = any->first;
     }
   }
-  if (best->wanted.empty()) {
-    best->arrived.push_back({keep(source, header, payload), matching.next_order++});
-    return;
-  }
+  if (best->wanted.empty()) return nullptr;
   Operation& op = *best->wanted.front();
   best->wanted.pop_front();
   if (key.source < 0) --matching.from_any;
   matching.tidy(key);
   if (key.source < 0) matching.tidy({source, tag});
-  match(context, op, source, header, payload);
+  return &op;
 }
 
-void Engine::match(Context& context, Operation& op, int source, const Header& header,
-                   const std::byte* payload) {
+void Engine::receive_tagged(Context& context, int source, const Header& header,
+                            const std::byte* payload) {
+  if (Operation* const op = wanted(context, source, header)) {
+    match(context, *op, source, header, payload);
+    return;
+  }
+  Matching& matching = context.matching;
+  matching.lines_of({source, header.sequence})
+      .arrived.push_back({keep(source, header, payload), matching.next_order++});
+}
+
+// Whether the message is what the receive, whose source is known now, was called for; if not, the
+// context is poisoned.
+bool Engine::suits(Context& context, Operation& op, int source, const Header& header) {
   op.peer = source;
   const unsigned sent_kind = header.flags & ~unsigned{wire::kShared};
   const bool alike = sent_kind == op.element_kind || sent_kind == 0 || op.element_kind == 0;
-  if (header.fingerprint != op.bytes || !alike) {
+  const bool whole = header.type != Type::Tagged || header.length == header.fingerprint;
+  if (header.fingerprint != op.bytes || !alike || !whole) {
     const auto kind = [&](unsigned code) {
       return code == 0 || code > dtype::kDTypes
                  ? std::string()
@@ -322,8 +332,14 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
                               kind(op.element_kind), "; give both the same count and dtype"),
                          source),
                   true);
-    return;
+    return false;
   }
+  return true;
+}
+
+void Engine::match(Context& context, Operation& op, int source, const Header& header,
+                   const std::byte* payload) {
+  if (!suits(context, op, source, header)) return;
   if (header.type == Type::Tagged) {
     if (op.bytes != 0) std::memcpy(op.data, payload, op.bytes);
     arrived(op, 0, op.bytes);

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <numeric>
@@ -251,6 +252,45 @@ TEST_P(EngineOver, MessagesMatchByTagInOrder) {
       node.engine().release(*op);
     }
     for (int k = 0; k < 200; ++k) ASSERT_EQ(values[k], k);
+  });
+}
+
+// A message of several frames, or of one that arrives in parts: wanted before it begins to come or
+// later, by rank or from any; and one of another length than is wanted is refused.
+TEST_P(EngineOver, AMessageInPartsLandsInTheReceiveThatWantsIt) {
+  Cluster cluster(GetParam(), 2);
+
+  cluster.run([&](Node& node) {
+    const int peer = 1 - node.rank();
+    std::vector<std::int64_t> mine(8000, node.rank()), theirs(8000, -1);
+    const auto sends = [&](std::uint64_t tag, std::uint64_t bytes) {
+      return node.engine().start(node.context(), engine::OperationKind::Send,
+                                 parcel(peer, tag, mine.data(), bytes));
+    };
+    const auto receives = [&](int from, std::uint64_t tag, std::uint64_t bytes) {
+      return node.engine().start(node.context(), engine::OperationKind::Recv,
+                                 parcel(from, tag, theirs.data(), bytes));
+    };
+    const auto ends = [&](Operation* op) {
+      const Status status = node.engine().wait(*op, Deadline::after(Seconds(20)));
+      node.engine().release(*op);
+      return status;
+    };
+    for (std::uint64_t round = 0; round < 40; ++round) {
+      const std::uint64_t bytes = 33'000 + 760 * round;
+      const int from = round % 3 == 0 ? -1 : peer;
+      std::ranges::fill(theirs, -1);
+      Operation* in = round % 2 == 0 ? receives(from, 2, bytes) : nullptr;
+      Operation* const out = sends(2, bytes);
+      if (in == nullptr) in = receives(from, 2, bytes);
+      ASSERT_TRUE(ends(in).ok());
+      ASSERT_TRUE(ends(out).ok());
+      ASSERT_EQ(std::ranges::count(theirs, peer), static_cast<std::int64_t>(bytes / 8));
+    }
+    Operation* const in = receives(peer, 2, 50'000);
+    Operation* const out = sends(2, 60'000);
+    EXPECT_EQ(ends(in).code(), Code::Mismatch);
+    ends(out);
   });
 }
 
