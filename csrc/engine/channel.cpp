@@ -385,6 +385,7 @@ void Channel::end() {
           engine_.receive_tagged_control(*incoming.binding.context, incoming.binding.rank,
                                          incoming.header, nullptr);
         } else {
+          if (pulls_ && incoming.header.length > eager_bytes_) link_->settle(incoming.header);
           engine_.apply(*incoming.operation, incoming.step, incoming.header.address, nullptr,
                         incoming.header.length);
         }

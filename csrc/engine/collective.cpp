@@ -137,9 +137,10 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   header.sequence = op.sequence;
   header.fingerprint = op.recipe->fingerprint;
   const bool opened = !op.opened.empty() && op.opened[step.peer] != 0;
-  if (bytes <= channel.eager_bytes() && op.confirms && !opened) {
+  const bool unasked = goes_unasked(channel, op, id);
+  if (unasked && op.confirms && !opened) {
     op.blocked.push_back(id);
-  } else if (bytes <= channel.eager_bytes()) {
+  } else if (unasked) {
     header.length = bytes;
     channel.send(header, data, &op, id);
   } else if (channel.pulls() && op.steps[id].announced && !in_shared_memory(op, id)) {

@@ -26,6 +26,8 @@ using wire::Type;
 static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
 static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
 static constexpr std::uint64_t kTogether = 1 << 20;      // the receiver is asked to help
+static constexpr std::uint64_t kFlowing = 8;             // eager messages, of one that flows
+static constexpr int kFlowsTo = 4;                       // ranks; more copy quicker each for itself
 static constexpr std::size_t kTries = 8;   // messages that are asked for a piece in one look
 static constexpr unsigned kPatience = 16;  // looks, 1 us: for a sender that is there to begin
 static constexpr auto kGrace = std::chrono::seconds(2);  // for a reason that is on its way
@@ -67,10 +69,24 @@ static bool in_frames(const Channel& channel, const Operation& op, std::uint32_t
   return op.staged == nullptr && (aside || !stores(op, id));
 }
 
+// Whether the message may go unasked though it is large: where the ring is quick and data flow from
+// a root or to one, so that one core copies in while the other copies out, and none waits for an
+// answer. In an exchange both ends copy both ways, and it takes as long as one copy by the kernel.
+static bool flows(const Channel& channel, const Operation& op, std::uint32_t id) {
+  if (tagged(op) || !op.recipe->rooted || op.staged != nullptr) return false;
+  const bool few = op.context->size <= kFlowsTo || channel.crowded();
+  return few && channel.streams_sums() && bytes_of(op, id) <= kFlowing * channel.eager_bytes();
+}
+
+bool goes_unasked(const Channel& channel, const Operation& op, std::uint32_t id) {
+  if (bytes_of(op, id) <= channel.eager_bytes()) return true;
+  return flows(channel, op, id) && !in_shared_memory(op, id);
+}
+
 // Tells the sender so before it offers the message: among more ranks than cores an answer would
 // cost more than a copy.
 static void ask(Channel& channel, const Operation& op, std::uint32_t id) {
-  if (bytes_of(op, id) <= channel.eager_bytes()) return;
+  if (bytes_of(op, id) <= channel.eager_bytes() || flows(channel, op, id)) return;
   wire::Header wanted = message_of(op, id);
   wanted.type = Type::Stream;
   wanted.address = 1;
@@ -90,6 +106,11 @@ void expect(Operation& op, std::uint32_t id) {
     if (!stores(op, id)) return;
     peer = step.peer;
     place = op.at(step.dst);
+    // What flows comes in frames, unless it has been offered or the sender can map the place.
+    const auto mapped = [&] {
+      return channel.up() && channel.link()->shows(place, bytes_of(op, id));
+    };
+    if (flows(channel, op, id) && !state.announced && !mapped()) return;
   }
   Channel& channel = *op.context->channels[peer];
   if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {

@@ -173,7 +173,8 @@ wire::Header message_of(const Operation& op, std::uint32_t step);
 void expect(Operation& op, std::uint32_t step);
 // Whether what the step receives is stored as it comes: it reduces nothing, or the device does.
 bool stores(const Operation& op, std::uint32_t step);
-// Whether peers can map what the step, or the message, sends.
+// Of what the step, or the message, sends: whether it goes unasked; whether peers can map it.
+bool goes_unasked(const Channel& channel, const Operation& op, std::uint32_t step);
 bool in_shared_memory(const Operation& op, std::uint32_t step);
 // The step that receives the index-th message from a rank; -1: there is none.
 std::int64_t recv_step(const Operation& op, int source, std::uint32_t index);

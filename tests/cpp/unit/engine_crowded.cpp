@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Among more ranks than cores what is reduced is asked for, and comes in frames.
+// Among more ranks than cores what is reduced is asked for, and comes in frames; what flows from a
+// root or to one comes so without a word.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -88,6 +89,41 @@ TEST(Crowded, WhatIsReducedIsAskedForBeforeItIsOffered) {
   }
 
   EXPECT_GT(asked, 0);
+}
+
+// Neither offered nor asked for nor answered, though it is larger than what else goes unasked.
+TEST(Flowing, ALargeMessageOfARootedCallGoesUnasked) {
+  Cluster cluster("faulty-inproc", 2);
+  std::atomic<int> words{0};
+  for (int rank = 0; rank < 2; ++rank) {
+    cluster[rank].mischief().on_send([&](const wire::Header& header) {
+      const wire::Type type = header.type;
+      if (type == wire::Type::Ready || type == wire::Type::Stream || type == wire::Type::Done ||
+          type == wire::Type::Written) {
+        ++words;
+      }
+      return Deed::Pass;
+    });
+  }
+  cluster.run([&](Node& node) {
+    plan::Call call = sum_of(30'000);
+    call.collective = plan::Collective::Broadcast;
+    call.root = 1;
+    call.in_place = true;
+    engine::Recipe recipe = *recipe_of(call, node, "direct", 0, 71);
+    recipe.rooted = true;
+    const auto shared = std::make_shared<const engine::Recipe>(std::move(recipe));
+    for (int round = 0; round < 20; ++round) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(round % 3 == node.rank() ? 2 : 0));
+      Numbers data(30'000, node.rank() == 1 ? round : -1);
+      const Status status = node.engine().run(node.context(), job_of(shared, data, data));
+      ASSERT_TRUE(status.ok()) << status.text();
+      ASSERT_EQ(data.front(), round);
+      ASSERT_EQ(data.back(), round);
+    }
+  });
+
+  EXPECT_EQ(words, 0);
 }
 
 }  // namespace hccomm::test
