@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <mutex>
 
 #include "base/dynlib.hpp"
@@ -12,6 +13,11 @@
 namespace hccomm::device {
 
 namespace {
+
+// cudaIpcMemHandle_t, which goes by value.
+struct IpcHandle {
+  char bytes[64];
+};
 
 // CUDA's functions, by what they do; declared by us, so that no header is needed. A function that
 // is named otherwise, or not at all, by some vendors is tried under each of its names.
@@ -44,12 +50,20 @@ struct Functions {
   int (*context_state)(int device, unsigned* flags, int* active);
   int (*export_handle)(void* handle, std::uintptr_t address, std::size_t, int type,
                        unsigned long long flags);
+  int (*runtime_version)(int*);
+  int (*ipc_get)(IpcHandle*, void*);
+  int (*ipc_open)(void**, IpcHandle, unsigned flags);
+  int (*ipc_close)(void*);
+  int (*address_range)(void** base, std::size_t* bytes, void* address);  // the driver's
+  int (*attribute)(void* value, int which, void* address);               // likewise
 };
 
-static constexpr int kToDevice = 1, kToHost = 2;
+static constexpr int kToDevice = 1, kToHost = 2, kOnDevice = 3;
 static constexpr unsigned kNonBlocking = 1, kNoTiming = 2;
 static constexpr int kNotReady = 600;
 static constexpr int kDmabuf = 1;
+static constexpr unsigned kEnablePeerAccess = 1;
+static constexpr int kBufferId = 7;  // CU_POINTER_ATTRIBUTE_BUFFER_ID
 static constexpr int kMaxDevices = 64;
 
 class CudaShaped final : public Addressed<CudaShaped> {
@@ -124,6 +138,28 @@ class CudaShaped final : public Addressed<CudaShaped> {
     const Guard guard(*this, stream.index);
     if (!guard.status.ok()) return guard.status;
     return told(call_.stream_wait(stream.native, event.native, 0), "StreamWaitEvent", stream.index);
+  }
+
+  std::string ipc_version() noexcept override {
+    int version = 0;
+    if (call_.runtime_version == nullptr || call_.runtime_version(&version) != 0) return "";
+    return std::to_string(version);
+  }
+  std::string bus_address(int index) noexcept override {
+    char pci[64] = "";
+    return call_.pci_id == nullptr || call_.pci_id(pci, sizeof pci, index) != 0 ? "" : pci;
+  }
+  Result<Export> ipc_export(int index, Place place) noexcept override;
+  Result<Place> ipc_open(int index, const std::string& handle) noexcept override;
+  void ipc_close(int index, Place opened) noexcept override {
+    const Guard guard(*this, index);
+    if (call_.ipc_close != nullptr) call_.ipc_close(opened.handle);
+  }
+  Status copy_across(Stream stream, Place dst, Place opened, std::size_t bytes) noexcept override {
+    const Guard guard(*this, stream.index);
+    if (!guard.status.ok()) return guard.status;
+    return told(call_.copy(address_of(dst), address_of(opened), bytes, kOnDevice, stream.native),
+                "MemcpyAsync", stream.index);
   }
 
   int fabric_interface() const noexcept override { return shape_.fabric_interface; }
@@ -206,6 +242,8 @@ class CudaShaped final : public Addressed<CudaShaped> {
     if (driver.ok()) function = driver.value().find_as<Function>(name.c_str());
   }
   const char* missing() const;
+  void find_ipc();
+  std::string lacks_ipc() const;
 
   const CudaShape shape_;
   const DynamicLibrary library_;
@@ -253,7 +291,39 @@ Status CudaShaped::open() {
     find_in_driver(call_.context_state, text(shape_.driver, "DevicePrimaryCtxGetState"));
   }
   if (shape_.handles != nullptr) find_in_driver(call_.export_handle, shape_.handles);
+  find_ipc();
   return {};
+}
+
+// A handle is of a whole allocation, and only the driver knows where that begins. Of CUDA's own two
+// functions of that name the one without "_v2" has addresses of 32 bits.
+void CudaShaped::find_ipc() {
+  find(call_.runtime_version, {"RuntimeGetVersion"});
+  find(call_.ipc_get, {"IpcGetMemHandle"});
+  find(call_.ipc_open, {"IpcOpenMemHandle"});
+  find(call_.ipc_close, {"IpcCloseMemHandle"});
+  if (shape_.driver == nullptr) return;
+  find_in_driver(call_.address_range, text(shape_.driver, "MemGetAddressRange_v2"));
+  if (call_.address_range == nullptr && std::strcmp(shape_.driver, "cu") != 0) {
+    find_in_driver(call_.address_range, text(shape_.driver, "MemGetAddressRange"));
+  }
+  find_in_driver(call_.attribute, text(shape_.driver, "PointerGetAttribute"));
+}
+
+std::string CudaShaped::lacks_ipc() const {
+  if (call_.ipc_get == nullptr || call_.ipc_open == nullptr || call_.ipc_close == nullptr) {
+    return text(library_.path(), " has no ", shape_.prefix, "IpcGetMemHandle");
+  }
+  if (call_.address_range == nullptr) {
+    return text("the driver has no ", shape_.driver, "MemGetAddressRange");
+  }
+  if (call_.runtime_version == nullptr) {
+    return text(library_.path(), " has no ", shape_.prefix, "RuntimeGetVersion");
+  }
+  if (call_.pci_id == nullptr) {
+    return text(library_.path(), " has no ", shape_.prefix, "DeviceGetPCIBusId");
+  }
+  return "";
 }
 
 const char* CudaShaped::missing() const {
@@ -309,7 +379,46 @@ std::string CudaShaped::lacks(Feature feature) const {
     return text("the driver has no ", shape_.handles);
   }
   if (feature == Feature::Reduce) return Runtime::lacks(feature);
+  if (feature == Feature::Ipc) return lacks_ipc();
   return "";
+}
+
+// The runtime's handle and, as that may be the same for a block that was freed and one that came to
+// its address later, the number that the driver gives each.
+Result<Export> CudaShaped::ipc_export(int index, Place place) noexcept {
+  if (!lacks_ipc().empty()) return Status(Code::Unavailable, lacks_ipc());
+  const Guard guard(*this, index);
+  if (!guard.status.ok()) return guard.status;
+  void* base = nullptr;
+  Export exported;
+  if (const int code = call_.address_range(&base, &exported.bytes, address_of(place)); code != 0) {
+    return Status(Code::Unavailable,
+                  text(shape_.kind, ":", index, ": where the memory begins ", shape_.driver,
+                       "MemGetAddressRange does not say: ", code));
+  }
+  exported.offset = static_cast<std::uint64_t>(address_of(place) - static_cast<char*>(base));
+  IpcHandle handle;
+  if (const int code = call_.ipc_get(&handle, base); code != 0) {
+    const Status status = failed(code, "IpcGetMemHandle", index);
+    return Status(Code::Unavailable, status.text());
+  }
+  unsigned long long number = 0;
+  if (call_.attribute == nullptr || call_.attribute(&number, kBufferId, base) != 0) number = 0;
+  exported.handle.assign(handle.bytes, sizeof handle.bytes);
+  exported.handle.append(reinterpret_cast<const char*>(&number), sizeof number);
+  return exported;
+}
+
+Result<Place> CudaShaped::ipc_open(int index, const std::string& handle) noexcept {
+  IpcHandle theirs;
+  if (!lacks_ipc().empty()) return Status(Code::Unavailable, lacks_ipc());
+  if (handle.size() < sizeof theirs) return Status(Code::Integrity, "an IPC handle is too short");
+  std::memcpy(theirs.bytes, handle.data(), sizeof theirs);
+  auto opened = made(index, "IpcOpenMemHandle", [&](void** address) {
+    return call_.ipc_open(address, theirs, kEnablePeerAccess);
+  });
+  if (!opened.ok()) return Status(Code::Unavailable, opened.status().text());
+  return Place{opened.value(), 0};
 }
 
 Result<int> CudaShaped::dmabuf(int index, Place place, std::size_t bytes) noexcept {

@@ -56,13 +56,20 @@ struct Event {
 };
 
 // What a runtime may lack; lacks() says why.
-enum class Feature : std::uint8_t { HostRegister, Dmabuf, Reduce };
+enum class Feature : std::uint8_t { HostRegister, Dmabuf, Reduce, Ipc };
 
 // How elements are reduced: numbers of the C ABI (HCCOMM_F32, HCCOMM_SUM).
 struct Reduction {
   std::int32_t type = 0;
   std::int32_t op = 0;
   bool host_first = false;  // the operand from host memory is the left one
+};
+
+// An allocation as another process opens it, and where in it a place lies.
+struct Export {
+  std::string handle;        // the vendor's; no two allocations of a process have the same, ever
+  std::uint64_t offset = 0;  // bytes
+  std::uint64_t bytes = 0;   // of the allocation
 };
 
 // One vendor's runtime library. Every function may be called from any thread: it makes the device
@@ -125,6 +132,19 @@ class Runtime {
   // Requires: lacks_reduction() said "", and the stream is ours.
   virtual Status reduce_in(Stream stream, Place dst, Place src, const void* host,
                            std::uint64_t count, Reduction how) noexcept;
+
+  // Memory between processes of this host (Feature::Ipc). Both must have the same version, "1.2",
+  // and see the device that it is on, whose address on the bus tells it ("": it cannot be told).
+  virtual std::string ipc_version() noexcept { return ""; }
+  virtual std::string bus_address(int /*index*/) noexcept { return ""; }
+  // Unavailable where this memory cannot be exported (some kinds cannot).
+  virtual Result<Export> ipc_export(int index, Place place) noexcept;
+  // Maps the beginning of what another process has exported. As often as opened it must be closed;
+  // the exporter may have ended by then. Requires: closed after the last copy from it.
+  virtual Result<Place> ipc_open(int index, const std::string& handle) noexcept;
+  virtual void ipc_close(int index, Place opened) noexcept;
+  // Enqueues a copy from what was opened to memory of the stream's device, and returns.
+  virtual Status copy_across(Stream stream, Place dst, Place opened, std::size_t bytes) noexcept;
 
   // What libfabric calls this memory (fi_hmem_iface), for network cards; 0: it has no name for it.
   virtual int fabric_interface() const noexcept { return 0; }

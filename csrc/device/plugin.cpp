@@ -66,6 +66,7 @@ class PluginRuntime final : public Runtime {
       case Feature::HostRegister: has = table_.host_register != nullptr; break;
       case Feature::Dmabuf: has = table_.dmabuf != nullptr; break;
       case Feature::Reduce: has = table_.reduce_in != nullptr; break;
+      case Feature::Ipc: break;
     }
     return has ? std::string() : Runtime::lacks(feature);
   }

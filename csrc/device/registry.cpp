@@ -18,6 +18,7 @@ std::string Runtime::lacks(Feature feature) const {
     case Feature::HostRegister: return "this adapter does not pin memory of others";
     case Feature::Dmabuf: return "this adapter exports no dmabuf";
     case Feature::Reduce: return "this adapter has no reduction";
+    case Feature::Ipc: return "this adapter shares no memory between processes";
   }
   return "unknown";
 }
@@ -32,6 +33,17 @@ std::string Runtime::lacks_reduction(int, Place, Place, Reduction) noexcept {
 }
 Status Runtime::reduce_in(Stream, Place, Place, const void*, std::uint64_t, Reduction) noexcept {
   return {Code::Unavailable, lacks(Feature::Reduce)};
+}
+
+Result<Export> Runtime::ipc_export(int, Place) noexcept {
+  return Status(Code::Unavailable, lacks(Feature::Ipc));
+}
+Result<Place> Runtime::ipc_open(int, const std::string&) noexcept {
+  return Status(Code::Unavailable, lacks(Feature::Ipc));
+}
+void Runtime::ipc_close(int, Place) noexcept {}
+Status Runtime::copy_across(Stream, Place, Place, std::size_t) noexcept {
+  return {Code::Unavailable, lacks(Feature::Ipc)};
 }
 
 Result<int> Runtime::dmabuf(int, Place, std::size_t) noexcept {

@@ -29,6 +29,8 @@ static int told(int answer) {
     case FAKE_MEMORY: code = 2; break;
     case FAKE_NO_DEVICE: code = 101; break;
     case FAKE_LOST: code = 719; break;
+    case FAKE_CONTEXT: code = 201; break;
+    case FAKE_NO_PEER: code = 217; break;
     default: code = fake_injected; break;
   }
   last_error = code;
@@ -84,6 +86,23 @@ FAKE_API int F(DeviceGetPCIBusId)(char* out, int capacity, int device) {
   snprintf(out, (size_t)capacity, "0000:%02x:00.0", 0x10 + device);
   return 0;
 }
+FAKE_API int F(RuntimeGetVersion)(int* version) {
+  *version = 12090;
+  return 0;
+}
+
+typedef struct ipc_handle {
+  char bytes[64];
+} ipc_handle;
+FAKE_API int F(IpcGetMemHandle)(ipc_handle* handle, void* base) {
+  FAIL_HERE("IpcGetMemHandle");
+  return told(fake_ipc_get(handle, base));
+}
+FAKE_API int F(IpcOpenMemHandle)(void** address, ipc_handle handle, unsigned flags) {
+  FAIL_HERE("IpcOpenMemHandle");
+  return told(flags != 1 ? fake_misuse() : fake_ipc_open(address, &handle));
+}
+FAKE_API int F(IpcCloseMemHandle)(void* address) { return told(fake_ipc_close(address)); }
 #endif
 
 FAKE_API int F(MemcpyAsync)(void* dst, const void* src, size_t bytes, int kind,
@@ -139,6 +158,8 @@ FAKE_API const char* F(GetErrorString)(int code) {
     case 2: return "out of memory";
     case 100: return "no device is detected";
     case 101: return "invalid device ordinal";
+    case 201: return "invalid device context";
+    case 217: return "peer access is not supported between these two devices";
     case 400: return "invalid resource handle";
     case 600: return "device not ready";
     case 719: return "unspecified launch failure";
@@ -157,5 +178,14 @@ FAKE_API int D(MemGetHandleForAddressRange)(void* handle, uintptr_t address, siz
   FAIL_HERE("MemGetHandleForAddressRange");
   if (type != 1 || flags != 0) return told(fake_misuse());
   return told(fake_export(handle, (const void*)address, bytes));
+}
+FAKE_API int D(MemGetAddressRange_v2)(void** base, size_t* bytes, void* address) {
+  return told(fake_range(base, bytes, address));
+}
+FAKE_API int D(PointerGetAttribute)(void* value, int which, void* address) {
+  const uint64_t number = fake_number(address);
+  if (which != 7 || number == 0) return told(FAKE_INVALID);
+  memcpy(value, &number, sizeof number);
+  return 0;
 }
 #endif

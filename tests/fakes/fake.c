@@ -19,7 +19,7 @@ fake_stream* fake_streams;
 int fake_lost[FAKE_MAX_DEVICES];
 __thread int fake_device;
 __thread int fake_injected;
-fake_settings fake_set_to = {.devices = 2, .latency_us = 5, .memory = 1 << 30};
+fake_settings fake_set_to = {.devices = 2, .latency_us = 5, .memory = 1 << 30, .ipc = 1};
 static const char* library_name = "";
 static int64_t used_bytes[FAKE_MAX_DEVICES];
 
@@ -63,6 +63,10 @@ static int set_locked(const char* setting) {
     fake_set_to.memory = (int64_t)number;
   } else if (IS("dmabuf")) {
     fake_set_to.dmabuf = number != 0;
+  } else if (IS("ipc")) {
+    fake_set_to.ipc = number != 0;
+  } else if (IS("vmm")) {
+    fake_set_to.vmm = number != 0;
   } else if (IS("flip_in")) {
     fake_set_to.flip_in[FAKE_TO_DEVICE] = (int64_t)number;
   } else if (IS("flip_out")) {
@@ -121,6 +125,8 @@ int64_t fake_count(const char* name) {
   COUNTER(bytes_out);
   COUNTER(pageable_copies);
   COUNTER(misuses);
+  COUNTER(opened);
+  COUNTER(freed_opened);
 #undef COUNTER
   pthread_mutex_unlock(&fake_lock);
   return value;
@@ -179,7 +185,7 @@ block* fake_find(block* list, const void* address, size_t bytes) {
   return NULL;
 }
 
-static block* take(block** list, const void* address) {
+block* fake_take(block** list, const void* address) {
   for (; *list != NULL; list = &(*list)->next) {
     if ((*list)->user == address) {
       block* found = *list;
@@ -213,18 +219,35 @@ int fake_export(int* fd, const void* address, size_t bytes) {
                                                                                 : FAKE_MEMORY;
 }
 
-/* Two mappings of one memfd: the caller's has no permissions, ours has all. */
-static block* map_block(size_t bytes) {
+block* fake_map(int fd, size_t bytes) {
   const size_t mapped = (bytes + 4095) / 4096 * 4096;
-  const int fd = memfd_create("fake device memory", MFD_CLOEXEC);
-  if (fd < 0 || ftruncate(fd, (off_t)mapped) != 0) return NULL;
   block* made = calloc(1, sizeof *made);
   made->user = mmap(NULL, mapped, PROT_NONE, MAP_SHARED, fd, 0);
-  made->alias = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  made->alias = mmap(NULL, mapped + 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   made->bytes = bytes;
   made->mapped = mapped;
-  close(fd);
-  memset(made->alias, 0xA5, mapped); /* new device memory holds anything */
+  made->fd = fd;
+  made->device = fake_device;
+  return made;
+}
+
+void fake_unmap(block* gone) {
+  munmap(gone->user, gone->mapped);
+  munmap(gone->alias, gone->mapped + 4096);
+  close(gone->fd);
+  free(gone);
+}
+
+tail* fake_tail(const block* of) { return (tail*)(void*)(of->alias + of->mapped); }
+
+static block* make_block(size_t bytes) {
+  static uint64_t number;
+  const int fd = memfd_create("fake device memory", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, (off_t)((bytes + 4095) / 4096 * 4096 + 4096)) != 0) return NULL;
+  block* made = fake_map(fd, bytes);
+  memset(made->alias, 0xA5, made->mapped); /* new device memory holds anything */
+  fake_tail(made)->number = ++number;
+  made->sealed = fake_set_to.vmm;
   return made;
 }
 
@@ -236,9 +259,8 @@ int fake_allocate(void** address, size_t bytes) {
   if (fake_lost[fake_device]) {
     answer = FAKE_LOST;
   } else if (used_bytes[fake_device] + (int64_t)bytes <= fake_set_to.memory) {
-    block* made = map_block(bytes);
+    block* made = make_block(bytes);
     if (made != NULL) {
-      made->device = fake_device;
       made->next = fake_device_blocks;
       fake_device_blocks = made;
       used_bytes[fake_device] += (int64_t)bytes;
@@ -252,7 +274,7 @@ int fake_allocate(void** address, size_t bytes) {
 }
 
 /* Whether a task that is not complete uses these bytes of host or device memory. */
-static int in_use(const char* begin, size_t bytes) {
+int fake_in_use(const char* begin, size_t bytes) {
   for (const fake_stream* stream = fake_streams; stream != NULL; stream = stream->next) {
     for (const task* each = stream->first; each != NULL; each = each->next) {
       if (each->kind != TASK_COPY) continue;
@@ -266,15 +288,16 @@ static int in_use(const char* begin, size_t bytes) {
 int fake_free(void* address) {
   if (address == NULL) return FAKE_OK;
   pthread_mutex_lock(&fake_lock);
-  block* gone = take(&fake_device_blocks, address);
+  const block* found = fake_find(fake_device_blocks, address, 1);
+  block* gone = NULL;
+  if (found != NULL && found->opens == 0) gone = fake_take(&fake_device_blocks, address);
   int answer = gone == NULL ? fake_misuse_locked(FAKE_INVALID) : FAKE_OK;
   if (gone != NULL) {
-    while (in_use(gone->alias, gone->bytes)) pthread_cond_wait(&fake_changed, &fake_lock);
+    while (fake_in_use(gone->alias, gone->bytes)) pthread_cond_wait(&fake_changed, &fake_lock);
     used_bytes[gone->device] -= (int64_t)gone->bytes;
     --fake_counts.device_blocks;
-    munmap(gone->user, gone->mapped);
-    munmap(gone->alias, gone->mapped);
-    free(gone);
+    if (__atomic_load_n(&fake_tail(gone)->opened, __ATOMIC_SEQ_CST) > 0) ++fake_counts.freed_opened;
+    fake_unmap(gone);
   }
   pthread_mutex_unlock(&fake_lock);
   return answer;
@@ -300,13 +323,14 @@ int fake_pin(void** address, size_t bytes) {
 int fake_unpin(void* address, int release) {
   if (address == NULL) return FAKE_OK;
   pthread_mutex_lock(&fake_lock);
-  block* gone = take(&fake_pinned_blocks, address);
+  block* gone = fake_take(&fake_pinned_blocks, address);
   int answer = FAKE_OK;
   if (gone == NULL || gone->owned != release) {
     answer = fake_misuse_locked(FAKE_INVALID);
   } else {
-    if (in_use(gone->user, gone->bytes)) fake_misuse_locked(0); /* freed under a running copy */
-    while (in_use(gone->user, gone->bytes)) pthread_cond_wait(&fake_changed, &fake_lock);
+    if (fake_in_use(gone->user, gone->bytes))
+      fake_misuse_locked(0); /* freed under a running copy */
+    while (fake_in_use(gone->user, gone->bytes)) pthread_cond_wait(&fake_changed, &fake_lock);
     --fake_counts.pinned_blocks;
     if (release) free(gone->user);
     free(gone);

@@ -13,6 +13,8 @@
  *   memory=1073741824    bytes a device has; beyond them there are none
  *   fail=CALL:N:CODE     the N-th next CALL (without prefix) fails with CODE
  *   dmabuf=0             1: memory can be exported as a dmabuf, in pages of 4096 bytes
+ *   ipc=1                0: no memory of another process can be opened
+ *   vmm=0                1: memory allocated from now on is of a kind that IPC cannot export
  *   lost=N               the N-th next copy fails behind the caller's back; the device stays lost
  *   flip_in=N, flip_out=N  the N-th next copy to a device (from one) changes a bit on its way
  */
@@ -32,6 +34,8 @@ enum {
   FAKE_MEMORY,    /* there is no more */
   FAKE_NO_DEVICE, /* no such index */
   FAKE_LOST,      /* sticky */
+  FAKE_CONTEXT,   /* IPC within the process that exported */
+  FAKE_NO_PEER,   /* IPC with a device that is not reached from here */
   FAKE_INJECTED   /* fake_injected holds the vendor's code */
 };
 
@@ -53,6 +57,8 @@ typedef struct fake_counters {
   int64_t copies, bytes_in, bytes_out;                   /* done */
   int64_t pageable_copies; /* of host memory that was not pinned: they block the caller */
   int64_t misuses;         /* rules broken; each was also an error */
+  int64_t opened;          /* memory of other processes: opens not closed yet */
+  int64_t freed_opened;    /* blocks that were freed while another process had them open */
 } fake_counters;
 
 extern __thread int fake_injected;
@@ -80,6 +86,12 @@ int fake_free(void* address);
 int fake_pin(void** address, size_t bytes); /* allocates when *address is NULL */
 int fake_unpin(void* address, int release);
 int fake_is_pinned(const void* address, size_t bytes);
+/* Between processes: handles are of whole blocks and 64 bytes long; each open needs a close. */
+int fake_range(void** base, size_t* bytes, const void* address);
+uint64_t fake_number(const void* address); /* of the block: no two have the same */
+int fake_ipc_get(void* handle, const void* base);
+int fake_ipc_open(void** address, const void* handle);
+int fake_ipc_close(void* address);
 int fake_export(int* fd, const void* address, size_t bytes); /* fake_dmabuf, for fake cards */
 
 int fake_stream_create(fake_stream** stream);

@@ -16,7 +16,16 @@ typedef struct block {
   char* alias; /* the same pages, for us; equal to user for pinned memory */
   size_t bytes, mapped;
   int device, owned;
+  int fd;     /* of device memory */
+  int opens;  /* of another process's memory; 0: it is ours */
+  int sealed; /* cannot be exported */
 } block;
+
+/* What stands behind the bytes of device memory, in a page of its own that all processes see. */
+typedef struct tail {
+  uint64_t number;
+  int32_t opened; /* by other processes */
+} tail;
 
 typedef struct task {
   struct task* next;
@@ -56,7 +65,7 @@ typedef struct fake_settings {
     int64_t in; /* 0: free */
     int code;
   } failures[FAKE_MAX_FAILURES];
-  int dmabuf;
+  int dmabuf, ipc, vmm;
 } fake_settings;
 
 extern pthread_mutex_t fake_lock; /* guards all of these */
@@ -71,6 +80,15 @@ extern __thread int fake_device; /* the calling thread's */
 
 /* The block that holds all of these bytes, or NULL. Requires: the lock. */
 block* fake_find(block* list, const void* address, size_t bytes);
+/* The block that begins there, taken out of the list, or NULL. Requires: the lock. */
+block* fake_take(block** list, const void* address);
+/* Device memory of a descriptor, mapped twice: the caller's view has no permissions, ours has all.
+ */
+block* fake_map(int fd, size_t bytes);
+void fake_unmap(block* gone);
+tail* fake_tail(const block* of);
+/* Whether a task that is not complete uses these bytes. Requires: the lock. */
+int fake_in_use(const char* begin, size_t bytes);
 int fake_misuse_locked(int code);
 
 #endif

@@ -37,7 +37,7 @@ def library(kind: str, folder: Path) -> Path:
         driver = {"cuda": "cu", "musa": "mu"}[kind]
         defines += [f"-DFAKE_PREFIX={prefix}", f"-DFAKE_DRIVER={driver}"]
         source = "cuda_shaped.c"
-    return _compiled(path, defines, [source, "fake.c", "fake_stream.c"])
+    return _compiled(path, defines, [source, "fake.c", "fake_ipc.c", "fake_stream.c"])
 
 
 def ccl_library(kind: str, folder: Path) -> Path:
@@ -121,6 +121,9 @@ class FakeArray:
         self._call("SetDevice", ctypes.c_int(index))
         self._call("Malloc", ctypes.byref(address), ctypes.c_size_t(self.nbytes), ctypes.c_int(0))
         self.address = int(address.value or 0)
+        self.put(values)
+
+    def put(self, values: Any) -> None:
         ctypes.memmove(self._view(), values.ctypes.data, values.nbytes)
 
     def __del__(self) -> None:
@@ -137,6 +140,10 @@ class FakeArray:
         function = self._runtime.fake_count
         function.restype = ctypes.c_int64
         return int(function(name.encode()))
+
+    def tell(self, setting: str) -> None:
+        """Change a setting of the fake runtime in this process."""
+        assert self._runtime.fake_set(setting.encode()) == 0
 
     def _view(self) -> int:
         """Return where the host sees the memory: the test's way behind the device's back."""
