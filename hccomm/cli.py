@@ -259,6 +259,7 @@ def _print_info(found: dict[str, Any]) -> None:
 def _found(row: dict[str, Any]) -> dict[str, Any]:
     """Say in one cell what was found of a kind of device, or why nothing was."""
     there = f"{row['count']} in {row['library']}: {row['devices']}; sums: {row['sums']}"
+    there += f"; IPC: {row['ipc']}"
     return {**row, "found": there if row["available"] else row["reason"]}
 
 

@@ -31,6 +31,8 @@ static constexpr Setting kSettings[] = {
     {"HCCOMM_CNRT_LIB", "text", "", "Path of Cambricon's libcnrt; empty searches for it."},
     {"HCCOMM_COREX_LIB", "text", "", "Path of Iluvatar's libcudart; empty searches for it."},
     {"HCCOMM_CUDA_LIB", "text", "", "Path of NVIDIA's libcudart; empty searches for it."},
+    {"HCCOMM_DEVICE_IPC", "auto|off", "auto",
+     "Whether devices of one vendor in one host copy large messages from each other's memory."},
     {"HCCOMM_DTK_LIB", "text", "",
      "Path of Hygon's libgalaxyhip or libcudart; empty searches for it."},
     {"HCCOMM_DUMP", "text", "",

@@ -124,6 +124,12 @@ static std::string sums_of(const hccomm::device::Runtime& runtime) {
   return why.empty() ? "on the device where a trial finds that quicker" : "on the host: " + why;
 }
 
+// Whether it copies from memory of another process of the same vendor.
+static std::string ipc_of(const hccomm::device::Runtime& runtime) {
+  const std::string why = runtime.lacks(hccomm::device::Feature::Ipc);
+  return why.empty() ? "offered" : "no: " + why;
+}
+
 // What a transport that chooses among several ways has found. `cards`: it, where it could be
 // opened.
 static void add_ways(const hccomm::transport::Builtin& each, Transport* cards, Json& all) {
@@ -164,7 +170,8 @@ static Json devices_here() {
                  .add("library", each.runtime != nullptr ? each.runtime->library() : "")
                  .add("count", count)
                  .add("devices", names)
-                 .add("sums", each.runtime != nullptr ? sums_of(*each.runtime) : ""));
+                 .add("sums", each.runtime != nullptr ? sums_of(*each.runtime) : "")
+                 .add("ipc", each.runtime != nullptr ? ipc_of(*each.runtime) : ""));
   }
   for (const std::string& failure : failures) {
     all.push(Json::object()
@@ -175,7 +182,8 @@ static Json devices_here() {
                  .add("library", "")
                  .add("count", 0)
                  .add("devices", "")
-                 .add("sums", ""));
+                 .add("sums", "")
+                 .add("ipc", ""));
   }
   return all;
 }

@@ -234,6 +234,7 @@ Communicator::RecipePtr Communicator::make_recipe(const Call& call) {
   }
   recipe->fingerprint = collective::fingerprint(call);
   recipe->rooted = collective::find(call.collective).rooted;
+  recipe->moves = !collective::find(call.collective).reduces;
   recipe->what = collective::describe(call);
   engine::finish_recipe(*recipe);
   return recipe;

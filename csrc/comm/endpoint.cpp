@@ -54,6 +54,7 @@ static engine::Settings engine_settings() {
   if (config::raw("HCCOMM_EAGER") != "auto") settings.eager_limit = config::bytes("HCCOMM_EAGER");
   settings.staging_bytes = config::bytes("HCCOMM_STAGING");
   settings.in_place_bytes = config::bytes("HCCOMM_OFI_DEVICE");
+  settings.device_ipc = config::raw("HCCOMM_DEVICE_IPC") == "auto";
   settings.check_copies = config::raw("HCCOMM_INTEGRITY") != "off";
   if (settings.staging_bytes < 1 << 20) {
     throw Error(Code::InvalidArgument, text("HCCOMM_STAGING=", config::raw("HCCOMM_STAGING"),

@@ -88,8 +88,14 @@ std::string Communicator::describe() {
     const auto candidates = endpoint_->candidates(cards_[each]);
     const std::string transport = candidates.empty() ? std::string("none") : candidates[0];
     const bool moves = direct && transport == "ofi";
-    const std::string by = transport + (moves ? ", direct where data only move" : "");
-    Json path = Json::object().add("how", way_here(used) + by).add("why_not_better", kNoLibrary);
+    std::string no_ipc;
+    const std::uint64_t across = engine().went_across(context_, each, no_ipc);
+    std::string by = transport + (moves ? ", direct where data only move" : "");
+    if (across != 0)
+      by += text(", direct (IPC) where data only move: ", across, " messages so far");
+    std::string why = kNoLibrary;
+    if (!used.empty() && !no_ipc.empty()) why += "; no IPC: " + no_ipc;
+    Json path = Json::object().add("how", way_here(used) + by).add("why_not_better", why);
     if (islands_ != nullptr) path = islands_->describe_pair(each, way_here(used), by);
     peers.push(Json::object()
                    .add("rank", each)

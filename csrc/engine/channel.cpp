@@ -52,6 +52,7 @@ void Channel::attach(std::unique_ptr<transport::Link> link, std::size_t eager_li
   frame_bytes_ = link_->frame_bytes();
   pulls_ = link_->pulls();
   streams_sums_ = pulls_ && link_->streams_sums();
+  devices = {};
   silence.restart();
 }
 
@@ -261,6 +262,14 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
   if (header.type == Type::Beat) {
     constexpr std::uint64_t kMost = 3'600'000;  // what is longer is no truer
     silence.told(std::chrono::milliseconds(std::min(header.address, kMost)));
+    return;
+  }
+  if (header.type == Type::Devices) {
+    engine_.surely([&] {
+      constexpr std::size_t kMost = 64;
+      if (devices.theirs.size() >= kMost) return;
+      devices.theirs.emplace_back(reinterpret_cast<const char*>(payload), header.length);
+    });
     return;
   }
   engine_.surely([&] { hand_over(header, payload); });

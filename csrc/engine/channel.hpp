@@ -109,6 +109,14 @@ class Channel final : public transport::Inbox {
     if (dirty_ && up()) link_->flush();
     dirty_ = false;
   }
+  // Devices on both sides of a link that pulls (across.cpp).
+  struct Devices {
+    std::vector<std::string> theirs;  // passports
+    std::size_t told = 0;             // of ours
+    std::string why_not;              // memory of one side could not be opened on the other
+    std::uint64_t messages = 0;       // that went from device to device
+    int rest = 0;                     // calls that are staged without asking
+  } devices;
   // Kept by Engine::tick. Without a link: for how long an operation has waited for one.
   Silence silence;
   std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)
@@ -171,5 +179,13 @@ class Channel final : public transport::Inbox {
     std::unique_ptr<std::byte[]> buffer;
   } incoming_;
 };
+
+// One side cannot open memory of the other's devices, and why.
+void not_across(Channel& channel, const std::string& why);
+// One side was let down by the other: it expected, or offered, what the other had staged, or wanted
+// elsewhere. That may come again, and costs more than to stage at once.
+void rest_from_across(Channel& channel);
+// What we offered so the receiver wants in frames: for good, for a while, or this once.
+void declined(Channel& channel, const wire::Header& header, const std::string& why);
 
 }  // namespace hccomm::engine

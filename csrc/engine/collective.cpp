@@ -137,6 +137,8 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   header.sequence = op.sequence;
   header.fingerprint = op.recipe->fingerprint;
   const bool opened = !op.opened.empty() && op.opened[step.peer] != 0;
+  const bool in_place = op.staged != nullptr && op.staged->plan->runs_in_place(id);
+  if (in_place && (opened || channel.pulls())) return send_placed(op, id, channel, header);
   const bool unasked = goes_unasked(channel, op, id);
   if (unasked && op.confirms && !opened) {
     op.blocked.push_back(id);
@@ -150,8 +152,6 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
     header.address = reinterpret_cast<std::uintptr_t>(data);
     if (in_shared_memory(op, id)) header.flags = wire::kShared;
     start_push({&channel, &op, id, data, bytes, 0}, header);
-  } else if (opened && op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
-    send_placed(op, id, channel, header);
   } else if (opened) {
     channel.send_bulk({header, data, bytes, 0, &op, id});
   } else {
@@ -329,7 +329,7 @@ void Engine::receive(Context& context, int source, const Header& header, const s
   }
   if (!op->absent.empty()) op->absent.erase(static_cast<std::uint32_t>(source));
   if (header.type != Type::Data) {
-    receive_control(context, *op, source, header);
+    receive_control(context, *op, source, header, payload);
     return;
   }
   const std::int64_t step = recv_step(*op, source, header.index);
@@ -347,7 +347,11 @@ Kept Engine::keep(int source, const Header& header, const std::byte* payload) {
   return {source, header, blocks_.copy(payload, header.length)};
 }
 
-void Engine::receive_control(Context& context, Operation& op, int source, const Header& header) {
+void Engine::receive_control(Context& context, Operation& op, int source, const Header& header,
+                             const std::byte* payload) {
+  const auto said = [&] {
+    return std::string(reinterpret_cast<const char*>(payload), header.length);
+  };
   switch (header.type) {
     case Type::Open: {
       op.opened.resize(context.size);
@@ -371,6 +375,9 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       state.announced = true;
       state.value = header.address;
       state.shared = (header.flags & wire::kShared) != 0;
+      if ((header.flags & wire::kOnDevice) != 0) {
+        op.abroad.emplace_back(static_cast<std::uint32_t>(step), said());
+      }
       if (state.waiting == 0) {
         start_pull(*context.channels[source], op, static_cast<std::uint32_t>(step), header.address,
                    state.shared);
@@ -391,6 +398,9 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       if (op.steps[id].done) return;
       if (header.type == Type::Stream) {
         op.steps[id].announced = true;
+        if (op.steps[id].shared && op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+          declined(*context.channels[source], header, said());
+        }
         if (header.address == 0 || !in_shared_memory(op, id))
           stream(*context.channels[source], op, id);
       } else if (op.steps[id].waiting == 0) {
@@ -446,12 +456,10 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
   const Step& step = recipe.plan.steps[id];
   if (payload != nullptr) put(op, id, offset, payload, bytes);
   if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
-    const StagePlan& plan = *op.staged->plan;
-    const std::uint64_t at = plan.base[static_cast<int>(step.dst.space)] +
-                             step.dst.offset * recipe.element_bytes + offset;
-    staging_.carry(
-        *op.staged, false,
-        {.offset = at, .bytes = bytes, .memory = plan.memory_of(step.dst.space), .first = id});
+    Cell cell = cell_of(op, id);
+    cell.offset += offset;
+    cell.bytes = bytes;
+    staging_.carry(*op.staged, false, cell);
     return;
   }
   if (op.staged != nullptr) wrote(staging_, op, step.dst, offset, bytes);

@@ -114,16 +114,9 @@ void expect(Operation& op, std::uint32_t id) {
   }
   Channel& channel = *op.context->channels[peer];
   if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
-    std::uint64_t at = 0;
-    std::uint32_t memory = 0;
-    if (!tagged(op)) {
-      const plan::Slice& dst = op.recipe->plan.steps[id].dst;
-      const StagePlan& plan = *op.staged->plan;
-      memory = plan.memory_of(dst.space);
-      at = plan.base[static_cast<int>(dst.space)] + dst.offset * op.recipe->element_bytes;
-    }
-    channel.expect_on_device(message_of(op, id), op.staged->on_device(memory, at),
-                             bytes_of(op, id));
+    const Cell cell = cell_of(op, id);
+    channel.expect_on_device(message_of(op, id), op.staged->on_device(cell.memory, cell.offset),
+                             cell.bytes);
     return;
   }
   if (op.staged != nullptr && channel.pulls()) return;  // pieces go on to the device, in order
@@ -138,6 +131,18 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
   }
   const std::uint64_t bytes = bytes_of(op, id);
   if (!tagged(op)) op.steps[id].value = 0;
+  const auto abroad =
+      std::ranges::find(op.abroad, id, &std::pair<std::uint32_t, std::string>::first);
+  if (!tagged(op) && abroad != op.abroad.end()) {
+    return start_across(channel, op, id, address, abroad->second);
+  }
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+    rest_from_across(channel);
+    wire::Header wanted = message_of(op, id);  // what was read would be on its way to the device
+    wanted.type = Type::Stream;
+    channel.send(wanted, nullptr);
+    return;
+  }
   auto view = shared ? channel.link()->view(address, bytes) : nullptr;
   const bool pinned = view != nullptr && view->bytes <= settings_.staging_bytes;
   if (pinned && fetch(op, id, view, address)) return;
@@ -347,6 +352,9 @@ void Engine::stream(Channel& channel, Operation& op, std::uint32_t id) {
     return is_it;
   });
   if (!offered) return;
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+    return staging_.carry(*op.staged, true, cell_of(op, id));
+  }
   channel.send_bulk({message_of(op, id), op.at(op.recipe->plan.steps[id].src),
                      op.bytes_of(op.recipe->plan.steps[id]), 0, &op, id});
 }

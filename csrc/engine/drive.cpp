@@ -260,6 +260,10 @@ void Engine::tick(Clock::time_point now) {
   }
   if (!driving_) progress();
   staging_.forget_unused();
+  staging_.close_abroad([&](const void* peer) {
+    return std::ranges::any_of(
+        up_, [&](const Channel* each) { return each == peer && !each->bindings().empty(); });
+  });
   next_look_ = now + kGlance;
   if (settings_.silence.count() > 0) look_for_the_silent(now);
   if (now < next_beat_) return;

@@ -390,6 +390,7 @@ void Engine::drop_reference(Operation& op) {
     op.opened.clear();
     op.blocked.clear();
     if (!op.stash.empty()) op.stash.clear();
+    if (!op.abroad.empty()) op.abroad.clear();
     if (!op.absent.empty()) op.absent.clear();
   }
   op.state.store(Operation::Free, std::memory_order_relaxed);

@@ -59,6 +59,8 @@ class Engine final : private StagingClient {
   void dialed(const std::string& uuid, Result<std::unique_ptr<transport::Link>> link);
   std::string describe(const Context& context, int rank);  // its link: "tcp ...", "lost: why"
   std::vector<Staging::Report> devices() { return staging_.report(); }  // used so far
+  // Messages to and from that rank by IPC; `why_not`: why others will not go so.
+  std::uint64_t went_across(const Context& context, int rank, std::string& why_not);
   void share_machine(int ranks, int cores);  // more ranks than cores yield at once
   // Async-signal-safe: every operation fails with Aborted at the next look.
   void abort_from_signal() noexcept { abort_word_.store(1, std::memory_order_release); }
@@ -88,19 +90,18 @@ class Engine final : private StagingClient {
   Kept keep(int source, const Header& header, const std::byte* payload);
   void receive_early(Operation& op);
   bool agrees(Context& context, int source, const Header& header);
-  void receive_control(Context& context, Operation& op, int source, const Header& header);
+  void receive_control(Context&, Operation&, int source, const Header&, const std::byte* payload);
   bool fits(Operation& op, std::uint32_t step, const Header& header, int source);
   void put(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
   void apply(Operation&, std::uint32_t step, std::uint64_t at, const std::byte*, std::uint64_t);
   void came(Operation& op, std::uint32_t step, std::uint64_t bytes);
   // copying.cpp
   void start_pull(Channel&, Operation& op, std::uint32_t step, std::uint64_t address, bool shared);
-  bool advance(Pull& pull, bool& moved);
+  bool advance(Pull& pull, bool& moved), advance(Push& push);
   bool pulled(Channel& channel, Operation& op, std::uint32_t step, std::uint64_t bytes);
   void receive_written(Operation& op, std::uint32_t step, int source, const Header& header);
   void start_push(const Push& push, const Header& ready);
   bool copy_large();
-  bool advance(Push& push);
   void sent(Operation& op, std::uint32_t step);
   void stream(Channel& channel, Operation& op, std::uint32_t step);
   void cannot_copy(Operation& op, Channel& channel, const Status& why);
@@ -117,15 +118,17 @@ class Engine final : private StagingClient {
   Status exchange_staged(Context& context, const Parcel& out, const Parcel& in, int& source);
   Status finish_exchange(Guard& guard, Operation* sends, Operation& receives, int& source);
   bool send_held(Operation& op);
-  void arrived(Operation& op, std::uint64_t offset, std::uint64_t bytes);
-  // staged.cpp, placed.cpp, viewed.cpp: buffers on devices
+  void arrived(Operation& op, std::uint64_t at, std::uint64_t bytes);
+  // staged.cpp, placed.cpp, viewed.cpp, across.cpp: buffers on devices
   bool begin_staged(Operation& op, Result<Staged*>& staged);
-  void end(Operation& op);
+  void end(Operation& op), linger(Operation& op, const Status& status);
   bool leave_device(Operation& op, const Status& status);
-  void linger(Operation& op, const Status& status);
   void device_failed(Operation& op, const Status& why);
   void give_up(Operation& op);
-  Reaches reach(Context& context, std::uint64_t bytes);
+  Reaches reach(Context& context, std::uint64_t bytes, const Where& one, const Where& other = {});
+  void tell_devices(const Context& context);
+  void offer_device(Operation& op, std::uint32_t step, Channel& channel);
+  void start_across(Channel&, Operation&, std::uint32_t step, std::uint64_t at, const std::string&);
   void send_placed(Operation& op, std::uint32_t step, Channel& channel, const Header& header);
   void landed(Context& context, int source, const Header& header);
   bool fetch(Operation& op, std::uint32_t step, const transport::ViewPtr&, std::uint64_t address);
@@ -144,8 +147,7 @@ class Engine final : private StagingClient {
   void channel_broken(Channel& channel, const Status& why);
   void cannot_dial(Channel& channel, const Status& why), probe(Operation& op), lament();
   void tell_damage(Channel& channel, const Status& why), fell_silent(Channel& channel);
-  void lost(Context& context, int rank);
-  void leave(Context& context);
+  void lost(Context& context, int rank), leave(Context& context);
   void retire(Channel& channel), drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank), miss_the_gone(Operation& op);
   void differs(Context& context, std::uint64_t mine, int source, const Header& header);
@@ -159,9 +161,7 @@ class Engine final : private StagingClient {
   void flush(), call_back(Guard& guard), let_in(Guard& guard);
   void drive(Guard& guard, const Operation* until, Deadline deadline);
   bool sleep(Guard& guard, Deadline deadline);
-  void serve();
-  void tick(Clock::time_point now);
-  void look_for_the_silent(Clock::time_point now);
+  void serve(), tick(Clock::time_point now), look_for_the_silent(Clock::time_point now);
   void start_service(), ring_service(), arm_service();
 
   Dialer& dialer_;

@@ -42,9 +42,9 @@ struct Lane {
   Clock::time_point busy_since;
   std::uint64_t busy_bytes = 0;
   std::uint32_t busy_copies = 0;
-  bool busy_sums = false;  // some were no mere copies
-  double latency = 10e-6;  // seconds of a copy, whatever its size; a guess until measured
-  double rate = 12e9;      // bytes per second; likewise
+  bool busy_others = false;  // some were no mere copies from or to the host
+  double latency = 10e-6;    // seconds of a copy, whatever its size; a guess until measured
+  double rate = 12e9;        // bytes per second; likewise
   bool measured_latency = false, measured_rate = false;
 };
 
@@ -67,6 +67,20 @@ struct Device {
     bool pinned = false;
   };
   std::vector<Seen> seen;
+  // What peers must have in common with it for IPC: the kind and the version of its runtime, and
+  // that they see its address on the bus. `passport` is what they are told: family and addresses.
+  std::string family, bus, passport;
+  std::string why_no_ipc;  // constant; "": it could be
+  // Allocations of peers that have been opened here, the last one used last.
+  struct Opened {
+    const void* peer = nullptr;  // its channel
+    std::string handle;
+    transport::ViewPtr view;
+    Clock::time_point used;
+  };
+  std::vector<Opened> opened;
+  std::string why_not_exported;          // the last buffer that was to be
+  std::atomic<std::uint64_t> across{0};  // messages copied from peers' devices
   // Buffers that found the pool full, and those that cards have reached; messages that were copied
   // from where the peer had staged them.
   std::atomic<std::uint64_t> bounced{0}, in_place{0}, fetched{0};

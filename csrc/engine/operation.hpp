@@ -49,6 +49,7 @@ struct Recipe {
   dtype::Scale multiply = nullptr, divide = nullptr;
   std::uint64_t fingerprint = 0;
   bool rooted = false;                       // some of its ranks may only send
+  bool moves = false;                        // no rank reduces
   std::string what;                          // "allreduce(count=4, f32, sum)", for messages
   std::vector<StepState> initial;            // one per step
   std::vector<std::uint32_t> roots;          // steps but receives without dependencies, last first
@@ -135,6 +136,8 @@ struct Operation {
   std::vector<std::uint32_t> blocked;  // send steps that wait for an Open
   std::vector<std::uint32_t> released;  // empty; its memory is used again
   std::vector<Stashed> stash;
+  // Where peers have on their devices what steps receive: (step, as the peer says it).
+  std::vector<std::pair<std::uint32_t, std::string>> abroad;
   std::set<std::uint32_t> absent;  // ranks that have not called yet, as far as we were told
   std::unique_ptr<std::byte[]> scratch;
   std::size_t scratch_bytes = 0;
@@ -147,7 +150,8 @@ struct Operation {
   std::uint8_t element_kind = 0;
   std::byte* data = nullptr;
   std::uint64_t bytes = 0, moved = 0;
-  // A large message that comes from a device, and is pulled: the receiver has asked for it; where
+  // A large message that comes from a device, and is pulled: the receiver has asked for it (one
+  // that asks again cannot take it from the device itself); where
   // it begins in the sender's memory, and how much of it lies there, as has been told.
   bool asked = false;
   std::uint64_t source_address = 0, here = 0;

@@ -44,7 +44,7 @@ struct Settings {
   std::size_t staging_segment = 0;        // bytes of one copy; 0: as measured
   Sums staging_sums = Sums::Auto;
   std::size_t in_place_bytes = 0;  // of device buffers that cards shall reach; 0: none
-  bool check_copies = false;       // from and to devices: what they moved is read again
+  bool device_ipc = true, check_copies = false;  // copies: what they moved is read again
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
   std::string dump_folder;  // where the flight recorder is written on errors; "": nowhere
 };
@@ -139,10 +139,11 @@ struct Reach {
   friend bool operator==(const Reach&, const Reach&) = default;
 };
 
-// What staging need not do: cards reach some ranks from the memory of devices, and the memory of
-// others is seen from here, so that a device copies right out of it.
+// What staging need not do: cards reach some ranks from the memory of devices, the devices of
+// others open that of ours (IPC), and the memory of others is seen from here, so that a device
+// copies right out of it.
 struct Reaches {
-  Reach cards, views;
+  Reach cards, ipc, views;
 };
 
 // A message that is being copied out of the sender's memory, a piece at a time.
@@ -180,9 +181,8 @@ bool in_shared_memory(const Operation& op, std::uint32_t step);
 std::int64_t recv_step(const Operation& op, int source, std::uint32_t index);
 // Whether the operation waits for that rank, and how far it has come, for messages and dumps.
 bool waits_for(const Operation& op, int rank);
-// Asks for the message that has been announced to a receive.
+// Asks for a message that was announced; tells who asked what more of it has left the device.
 void answer(Operation& op);
-// Tells the receiver, once it has asked, what more of the message has left the device.
 void tell_here(Operation& op);
 void answer_probe(Context& context, int source, const wire::Header& probe);
 // Sends one rank the reason why the context is poisoned, once.

@@ -4,6 +4,8 @@
 // for itself. Both may be let down: a sender whose receiver has told no place, a receiver whose
 // sender goes through the link's own memory; then the bytes are copied all the same, as late copies
 // of staging, and the step counts them once they are where they belong.
+#include <algorithm>
+
 #include "engine/engine.hpp"
 #include "engine/guard.hpp"
 
@@ -13,11 +15,27 @@ using plan::Kind;
 using plan::Step;
 using wire::Type;
 
+static constexpr std::size_t kLeastAcross = 64 << 10;  // bytes: below, staged in one hop or two
+
+// Whether the peer is able to open memory of that device.
+static bool opens(const Channel& channel, const Device& device) {
+  if (!channel.devices.why_not.empty()) return false;
+  const auto fits = [&](const std::string& passport) {
+    return passport.starts_with(device.family + " ") &&
+           passport.find(" " + device.bus + " ") != std::string::npos;
+  };
+  return std::ranges::any_of(channel.devices.theirs, fits);
+}
+
 // Requires: the lock is not held.
-Reaches Engine::reach(Context& context, std::uint64_t bytes) {
+Reaches Engine::reach(Context& context, std::uint64_t bytes, const Where& one, const Where& other) {
   Reaches found;
   const bool worth_placing = reaches_devices_ && bytes != 0 && bytes >= settings_.in_place_bytes;
   if (!worth_placing && !pulls_any_) return found;
+  const Where& where = one.runtime != nullptr ? one : other;
+  const bool together =
+      other.runtime == nullptr || (other.runtime == where.runtime && other.index == where.index);
+  const Device* const mine = together ? staging_.exporter(where) : nullptr;
   Guard guard(*this);
   for (int rank = 0; rank < context.size; ++rank) {
     const Channel* const channel = context.channels[static_cast<std::size_t>(rank)];
@@ -27,13 +45,20 @@ Reaches Engine::reach(Context& context, std::uint64_t bytes) {
     Reach& way = placed ? found.cards : found.views;
     way.ranks.push_back(rank);
     way.above = std::max<std::uint64_t>(way.above, channel->eager_bytes());
+    if (placed || mine == nullptr || !opens(*channel, *mine)) continue;
+    Channel::Devices& devices = context.channels[static_cast<std::size_t>(rank)]->devices;
+    if (devices.rest > 0) {
+      --devices.rest;
+      continue;
+    }
+    found.ipc.ranks.push_back(rank);
+    found.ipc.above = std::max({found.ipc.above, channel->eager_bytes(), kLeastAcross});
   }
   call_back(guard);
   return found;
 }
 
-// Where a step's bytes lie in its memory.
-static Cell cell_of(const Operation& op, std::uint32_t id) {
+Cell cell_of(const Operation& op, std::uint32_t id) {
   if (op.kind != OperationKind::Collective) return {.bytes = op.bytes};
   const Step& step = op.recipe->plan.steps[id];
   const plan::Slice& slice = step.kind == Kind::Send ? step.src : step.dst;
@@ -49,13 +74,16 @@ void Engine::send_placed(Operation& op, std::uint32_t id, Channel& channel, cons
   Staged& staged = *op.staged;
   const Cell cell = cell_of(op, id);
   const bool message = op.kind != OperationKind::Collective;
+  if (channel.pulls() && (message || !op.steps[id].announced)) {
+    return offer_device(op, id, channel);
+  }
   const std::uint64_t* const available = message ? &staged.available : nullptr;
-  if (channel.link()->awaited(header, cell.bytes)) {
+  if (channel.link()->reaches_devices() && channel.link()->awaited(header, cell.bytes)) {
     if (message && staged.open) staged.available = op.bytes;
     channel.send_bulk({header, staged.on_device(cell.memory, cell.offset), cell.bytes, 0, &op, id,
                        available, true});
   } else if (message) {
-    staging_.stage_after_all(staged, op.bytes);
+    staging_.stage_after_all(staged, op.bytes, true);
     channel.send_bulk({header, op.data, op.bytes, 0, &op, id, available});
   } else {
     staging_.carry(staged, true, cell);
@@ -99,6 +127,7 @@ void Engine::opened(Staged& staged) {
   } else if (op.kind == OperationKind::Send) {
     staged.available = op.bytes;
     Channel* const channel = op.context->channels[static_cast<std::size_t>(op.peer)];
+    if (op.asked) return offer_device(op, 0, *channel);
     if (channel != nullptr && channel->up()) channel->pump();
   } else if (staged.unanswered) {
     answer(op);

@@ -18,7 +18,9 @@ static std::uint64_t bytes_of(const Job& job) {
 Operation* Engine::start(Context& context, Job job, Follow follow) {
   Result<Staged*> staged = nullptr;
   if (job.device != nullptr) {  // outside the lock: a device is opened at its first use
-    staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
+    const auto& where = job.device->where;
+    staged = staging_.prepare(*job.recipe, *job.device,
+                              reach(context, bytes_of(job), where[0], where[1]));
   }
   Guard guard(*this);
   const Leftover leftover(staging_, staged);
@@ -37,7 +39,9 @@ Operation* Engine::start(Context& context, Job job, Follow follow) {
 Status Engine::run(Context& context, Job job) {
   Result<Staged*> staged = nullptr;
   if (job.device != nullptr) {  // outside the lock: a device is opened at its first use
-    staged = staging_.prepare(*job.recipe, *job.device, reach(context, bytes_of(job)));
+    const auto& where = job.device->where;
+    staged = staging_.prepare(*job.recipe, *job.device,
+                              reach(context, bytes_of(job), where[0], where[1]));
   }
   Guard guard(*this);
   const Leftover leftover(staging_, staged);

@@ -106,12 +106,12 @@ static std::vector<std::uint8_t> steps_in_place(const Recipe& recipe, const Stag
                                                 const std::vector<Use>& targets) {
   const std::vector<Step>& steps = recipe.plan.steps;
   std::vector<std::uint8_t> in_place(steps.size(), 0);
-  if (key.cards.ranks.empty() || steps.size() > kMostSteps) return {};
+  const bool nowhere = key.cards.ranks.empty() && key.ipc.ranks.empty();
+  if (nowhere || steps.size() > kMostSteps) return {};
   for (std::uint32_t id = 0; id < steps.size(); ++id) {
     const Use& use = steps[id].kind == Kind::Send ? sources[id] : targets[id];
     const bool moves = steps[id].kind == Kind::Send || steps[id].kind == Kind::Recv;
-    in_place[id] =
-        moves && use.end > use.begin && key.cards.has(steps[id].peer, use.end - use.begin);
+    in_place[id] = moves && use.end > use.begin && key.places(steps[id].peer, use.end - use.begin);
   }
   for (bool changed = true; changed;) {
     changed = false;

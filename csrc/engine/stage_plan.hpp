@@ -4,7 +4,8 @@
 // which steps wait for them, and which bytes go back once they are final. Pure data derived from a
 // plan; staging.hpp moves the bytes. Only what the plan reads before it writes is copied in, and
 // only what it writes is copied back, so a mirror needs no defined content. Where cards reach the
-// device, steps that only move data run in place: their bytes have no mirror at all. Where a peer's
+// device, or the peer's device does, steps that only move data run in place: their bytes have no
+// mirror at all. Where a peer's
 // memory is seen from here, what nothing reads again on the host goes from there to the device.
 #pragma once
 
@@ -26,9 +27,12 @@ struct StageKey {
   std::int64_t shift = 0;
   std::uint64_t segment = 0;  // bytes of one copy, at most
   bool sums = false;          // the device reduces what it can
-  Reach cards;                // no ranks: everything is staged
+  Reach cards, ipc;           // no ranks: everything is staged
   Reach views;                // whose mirrors are seen, maybe
 
+  bool places(int peer, std::uint64_t size) const {
+    return cards.has(peer, size) || ipc.has(peer, size);
+  }
   friend bool operator==(const StageKey&, const StageKey&) = default;
 };
 
@@ -41,6 +45,7 @@ struct Cell {
   std::uint64_t writes = 0;                 // to the device: bytes written into it in all
   // To the device: it is reduced there with what lies at `source` of that memory.
   bool sums = false, mirror_first = false;
+  bool across = false;  // to the device: from a peer's device
   std::uint32_t source_memory = 0;
   std::uint64_t source = 0;
 };

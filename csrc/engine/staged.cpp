@@ -31,6 +31,7 @@ bool Engine::begin_staged(Operation& op, Result<Staged*>& staged) {
     } else {
       op.data = mine.memory[0].mirror;
     }
+    tell_devices(*op.context);
     status = staging_.begin(mine, op);
     mine.begun = true;
   }

@@ -32,6 +32,7 @@ struct Staged {
     Lease lease;                            // where the mirror is pinned
     std::unique_ptr<std::byte[]> pageable;  // where the pool was full, or no mirror is wanted
     transport::DeviceMemory enrolled;       // what cards were told of; no bytes: nothing
+    device::Export exported;                // what peers' devices may open; no handle: nothing
   };
   Operation* operation = nullptr;  // nullptr: it has failed, and copies would not end
   Memory memory[2];

@@ -157,7 +157,7 @@ Device* Staging::device_at(std::size_t place) {
 
 bool Staging::sees_any() {
   for (std::size_t i = 0; const Device* const device = device_at(i); ++i) {
-    if (!device->seen.empty()) return true;
+    if (!device->seen.empty() || !device->opened.empty()) return true;
   }
   return false;
 }
@@ -223,10 +223,11 @@ void Staging::carry(Staged& staged, bool in, Cell cell) {
   if (!in) wait_out(staged);
 }
 
-void Staging::stage_after_all(Staged& staged, std::uint64_t bytes) {
+void Staging::stage_after_all(Staged& staged, std::uint64_t bytes, bool sent) {
   const Staged::Memory& memory = staged.memory[0];
-  plan_message(staged.message, bytes, true,
+  plan_message(staged.message, bytes, sent,
                segment_of(*memory.device, bytes, memory.pageable == nullptr));
+  for (const Cell& cell : staged.plan->out) staged.left.push_back(cell.writes);
   staged.available = 0;
   if (staged.open) wait_in(staged);
 }
@@ -269,6 +270,8 @@ Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_
     status = device.runtime->reduce_in(lane.stream, place, {from.handle, from.offset + cell.source},
                                        host, cell.bytes / staged.plan->element_bytes, how);
     ++device.sums;
+  } else if (cell.across) {
+    status = device.runtime->copy_across(lane.stream, place, {host, 0}, cell.bytes);
   } else {
     status = device.runtime->copy_in(lane.stream, place, host, cell.bytes);
   }
@@ -288,11 +291,11 @@ Status Staging::enqueue(Device& device, Lane& lane, Staged& staged, std::uint32_
   if (lane.flying.empty()) {
     lane.busy_since = Clock::now();
     lane.busy_bytes = lane.busy_copies = 0;
-    lane.busy_sums = false;
+    lane.busy_others = false;
   }
   lane.busy_bytes += cell.bytes;
   ++lane.busy_copies;
-  lane.busy_sums = lane.busy_sums || cell.sums;
+  lane.busy_others = lane.busy_others || cell.sums || cell.across;
   lane.flying_bytes += cell.bytes;
   lane.flying.push_back(copy);
   ++staged.flying;
@@ -339,7 +342,7 @@ bool Staging::pump(Device& device, Lane& lane) {
 // with the wire looks late at many in a row.
 void Staging::learn(Lane& lane) {
   const double seconds = Seconds(Clock::now() - lane.busy_since).count();
-  if (seconds <= 0 || lane.busy_sums) return;
+  if (seconds <= 0 || lane.busy_others) return;
   if (lane.busy_copies == 1 && lane.busy_bytes <= kSmallCopy) {
     lane.latency = std::min(seconds, lane.measured_latency ? lane.latency * kFade : seconds);
     lane.measured_latency = true;
@@ -384,6 +387,8 @@ void Staging::land(Device& device, Lane& lane, Copy copy, const Status& status) 
     }
   } else if (!status.ok()) {
     client_.copy_failed(staged, status);
+  } else if (cell.across) {
+    client_.fetched(staged, cell);
   } else if (!planned) {
     client_.carried(staged, lane.in, cell);
   } else if (lane.in) {

@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -30,13 +31,18 @@ namespace hccomm::engine {
 // Memory of a device as cards are told of it. Unavailable where handles are no addresses.
 Result<transport::DeviceMemory> for_cards(const Where& where, std::uint64_t bytes);
 
+// Where a step's bytes lie in its memory on a device.
+Cell cell_of(const Operation& op, std::uint32_t step);
+// What a peer is told of exported memory of that device.
+std::string offer_of(const Device& device, const device::Export& exported);
+
 // What staging tells the engine; called inside begin() and progress().
 class StagingClient {
  public:
   virtual void opened(Staged& staged) = 0;  // the caller's streams have reached the call
   virtual void copied_in(Staged& staged, const Cell& cell) = 0;
   virtual void carried(Staged& staged, bool in, const Cell& cell) = 0;  // a late copy
-  virtual void fetched(Staged& staged, const Cell& cell) = 0;           // one with a `from`
+  virtual void fetched(Staged& staged, const Cell& cell) = 0;           // from a peer's memory
   virtual void copied_out(Staged& staged) = 0;                          // the last one
   virtual void copy_failed(Staged& staged, const Status& why) = 0;
   virtual void copies_over(Staged& staged) = 0;  // the last one in flight of one that is `over`
@@ -57,13 +63,15 @@ class Staging {
         segment_bytes_(settings.staging_segment),
         in_place_bytes_(settings.in_place_bytes),
         sums_(settings.check_copies ? Sums::Host : settings.staging_sums),
-        checks_(settings.check_copies) {}
+        checks_(settings.check_copies),
+        ipc_(settings.device_ipc) {}
   ~Staging();  // Requires: no operation is staged.
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
   Result<Staged*> prepare(const Recipe& recipe, const Buffers& buffers, const Reaches& reaches);
-  Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent, const Reach& cards);
+  Result<Staged*> prepare(const Where& where, std::uint64_t bytes, bool sent,
+                          const Reaches& reaches);
   // One that never began, or whose copies are over.
   void recycle(Staged& staged);
 
@@ -77,10 +85,21 @@ class Staging {
   // Lets go of memory of peers that no operation uses and no link knows: theirs who have gone.
   void forget_unused();
   bool sees_any();  // memory of peers
+  // What peers are told of our devices, in the order of their first use.
+  std::vector<std::string> passports();
+  // The open device whose memory peers may open, if it is one.
+  const Device* exporter(const Where& where);
+  // A peer's allocation, opened for the device, and kept so.
+  Result<transport::ViewPtr> open_abroad(Device& device, const void* peer,
+                                         const std::string& offer);
+  // The cell is copied from there, once the caller's stream has left it.
+  void take_across(Staged& staged, Cell cell, const transport::ViewPtr& view, std::uint64_t offset);
+  // Closes what has long not been used, or all of a peer that `lives` does not know.
+  void close_abroad(const std::function<bool(const void*)>& lives);
   // Bytes that were to move in place are copied all the same, to the mirror or back.
   void carry(Staged& staged, bool in, Cell cell);
-  // Likewise a whole message to be sent: from now on its plan has copies.
-  void stage_after_all(Staged& staged, std::uint64_t bytes);
+  // Likewise a whole message: from now on its plan has copies.
+  void stage_after_all(Staged& staged, std::uint64_t bytes, bool sent);
   bool copied_back(const Staged& staged) const {
     return staged.landed_out == staged.plan->out.size();
   }
@@ -115,7 +134,10 @@ class Staging {
   }
   bool enroll(Staged& staged, int memory, std::uint64_t bytes);
   void expel(Staged& staged);
-  std::shared_ptr<const StagePlan> place(Staged& staged, const Recipe& recipe, const StageKey& key,
+  bool export_memory(Staged& staged, int memory, std::uint64_t bytes);
+  void issue_passport(Device& device, std::string_view kind) const;
+  std::string report_ipc(const Device& device) const;
+  std::shared_ptr<const StagePlan> place(Staged& staged, const Recipe& recipe, StageKey& key,
                                          const std::uint64_t* bytes);
   const SumTrial& trial_of(Device& device, const Recipe& recipe, const device::Reduction& how);
   bool sums_pay(const Staged& staged, const Recipe& recipe, const StagePlan& plan);
@@ -141,7 +163,7 @@ class Staging {
   Dialer& cards_;
   const std::uint64_t pool_bytes_, segment_bytes_, in_place_bytes_;
   const Sums sums_;  // on the host where copies are checked: what a sum has read cannot be
-  const bool checks_;
+  const bool checks_, ipc_;
   std::vector<Staged*> gated_;   // wait for the caller's streams
   std::vector<Device*> active_;  // have copies waiting or in flight
   int nap_us_ = kShortestNap;

@@ -27,6 +27,7 @@ void Staging::close(Device& device) {
   for (const Device::Seen& each : device.seen) {
     if (each.pinned) device.runtime->host_unregister(device.index, each.view->data);
   }
+  device.opened.clear();
   for (const device::Event& each : device.events) device.runtime->event_destroy(each);
   for (const Lane& lane : device.lanes) {
     if (lane.stream.native != nullptr) device.runtime->stream_destroy(lane.stream);
@@ -59,6 +60,7 @@ Result<std::unique_ptr<Device>> Staging::open(const Where& where) const {
   device->pool = std::make_unique<PinnedPool>(*where.runtime, where.index, pool_bytes_, cards_);
   device->lanes[0].in = true;
   device->why_no_sums = where.runtime->lacks(device::Feature::Reduce);
+  issue_passport(*device, where.name);
   Status status;
   for (Lane& lane : device->lanes) {
     auto stream = where.runtime->stream_create(where.index);
@@ -127,7 +129,7 @@ std::vector<Staging::Report> Staging::report() {
          text("to the host ", figures(each->lanes[0]), "; to the device ", figures(each->lanes[1]),
               "; ", each->pool->pinned_bytes() >> 10, " KiB pinned of ", pool_bytes_ >> 10, "; ",
               each->bounced, " buffers found the pool full; ", report_views(*each), "; ",
-              each->in_place, " reached in place by cards",
+              report_ipc(*each), "; ", each->in_place, " reached in place by cards",
               each->why_staged.empty() ? "" : " (not now: " + each->why_staged + ")", "; ",
               report_sums(*each)),
          each->in_place > 0 && each->why_staged.empty()});
@@ -202,6 +204,7 @@ Result<transport::DeviceMemory> for_cards(const Where& where, std::uint64_t byte
 // Tells the cards of a buffer. False: they do not reach it.
 bool Staging::enroll(Staged& staged, int memory, std::uint64_t bytes) {
   Staged::Memory& target = staged.memory[memory];
+  if (target.enrolled.bytes != 0) return true;
   const std::string_view name = target.device->name;
   const Where where{
       target.device->runtime,        target.device->index, target.opaque, target.place, nullptr,
@@ -223,24 +226,36 @@ void Staging::expel(Staged& staged) {
   for (Staged::Memory& memory : staged.memory) {
     if (memory.enrolled.bytes != 0) cards_.expel(memory.enrolled);
     memory.enrolled = {};
+    memory.exported.handle.clear();
   }
 }
 
-// The plan where some of its steps run in place; nullptr where none can.
-std::shared_ptr<const StagePlan> Staging::place(Staged& staged, const Recipe& recipe,
-                                                const StageKey& key, const std::uint64_t* bytes) {
-  if (!worth_placing(key.cards, std::max(bytes[0], bytes[1]))) return nullptr;
-  auto plan = stage_plan_of(recipe, key);
-  bool reached = !plan->placed.empty();
-  for (const std::uint32_t id : plan->placed) {
-    const plan::Step& step = recipe.plan.steps[id];
-    const auto at =
-        plan->memory_of(step.kind == plan::Kind::Send ? step.src.space : step.dst.space);
-    if (!reached || staged.memory[at].enrolled.bytes != 0) continue;
-    reached = enroll(staged, static_cast<int>(at), bytes[at]);
+// The plan where some of its steps run in place; nullptr where none can. Ways that this memory
+// cannot take leave the key.
+std::shared_ptr<const StagePlan> Staging::place(Staged& staged, const Recipe& recipe, StageKey& key,
+                                                const std::uint64_t* bytes) {
+  if (!worth_placing(key.cards, std::max(bytes[0], bytes[1]))) key.cards = {};
+  if (!recipe.moves) key.ipc = {};
+  while (!key.cards.ranks.empty() || !key.ipc.ranks.empty()) {
+    auto plan = stage_plan_of(recipe, key);
+    Reach* closed = nullptr;  // a way that turned out to be
+    for (const std::uint32_t id : plan->placed) {
+      const plan::Step& step = recipe.plan.steps[id];
+      const bool sends = step.kind == plan::Kind::Send;
+      const bool by_card = std::ranges::binary_search(key.cards.ranks, step.peer);
+      const auto at = static_cast<int>(plan->memory_of(sends ? step.src.space : step.dst.space));
+      const bool open =
+          by_card ? enroll(staged, at, bytes[at]) : !sends || export_memory(staged, at, bytes[at]);
+      if (open) continue;
+      closed = by_card ? &key.cards : &key.ipc;
+      break;
+    }
+    if (closed == nullptr && !plan->placed.empty()) return plan;
+    expel(staged);
+    if (closed == nullptr) break;
+    *closed = {};
   }
-  if (reached) return plan;
-  expel(staged);
+  key.cards = key.ipc = {};
   return nullptr;
 }
 
@@ -329,6 +344,7 @@ Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers,
   Staged& staged = allocate();
   StageKey key;
   key.cards = reaches.cards;
+  key.ipc = reaches.ipc;
   key.views = reaches.views;
   const auto has = [&](int space) {
     return buffers.where[space].runtime != nullptr && recipe.extent[space] != 0;
@@ -355,7 +371,6 @@ Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers,
     return status;
   }
   const auto placed = place(staged, recipe, key, bytes);
-  if (placed == nullptr) key.cards = {};
   for (const std::uint32_t memory : {0u, 1u}) {
     if (!key.staged[memory]) continue;
     mirror(staged, static_cast<int>(memory), bytes[memory],
@@ -393,14 +408,15 @@ std::shared_ptr<const StagePlan> Staging::stage_plan_of(const Recipe& recipe, co
 }
 
 Result<Staged*> Staging::prepare(const Where& where, std::uint64_t bytes, bool sent,
-                                 const Reach& cards) {
+                                 const Reaches& reaches) {
   Staged& staged = allocate();
   const Status status = locate(staged, 0, where);
   if (!status.ok()) {
     recycle(staged);
     return status;
   }
-  const bool placed = worth_placing(cards, bytes) && enroll(staged, 0, bytes);
+  const bool placed = (worth_placing(reaches.cards, bytes) && enroll(staged, 0, bytes)) ||
+                      (!reaches.ipc.ranks.empty() && (!sent || export_memory(staged, 0, bytes)));
   mirror(staged, 0, bytes, !placed);
   const Staged::Memory& made = staged.memory[0];
   plan_message(staged.message, placed ? 0 : bytes, sent,

@@ -18,10 +18,11 @@ static bool on_device(const Parcel& parcel) { return parcel.where != nullptr && 
 
 // Outside the lock: a device is opened at its first use.
 static Result<Staged*> stage(Staging& staging, OperationKind kind, const Parcel& parcel,
-                             const Reach& reach) {
-  const bool reached = parcel.peer >= 0 && reach.has(parcel.peer, parcel.bytes);
-  return staging.prepare(*parcel.where, parcel.bytes, kind == OperationKind::Send,
-                         reached ? reach : Reach());
+                             Reaches reaches) {
+  for (Reach* const way : {&reaches.cards, &reaches.ipc}) {
+    if (parcel.peer < 0 || !way->has(parcel.peer, parcel.bytes)) *way = {};
+  }
+  return staging.prepare(*parcel.where, parcel.bytes, kind == OperationKind::Send, reaches);
 }
 
 Operation& Engine::enlist_message(Context& context, OperationKind kind, const Parcel& parcel) {
@@ -58,7 +59,9 @@ Operation& Engine::begin_message(Context& context, OperationKind kind, const Par
 
 Operation* Engine::start(Context& context, OperationKind kind, const Parcel& parcel) {
   Result<Staged*> staged = nullptr;
-  if (on_device(parcel)) staged = stage(staging_, kind, parcel, reach(context, parcel.bytes).cards);
+  if (on_device(parcel)) {
+    staged = stage(staging_, kind, parcel, reach(context, parcel.bytes, *parcel.where));
+  }
   Guard guard(*this);
   const Leftover leftover(staging_, staged);
   Operation& op = begin_message(context, kind, parcel, &staged);
@@ -134,10 +137,10 @@ Status Engine::finish_exchange(Guard& guard, Operation* sends, Operation& receiv
 Status Engine::exchange_staged(Context& context, const Parcel& out, const Parcel& in, int& source) {
   Result<Staged*> staged_in = nullptr, staged_out = nullptr;
   if (on_device(in)) {
-    staged_in = stage(staging_, OperationKind::Recv, in, reach(context, in.bytes).cards);
+    staged_in = stage(staging_, OperationKind::Recv, in, reach(context, in.bytes, *in.where));
   }
   if (on_device(out)) {
-    staged_out = stage(staging_, OperationKind::Send, out, reach(context, out.bytes).cards);
+    staged_out = stage(staging_, OperationKind::Send, out, reach(context, out.bytes, *out.where));
   }
   Guard guard(*this);
   const Leftover left_in(staging_, staged_in), left_out(staging_, staged_out);
@@ -300,6 +303,13 @@ Operation* Engine::wanted(Context& context, int source, const Header& header) {
   return &op;
 }
 
+// A message that was expected from the peer's device is staged after all.
+static void stage_receive(Staging& staging, Channel& channel, Operation& op) {
+  if (op.staged == nullptr || !op.staged->plan->runs_in_place(0)) return;
+  rest_from_across(channel);
+  staging.stage_after_all(*op.staged, op.bytes, false);
+}
+
 void Engine::receive_tagged(Context& context, int source, const Header& header,
                             const std::byte* payload) {
   if (Operation* const op = wanted(context, source, header)) {
@@ -351,6 +361,7 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
   context.matching.receiving[{source, header.index}] = &op;
   op.listed = true;
   if (channel.pulls() && header.address != 0) {
+    stage_receive(staging_, *context.channels[source], op);
     const bool shared = (header.flags & wire::kShared) != 0 && op.staged == nullptr;
     start_pull(*context.channels[source], op, 0, header.address, shared);
     return;
@@ -379,6 +390,9 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
                                     const std::byte* payload) {
   Matching& matching = context.matching;
   const TagKey key{source, header.index};
+  const auto said = [&] {
+    return std::string(reinterpret_cast<const char*>(payload), header.length);
+  };
   if (header.type == Type::TaggedData) {
     const auto found = matching.receiving.find(key);
     if (found == matching.receiving.end()) return;
@@ -395,7 +409,12 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
   }
   if (header.type == Type::TaggedHere) {
     const auto found = matching.receiving.find(key);
-    if (found != matching.receiving.end()) more_here(context, *found->second, source, header);
+    if (found == matching.receiving.end()) return;
+    if ((header.flags & wire::kOnDevice) != 0) {
+      return start_across(*context.channels[source], *found->second, 0, header.address, said());
+    }
+    stage_receive(staging_, *context.channels[source], *found->second);
+    more_here(context, *found->second, source, header);
     return;
   }
   const auto found = matching.sending.find(key);
@@ -404,6 +423,16 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
   if (header.type == Type::TaggedDone) {
     sent(op, 0);
     return;
+  }
+  if (context.channels[source]->pulls() && op.staged != nullptr &&
+      op.staged->plan->runs_in_place(0)) {
+    if (!std::exchange(op.asked, true)) {
+      if (op.staged->open) offer_device(op, 0, *context.channels[source]);
+      return;
+    }
+    op.asked = false;
+    declined(*context.channels[source], header, said());
+    staging_.stage_after_all(*op.staged, op.bytes, true);
   }
   if (context.channels[source]->pulls() && in_shared_memory(op, 0)) {
     op.asked = true;

@@ -39,6 +39,7 @@ const char* name(Type type) noexcept {
     case Type::TaggedWritten: return "TaggedWritten";
     case Type::TaggedHere: return "TaggedHere";
     case Type::Stream: return "Stream";
+    case Type::Devices: return "Devices";
   }
   return "?";
 }
@@ -78,7 +79,7 @@ static bool carries_user_data(Type type) {
 
 Status check(const Header& header, std::uint64_t max_length) {
   const auto type = static_cast<unsigned>(header.type);
-  if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::Stream)) {
+  if (type < static_cast<unsigned>(Type::Data) || type > static_cast<unsigned>(Type::Devices)) {
     return {Code::Integrity, text("frame: unknown type ", type)};
   }
   if (!seal_holds(header)) {

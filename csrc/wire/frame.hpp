@@ -16,8 +16,8 @@ namespace hccomm::wire {
 
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
 // 1.1: frames may be sealed; 1.2: connections may be encrypted; 1.3: Written, where memory is
-// shared; 1.4: TaggedHere and Stream, likewise
-inline constexpr std::uint16_t kVersionMinor = 4;
+// shared; 1.4: TaggedHere and Stream, likewise; 1.5: Devices, where devices share theirs
+inline constexpr std::uint16_t kVersionMinor = 5;
 
 enum class Type : std::uint8_t {
   Data = 1,       // a message of a collective: whole (eager), or a part of an opened one
@@ -39,6 +39,7 @@ enum class Type : std::uint8_t {
   TaggedWritten,  // point-to-point: likewise of message `index`
   TaggedHere,     // point-to-point: "the next `fingerprint` bytes of `index` lie at `address`"
   Stream,         // "send (context, sequence, index) in frames": offered, or `address` 1: not yet
+  Devices,        // what memory of devices the sender can open: payload, for links that pull
 };
 
 // 48 bytes: one frame with up to 16 bytes of payload fits a cache line.
@@ -63,6 +64,8 @@ inline constexpr std::uint64_t kMaxControl = 64 * 1024;  // of one that is not D
 
 inline constexpr std::uint8_t kSealed = 0x80;  // of Header::flags
 inline constexpr std::uint8_t kShared = 0x40;  // likewise: what lies at `address` can be mapped
+// Likewise: it lies on a device, at that offset of the memory that the payload names.
+inline constexpr std::uint8_t kOnDevice = 0x20;
 
 // HCCOMM_INTEGRITY: marks the header and lets it vouch for itself and for what follows.
 // `payload_crc` is the CRC-32C of the payload, `number` how many frames have gone before on this

@@ -16,7 +16,7 @@
 namespace hccomm::transport::shm {
 
 // The layout of ring.hpp and of these structs; another version means no shared memory.
-static constexpr std::uint32_t kLayout = 5;
+static constexpr std::uint32_t kLayout = 6;
 
 // "This is my ring, and this lies in my memory"; the descriptor comes along with the first byte.
 struct Offer {

@@ -17,6 +17,7 @@
 
 #include "algorithm/algorithms.hpp"
 #include "base/machine.hpp"
+#include "collective/collective.hpp"
 #include "dtype/reduce.hpp"
 #include "engine/engine.hpp"
 #include "support/faulty.hpp"
@@ -172,6 +173,7 @@ inline std::shared_ptr<const engine::Recipe> recipe_of(const plan::Call& call, N
   recipe->reduce = dtype::reduce(call.type, call.op);
   recipe->reduce_many = dtype::reduce_many(call.type, call.op);
   recipe->fingerprint = fingerprint;
+  recipe->moves = !collective::find(call.collective).reduces;
   recipe->what = "call " + std::to_string(fingerprint);
   engine::finish_recipe(*recipe);
   return recipe;

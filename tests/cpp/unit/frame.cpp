@@ -21,7 +21,7 @@ TEST(Frame, EveryTypeHasANameAndPassesTheCheck) {
 }
 
 TEST(Frame, UnknownTypesAreRefused) {
-  for (const int type : {0, static_cast<int>(Type::Stream) + 1, 255}) {
+  for (const int type : {0, static_cast<int>(Type::Devices) + 1, 255}) {
     Header header;
     header.type = static_cast<Type>(type);
     EXPECT_EQ(check(header).code(), Code::Integrity) << type;
