@@ -26,6 +26,13 @@ static constexpr int kEagerPolls = 64;  // before pausing (45 ns, half a cache m
 static constexpr auto kLook = std::chrono::milliseconds(2);  // between looks at all deadlines
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
+// Lets others have our core; returns for how long.
+static Clock::duration give_way() {
+  const Clock::time_point before = Clock::now();
+  sched_yield();
+  return Clock::now() - before;
+}
+
 static void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -120,8 +127,8 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
     driving_ = true;
     while (!over()) {
       if (progress()) {
-        idle = 0;
-        if (std::exchange(slept, false)) patience_.slept(Clock::now() - waits_since);
+        if (std::exchange(idle, 0) > 0) waiting_.courtesy.found();
+        if (std::exchange(slept, false)) waiting_.patience.slept(Clock::now() - waits_since);
         if (!callbacks_.empty()) call_back(guard);
         // A peer that sends without end must hide neither a deadline nor who wants the lock.
         if (++busy % kBusyRounds != 0) continue;
@@ -133,13 +140,16 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
       if (idle == 0) flush();
       ++idle;
       if (contenders_.load(std::memory_order_relaxed) > 0) let_in(guard);
-      // With a core for every rank, two ranks may still sit on one: then spinning keeps the other
-      // from running, and only a yield lets it answer.
-      // The same goes for a device whose runtime works with threads of this process.
+      waiting_.courtesy.found_nothing();
+      // Spinning keeps from running who sits on our core: other ranks, or threads of this process
+      // by which a device's runtime works.
       const bool yields = settings_.oversubscribed || staging_.busy();
-      const bool polite = yields ? idle > 1 : idle % kEagerPolls == 0;
-      if (polite) {
-        sched_yield();
+      const bool at_once = yields || waiting_.courtesy.at_once();
+      const bool polite = at_once ? idle > 1 : idle % kEagerPolls == 0;
+      if (polite && yields) {
+        sched_yield();  // a clock would cost a tenth as much
+      } else if (polite) {
+        waiting_.courtesy.yielded(give_way());
       } else if (idle > kEagerPolls) {
         relax();
       }
@@ -148,7 +158,7 @@ void Engine::drive(Guard& guard, const Operation* until, Deadline deadline) {
       if (idle == 16) idle_since = now;
       look_around(guard, now);
       if (over() || now >= deadline.at()) break;
-      if (now - idle_since > (yields ? kYieldBudget : patience_.now())) {
+      if (now - idle_since > (yields ? kYieldBudget : waiting_.patience.now())) {
         if (!std::exchange(slept, true)) waits_since = idle_since;
         sleep(guard, deadline);
         idle = 0;

@@ -32,7 +32,7 @@ Engine::Engine(Dialer& dialer, std::string uuid, Settings settings)
     : dialer_(dialer),
       uuid_(std::move(uuid)),
       settings_(settings),
-      patience_(std::chrono::microseconds(settings.spin_us), settings.patient),
+      waiting_{Patience(std::chrono::microseconds(settings.spin_us), settings.patient)},
       poller_(epoll_create1(EPOLL_CLOEXEC)),
       bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       service_bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),

@@ -172,7 +172,7 @@ class Engine final : private StagingClient {
   std::condition_variable done_;                    // an operation is done, or the driver has left
   int waiters_ = 0;                                 // threads in done_
   bool driving_ = false, asleep_ = false;  // a waiter drives; links were told that we sleep
-  Patience patience_;                      // of a driver that finds nothing
+  Waiting waiting_;                        // of a driver that finds nothing
   Blocks blocks_;                          // outlives all that keeps frames
   std::unordered_map<std::string, std::unique_ptr<Channel>> channels_;  // by uuid; none is broken
   std::vector<std::unique_ptr<Channel>> retired_;    // broken, of contexts that are not closed yet

@@ -14,6 +14,7 @@
 
 #include "base/clock.hpp"
 #include "device/device.hpp"
+#include "engine/waiting.hpp"
 #include "transport/transport.hpp"
 
 namespace hccomm::engine {
@@ -47,22 +48,6 @@ struct Settings {
   bool device_ipc = true, check_copies = false;  // copies: what they moved is read again
   std::string (*describe_fingerprint)(std::uint64_t) = nullptr;  // for messages
   std::string dump_folder;  // where the flight recorder is written on errors; "": nowhere
-};
-
-// How long a waiter polls before it sleeps. To wake a core that is halted takes about as long as a
-// waiter spins (36 us): two ranks that answer each other, one of which has slept, would go on
-// falling asleep over each other's waking. So a sleep that was not worth it makes those that follow
-// spin for eight times as long, until one of them has slept for longer than that.
-class Patience {
- public:
-  Patience(std::chrono::microseconds spin, bool grows)
-      : spin_(spin), most_(grows ? 8 * spin : spin), now_(spin) {}
-  std::chrono::microseconds now() const { return now_; }
-  // What a waiter that has slept waited for has come after so long in all.
-  void slept(Clock::duration waited) { now_ = waited <= most_ ? most_ : spin_; }
-
- private:
-  std::chrono::microseconds spin_, most_, now_;
 };
 
 // Who will drive an operation that has been started.

@@ -19,27 +19,6 @@ using engine::Follow;
 using engine::Job;
 using engine::Operation;
 
-TEST(Patience, GrowsWhenASleepWasNotWorthItAndGoesWithALongOne) {
-  using std::chrono::microseconds;
-  engine::Patience patience(microseconds(60), true);
-
-  patience.slept(microseconds(150));
-  EXPECT_EQ(patience.now(), microseconds(480));
-  patience.slept(microseconds(481));
-  EXPECT_EQ(patience.now(), microseconds(60));
-}
-
-TEST(Patience, StaysAsTheUserHasSetIt) {
-  using std::chrono::microseconds;
-  for (const int spin : {0, 60}) {
-    engine::Patience patience(microseconds(spin), false);
-
-    patience.slept(microseconds(1));
-
-    EXPECT_EQ(patience.now(), microseconds(spin));
-  }
-}
-
 static plan::Call allreduce_of(std::uint64_t count, bool in_place = false) {
   plan::Call call;
   call.collective = plan::Collective::AllReduce;
@@ -290,7 +269,7 @@ TEST_P(EngineOver, AMessageInPartsLandsInTheReceiveThatWantsIt) {
     Operation* const in = receives(peer, 2, 50'000);
     Operation* const out = sends(2, 60'000);
     EXPECT_EQ(ends(in).code(), Code::Mismatch);
-    ends(out);
+    static_cast<void>(ends(out));  // taken or not: the receiver has said why
   });
 }
 
