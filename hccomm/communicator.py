@@ -249,6 +249,8 @@ class Communicator(Operations):
     def close(self, timeout: float = 1.0) -> None:
         """Wait at most ``timeout`` seconds for pending operations, then end the communicator.
 
+        Half a second of them may pass until the other ranks have taken what this one sent.
+
         Closing twice is fine. Operations still pending afterwards raise Aborted.
         """
         if self._ended and self._ended != _ADRIFT:

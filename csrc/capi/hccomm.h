@@ -247,8 +247,9 @@ HCCOMM_API int hccomm_set_timeout(hccomm_comm* comm, double timeout, hccomm_erro
  * at once. hccomm_abort_signal may be called in a signal handler and aborts all communicators. */
 HCCOMM_API int hccomm_abort(hccomm_comm* comm, const char* reason, hccomm_error* error);
 HCCOMM_API void hccomm_abort_signal(void);
-/* Waits at most `timeout` seconds (0: 1 s) for pending operations, then ends the communicator and
- * frees it. The pointer is invalid afterwards, whatever is returned. */
+/* Waits at most `timeout` seconds (0: 1 s) for pending operations, and up to half a second of these
+ * for the other ranks to take what was sent; then ends the communicator and frees it. The pointer
+ * is invalid afterwards, whatever is returned. */
 HCCOMM_API int hccomm_close(hccomm_comm* comm, double timeout, hccomm_error* error);
 
 /* ---- memory ---------------------------------------------------------------------------------- */

@@ -262,6 +262,8 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
   if (header.type == Type::Beat) {
     constexpr std::uint64_t kMost = 3'600'000;  // what is longer is no truer
     silence.told(std::chrono::milliseconds(std::min(header.address, kMost)));
+    const Binding* left = header.context == 0 ? nullptr : binding_of(header.context);
+    if (left != nullptr) left->context->released[left->rank] = 1;
     return;
   }
   if (header.type == Type::Devices) {
@@ -272,7 +274,20 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
     });
     return;
   }
-  engine_.surely([&] { hand_over(header, payload); });
+  engine_.surely([&] {
+    if (header.type == Type::Bye) beat(header.context);
+    hand_over(header, payload);
+  });
+}
+
+void Channel::beat(std::uint64_t left) {
+  Header beat;
+  beat.type = Type::Beat;
+  beat.context = left;
+  const auto unheard = std::chrono::floor<std::chrono::milliseconds>(silence.unheard());
+  beat.address = static_cast<std::uint64_t>(unheard.count());
+  send(beat, nullptr);
+  flush();
 }
 
 void Channel::hand_over(const Header& header, const std::byte* payload) {

@@ -92,7 +92,8 @@ void Engine::issue_open(Operation& op, std::size_t inlet) {
   const int peer = op.recipe->plan.inlets[inlet].peer;
   Channel& channel = *op.context->channels[peer];
   if (channel.state() == Channel::State::Broken) {
-    lost(*op.context, peer);
+    // Of one that has left all it sent is here; miss_the_gone() sees whether that is enough.
+    if (op.context->gone[peer] == 0) lost(*op.context, peer);
     return;
   }
   if (!channel.up()) {

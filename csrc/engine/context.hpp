@@ -95,11 +95,12 @@ struct Context {
   std::uint64_t id = 0;
   std::string name;  // for messages
   int rank = 0, size = 1;
-  std::vector<Channel*> channels;  // by rank; nullptr for ourselves
-  std::vector<std::string> who;    // by rank: "rank 2 (alpha, pid 812)", for messages
-  std::vector<std::uint8_t> gone;  // by rank: has said Bye, or (tolerant) was lost
-  bool someone_left = false;       // any of them
-  bool tolerant = false;           // goes on without the ranks it loses (gone); messages only
+  std::vector<Channel*> channels;      // by rank; nullptr for ourselves
+  std::vector<std::string> who;        // by rank: "rank 2 (alpha, pid 812)", for messages
+  std::vector<std::uint8_t> gone;      // by rank: has said Bye, or (tolerant) was lost
+  bool someone_left = false;           // any of them
+  std::vector<std::uint8_t> released;  // by rank: has taken our Bye, and all before it
+  bool tolerant = false;               // goes on without the ranks it loses (gone); messages only
   Status poison;
   std::vector<std::uint8_t> told;  // by rank: has been sent the poison
   // Calls that await all ranks where no operation shows it: a vendor's library is at work.

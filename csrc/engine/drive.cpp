@@ -23,6 +23,7 @@ static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep o
 static constexpr long kGraceNs = 5'000'000;  // a handle may go unwaited before the service drives
 static constexpr unsigned kBusyRounds = 64;  // that move something, until we look at the clock
 static constexpr int kEagerPolls = 64;  // before pausing (45 ns, half a cache miss) and yielding
+static constexpr int kTaken = 64;       // frames or parts of each link at a look
 static constexpr auto kLook = std::chrono::milliseconds(2);  // between looks at all deadlines
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
@@ -268,7 +269,9 @@ void Engine::tick(Clock::time_point now) {
     if (i >= up_.size()) continue;  // the end of one may have taken others with it
     if (!driving_ || up_[i]->bindings().empty()) look_at(*up_[i]);
   }
-  if (!driving_) progress();
+  // What has come for a rank that computes is taken, so that who leaves need not wait for it.
+  for (int round = 0; !driving_ && round < kTaken && progress(); ++round) {
+  }
   staging_.forget_unused();
   staging_.close_abroad([&](const void* peer) {
     return std::ranges::any_of(
@@ -281,12 +284,7 @@ void Engine::tick(Clock::time_point now) {
   for (std::size_t i = 0; i < up_.size(); ++i) {
     Channel& channel = *up_[i];
     if (!channel.idle()) continue;
-    wire::Header beat;
-    beat.type = wire::Type::Beat;
-    const auto unheard = std::chrono::floor<std::chrono::milliseconds>(channel.silence.unheard());
-    beat.address = static_cast<std::uint64_t>(unheard.count());
-    channel.send(beat, nullptr);
-    channel.flush();
+    channel.beat();
   }
 }
 

@@ -18,6 +18,7 @@
 namespace hccomm::engine {
 
 static constexpr auto kPatience = std::chrono::milliseconds(5);    // before we dial out of turn
+static constexpr auto kParting = std::chrono::milliseconds(500);   // for peers to take our Bye
 static constexpr auto kDialAgain = std::chrono::milliseconds(50);  // when theirs has not come
 static constexpr int kLooks = 1000;  // frames taken before a connection counts as sound
 
@@ -81,6 +82,7 @@ void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   context.gone.assign(context.size, 0);
   context.someone_left = false;
   context.told.assign(context.size, 0);
+  context.released.assign(context.size, 0);
   context.matching.next_index.assign(context.size, 0);
   context.channels.assign(context.size, nullptr);
   make_room(contexts_, contexts_.size() + 1);
@@ -133,23 +135,34 @@ bool Engine::quiesce(Context& context, Deadline deadline) {
   return true;
 }
 
+// Whoever ends now takes with it what the peer has not read yet: a socket that is closed while
+// something unread lies in it throws away what it has still to send. So a peer says that it has
+// taken our Bye. One that has left itself needs nothing of us.
+static bool released(const Context& context, int rank) {
+  const Channel* const channel = context.channels[rank];
+  return channel == nullptr || !channel->up() || context.gone[rank] != 0 ||
+         context.released[rank] != 0;
+}
+
 void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
   Guard guard(*this);
-  if (say_bye) {
-    for (Channel* channel : context.channels) {
-      if (channel == nullptr || !channel->up()) continue;
-      wire::Header header;
-      header.type = wire::Type::Bye;
-      header.context = context.id;
-      surely([&] { channel->send(header, nullptr); });
-    }
-  }
-  surely(
-      [&] { poison_locked(context, Status(Code::Aborted, context.name + " is closed"), false); });
-  // The failed operations end soon, even if their copies do not (check_deadlines).
   const auto here = [&](const Operation* op) { return op->context == &context; };
-  while (std::ranges::any_of(running_, here)) {
-    drive(guard, nullptr, Deadline::after(Seconds(0.002)));
+  const auto end_all = [&] {
+    surely(
+        [&] { poison_locked(context, Status(Code::Aborted, context.name + " is closed"), false); });
+    // The failed operations end soon, even if their copies do not (check_deadlines).
+    while (std::ranges::any_of(running_, here)) {
+      drive(guard, nullptr, Deadline::after(Seconds(0.002)));
+    }
+  };
+  // Without any, the group stays sound for now: others may go on, and ask about what is done.
+  if (std::ranges::any_of(running_, here)) end_all();
+  for (Channel* channel : context.channels) {
+    if (!say_bye || channel == nullptr || !channel->up()) continue;
+    wire::Header header;
+    header.type = wire::Type::Bye;
+    header.context = context.id;
+    surely([&] { channel->send(header, nullptr); });
   }
   for (Channel* channel : context.channels) {
     if (channel == nullptr) continue;
@@ -158,6 +171,13 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
     }
     channel->flush();
   }
+  const Deadline parting(std::min(deadline.at(), Clock::now() + kParting));
+  for (int rank = 0; say_bye && rank < context.size; ++rank) {
+    while (!released(context, rank) && !parting.passed()) {
+      drive(guard, nullptr, Deadline::after(Seconds(0.001)));
+    }
+  }
+  end_all();
   leave(context);
   context.matching.last = nullptr;
   context.matching.lines.clear();

@@ -16,8 +16,9 @@ namespace hccomm::wire {
 
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
 // 1.1: frames may be sealed; 1.2: connections may be encrypted; 1.3: Written, where memory is
-// shared; 1.4: TaggedHere and Stream, likewise; 1.5: Devices, where devices share theirs
-inline constexpr std::uint16_t kVersionMinor = 5;
+// shared; 1.4: TaggedHere and Stream, likewise; 1.5: Devices, where devices share theirs; 1.6: a
+// Beat answers a Bye
+inline constexpr std::uint16_t kVersionMinor = 6;
 
 enum class Type : std::uint8_t {
   Data = 1,       // a message of a collective: whole (eager), or a part of an opened one
@@ -31,7 +32,7 @@ enum class Type : std::uint8_t {
   TaggedDone,     // point-to-point: "I have pulled message `index`"
   Status,         // (context, sequence) failed on the sender: payload is an encoded Status
   Probe,          // "I wait for you in (context, sequence) with this fingerprint"
-  Beat,           // keep-alive, no payload
+  Beat,           // keep-alive, no payload; with a context: "I have taken your Bye to it"
   Bye,            // orderly close: no frame follows
   Lost,           // a rank of the job is lost: payload names it
   Absent,         // answers a Probe: the payload lists the ranks (u32) that have not called

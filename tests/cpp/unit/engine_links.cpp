@@ -229,6 +229,44 @@ TEST_P(LinksOver, AMessageThatWasGivenUpIsNeverReceivedWithOtherBytes) {
   });
 }
 
+// It broadcasts, leaves and ends before anybody has asked.
+TEST_P(LinksOver, WhatARankHadSentBeforeItEndedIsThere) {
+  std::array<std::unique_ptr<Node>, 2> nodes;
+  std::vector<transport::Card> cards;
+  for (int rank = 0; rank < 2; ++rank) {
+    nodes[rank] = std::make_unique<Node>(GetParam(), rank, 2);
+    cards.push_back(nodes[rank]->card());
+  }
+  for (auto& node : nodes) node->meet(cards);
+  std::thread other([&] { expect_sum_of_ones(*nodes[1]); });
+  expect_sum_of_ones(*nodes[0]);
+  other.join();
+  plan::Call call = one_number();
+  call.collective = plan::Collective::Broadcast;
+  call.root = 1;
+  const auto broadcast = [&](Node& node, std::int64_t& value) {
+    auto* data = reinterpret_cast<std::byte*>(&value);
+    return node.engine().run(node.context(),
+                             {recipe_of(call, node, "direct"), data, data, 1.0, Seconds(20)});
+  };
+
+  for (std::int64_t value = 0; value < 100; ++value) {
+    EXPECT_TRUE(broadcast(*nodes[1], value).ok());
+  }
+  nodes[1]->leave();
+  nodes[1].reset();
+
+  for (std::int64_t wanted = 0; wanted < 100; ++wanted) {
+    std::int64_t value = -1;
+    const Status status = broadcast(*nodes[0], value);
+    ASSERT_TRUE(status.ok()) << wanted << ": " << status.text();
+    EXPECT_EQ(value, wanted);
+  }
+  std::int64_t value = 1;
+  EXPECT_EQ(sum(*nodes[0], value).code(), Code::PeerLost);
+  nodes[0]->leave();
+}
+
 // It offers a large message, or its part of a collective, then closes and ends; only then somebody
 // wants it.
 TEST_P(LinksOver, WhatARankThatHasLeftHadOfferedIsLostWithIt) {
