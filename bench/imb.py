@@ -5,7 +5,8 @@
 wheel of Intel MPI ships and which MPICH runs as well (one ABI), round after round. Both time many
 calls back to back and both put their buffers on huge pages where the kernel gives them. It prints
 the medians over the rounds in microseconds, and the quickest peer's divided by hccomm's (above 1:
-hccomm is quicker); and writes bench/results/<machine>-<ranks>ranks-c.md and .jsonl.
+hccomm is quicker); and writes bench/results/<machine>-<ranks>ranks-c.md and .jsonl; with --tcp,
+which holds all of them to TCP on loopback, <machine>-<ranks>ranks-tcp-c.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=24, help="the largest size is 2 to this power")
     parser.add_argument("--seconds", type=float, default=0.1, help="per collective and size")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one program")
+    parser.add_argument("--tcp", action="store_true", help="no shared memory: TCP on loopback")
     parser.add_argument("--program", type=Path, default=PROGRAM)
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
     options = parser.parse_args()
@@ -62,7 +64,8 @@ def main() -> None:
     report = table(options, found, missing, busy)
     print(report)
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"{peers.machine()}-{options.ranks}ranks-c"
+    way = "-tcp" if options.tcp else ""
+    stem = options.out / f"{peers.machine()}-{options.ranks}ranks{way}-c"
     stem.with_suffix(".md").write_text(report, encoding="utf-8")
     with stem.with_suffix(".jsonl").open("w", encoding="utf-8") as stream:
         for name, rows in found.items():
@@ -96,6 +99,8 @@ def programs(
         settings = ["-msglog", f"3:{options.most}", "-npmin", str(options.ranks)]
         settings += ["-iter", "1000", "-time", str(options.seconds), "-mem", "4"]
         commands[name] = (mpi.command(options.ranks, str(imb), *NAMES, *settings), environ)
+    if options.tcp:
+        commands = {n: (argv, env | peers.over_tcp(n)) for n, (argv, env) in commands.items()}
     return commands, missing
 
 
@@ -133,7 +138,8 @@ def table(
     """Return the report as Markdown."""
     names = list(found)
     lines = [
-        f"# {options.ranks} ranks on one host from C, {options.rounds} interleaved rounds",
+        f"# {options.ranks} ranks on one host from C{', TCP only' if options.tcp else ''}, "
+        f"{options.rounds} interleaved rounds",
         "",
         f"{peers.cpu()}, {os.cpu_count()} cores. `python bench/imb.py {' '.join(sys.argv[1:])}`",
         "",

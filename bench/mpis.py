@@ -81,6 +81,19 @@ def _environ(name: str, prefix: Path, library: Path) -> dict[str, str]:
     return environ
 
 
+def over_tcp(name: str) -> dict[str, str]:
+    """Return the environment that holds ``name`` to TCP also inside a host."""
+    if name == "openmpi":
+        return {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "tcp,self"}
+    if name == "impi":
+        return {"I_MPI_FABRICS": "ofi", "I_MPI_OFI_PROVIDER": "tcp", "FI_PROVIDER": "tcp"}
+    return {
+        "MPIR_CVAR_CH4_NETMOD": "ofi",  # its first choice is UCX
+        "MPIR_CVAR_NOLOCAL": "1",
+        "FI_PROVIDER": "tcp",
+    }
+
+
 def install(name: str) -> None:
     """Install the wheel of ``name`` into its own prefix in this environment, unless it is there."""
     prefix = Path(sys.prefix) / "mpi" / name

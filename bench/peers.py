@@ -10,6 +10,7 @@ or cannot run is named with the reason.
 
 ``--fabric tcp`` (or shm, or a card's provider) compares hccomm's ofi transport with MPICH over the
 same provider of the same libfabric, the one of MPICH's wheel, with MPICH's own shared memory off.
+``--tcp`` holds every library to TCP inside the host, as it would be between hosts.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.1, help="per collective and size")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one peer's job")
     parser.add_argument("--fabric", default="", help="libfabric's provider for hccomm and mpich")
+    parser.add_argument("--tcp", action="store_true", help="no shared memory: TCP on loopback")
     parser.add_argument("--out", default=str(HERE.parent / "results"))
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--file", default="", help=argparse.SUPPRESS)
@@ -121,8 +123,8 @@ def coordinate(options: argparse.Namespace) -> None:
             print(f"# round {turn + 1} of {options.rounds}: {name} done", flush=True)
     report = table(options, results, versions, missing, busy)
     print(report)
-    fabric = f"-ofi-{options.fabric.replace(';', '-')}" if options.fabric else ""
-    stem = out / f"{machine()}-{options.ranks}ranks{fabric}"
+    way = f"-ofi-{options.fabric.replace(';', '-')}" if options.fabric else ""
+    stem = out / f"{machine()}-{options.ranks}ranks{'-tcp' if options.tcp else way}"
     stem.with_suffix(".md").write_text(report, encoding="utf-8")
     with stem.with_suffix(".jsonl").open("w", encoding="utf-8") as stream:
         for name, rows in results.items():
@@ -135,10 +137,21 @@ def coordinate(options: argparse.Namespace) -> None:
 def command(name: str, options: argparse.Namespace, file: str) -> tuple[list[str], dict] | str:
     """Return how to start ``name``, or why it cannot be."""
     found = _command(name, options, file)
-    if isinstance(found, str) or not options.fabric:
+    if isinstance(found, str):
+        return found
+    if options.tcp:
+        return found[0], found[1] | over_tcp(name)
+    if not options.fabric:
         return found
     fabric = _over_fabric(name, options.fabric)
     return fabric if isinstance(fabric, str) else (found[0], found[1] | fabric)
+
+
+def over_tcp(name: str) -> dict[str, str]:
+    """Return what holds ``name`` to TCP; Gloo and oneCCL know nothing else here."""
+    if name in mpis.WHEELS:
+        return mpis.over_tcp(name)
+    return {"HCCOMM_TRANSPORTS": "tcp"} if name.startswith("hccomm") else {}
 
 
 def _over_fabric(name: str, provider: str) -> dict[str, str] | str:
@@ -282,7 +295,8 @@ def table(
     """Return the whole report as Markdown."""
     names = [name for name in options.peers.split(",") if name in results]
     lines = [
-        f"# {options.ranks} ranks on one host, {options.rounds} interleaved rounds",
+        f"# {options.ranks} ranks on one host{', TCP only' if options.tcp else ''}, "
+        f"{options.rounds} interleaved rounds",
         "",
         f"{platform.node()}: {cpu()}, {os.cpu_count()} cores, {platform.platform()}, Python "
         f"{platform.python_version()}. `python bench/peers.py {' '.join(sys.argv[1:])}`",

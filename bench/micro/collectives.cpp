@@ -337,6 +337,7 @@ int main(int argc, char** argv) {
     int status = 0;
     waitpid(child, &status, 0);
     failures += status != 0;
+    if (WIFSIGNALED(status)) std::fprintf(stderr, "a rank ended by signal %d\n", WTERMSIG(status));
   }
   rmdir(folder);
   return failures == 0 ? 0 : 1;
