@@ -403,7 +403,10 @@ Result<Export> CudaShaped::ipc_export(int index, Place place) noexcept {
     return Status(Code::Unavailable, status.text());
   }
   unsigned long long number = 0;
-  if (call_.attribute == nullptr || call_.attribute(&number, kBufferId, base) != 0) number = 0;
+  if (call_.attribute == nullptr || call_.attribute(&number, kBufferId, base) != 0) {
+    return Status(Code::Unavailable,
+                  text(shape_.kind, ":", index, ": the driver does not number its allocations"));
+  }
   exported.handle.assign(handle.bytes, sizeof handle.bytes);
   exported.handle.append(reinterpret_cast<const char*>(&number), sizeof number);
   return exported;

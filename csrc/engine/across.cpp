@@ -23,7 +23,7 @@ void rest_from_across(Channel& channel) {
 
 // The receiver does not take it from the device.
 void declined(Channel& channel, const Header& header, const std::string& why) {
-  --channel.devices.messages;
+  if (channel.devices.messages > 0) --channel.devices.messages;
   if (!why.empty()) {
     not_across(channel, why);
   } else if ((header.flags & wire::kOnDevice) == 0) {
@@ -86,6 +86,7 @@ void Engine::start_across(Channel& channel, Operation& op, std::uint32_t id, std
     next_time = true;
     channel.devices.rest = 0;
   }
+  op.here = 0;
   Header wanted = message_of(op, id);
   channel.link()->settle(wanted);
   wanted.flags = next_time ? wire::kOnDevice : 0;

@@ -196,7 +196,7 @@ bool Staging::fetch(Staged& staged, std::uint64_t begin, std::uint64_t bytes,
   Device& device = *staged.memory[0].device;
   if (!sees(device, view)) return false;
   const std::vector<Cell>& cells = staged.plan->out;
-  staged.from.resize(cells.size(), nullptr);
+  if (staged.from.size() < cells.size()) staged.from.resize(cells.size(), nullptr);
   staged.views.push_back(view);
   auto at = std::ranges::lower_bound(cells, begin, {}, &Cell::offset);
   for (; at != cells.end() && at->offset + at->bytes <= begin + bytes; ++at) {

@@ -411,6 +411,8 @@ void Engine::receive_tagged_control(Context& context, int source, const Header& 
     const auto found = matching.receiving.find(key);
     if (found == matching.receiving.end()) return;
     if ((header.flags & wire::kOnDevice) != 0) {
+      if (std::exchange(found->second->here, found->second->bytes) != 0)
+        return;  // it is being taken
       return start_across(*context.channels[source], *found->second, 0, header.address, said());
     }
     stage_receive(staging_, *context.channels[source], *found->second);

@@ -115,6 +115,18 @@ def mixed(comm: hccomm.Communicator, count: int) -> tuple[bool, int]:
     return right, across(comm) if comm.rank != 1 else 0
 
 
+def beside_another_vendor(comm: hccomm.Communicator, count: int) -> bool:
+    """Gather from a peer's device and, in the same call, from what another vendor has staged."""
+    comm.barrier()
+    kind = "musa" if comm.rank == comm.size - 1 else "cuda"
+    values, right = np.arange(comm.size * count, dtype=np.int64).reshape(comm.size, count), True
+    for turn in range(30):
+        got = FakeArray(kind, np.full((comm.size, count), -1, np.int64))
+        comm.all_gather(FakeArray(kind, values[comm.rank] + turn), out=got)
+        right = right and bool((got.numpy() == values + turn).all())
+    return right
+
+
 def reopened(comm: hccomm.Communicator, count: int) -> tuple[bool, int, int]:
     """Free and allocate again, mostly at one address; count what is open."""
     right = True

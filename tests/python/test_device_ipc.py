@@ -77,6 +77,15 @@ def test_a_rank_whose_array_lies_elsewhere_for_once_gets_it_all_the_same(
         assert right
 
 
+def test_what_comes_from_a_device_and_what_is_staged_do_not_mix(
+    ranks: Any, vendors: dict[str, str]
+) -> None:
+    """Slow devices: the copies of both kinds wait for each other."""
+    group = ranks.fresh(4, HCCOMM_TEST_FAKE="latency_us=300", **vendors)
+
+    assert all(group.run(programs.beside_another_vendor, 30_000))
+
+
 def test_new_memory_in_the_place_of_old_is_not_mistaken_for_it(
     ranks: Any, vendors: dict[str, str]
 ) -> None:
