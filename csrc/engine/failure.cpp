@@ -226,11 +226,22 @@ void Engine::lost(Context& context, int rank) {
                 true);
 }
 
+// Whether all that the step receives has come, and is on its way to the device.
+static bool lands(const Operation& op, std::uint32_t step, std::uint64_t bytes) {
+  std::uint64_t landing = 0;
+  for (const Cell& cell : op.staged != nullptr ? op.staged->late_out : std::vector<Cell>()) {
+    if (cell.first == step && !cell.across) landing += cell.bytes;  // across: the peer has it yet
+  }
+  return landing != 0 && landing == bytes;
+}
+
 // Whether the operation cannot end without something that this rank has still to send or take.
 bool waits_for(const Operation& op, int rank) {
   if (!op.running()) return false;
   if (op.kind != OperationKind::Collective) {
-    return op.peer == rank;
+    const bool here = op.kind == OperationKind::Recv && op.staged != nullptr && op.bytes != 0 &&
+                      (op.moved == op.bytes || lands(op, 0, op.bytes));
+    return op.peer == rank && !here;
   }
   const plan::Plan& plan = op.recipe->plan;
   for (const plan::Inlet& outlet : op.recipe->outlets) {
@@ -245,7 +256,8 @@ bool waits_for(const Operation& op, int rank) {
       const std::uint32_t step = plan.recv_steps[inlet.first + k];
       const bool here =
           std::ranges::any_of(op.stash, [&](const Stashed& each) { return each.step == step; });
-      if (!op.steps[step].done && !here) return true;
+      const bool there = here || lands(op, step, op.bytes_of(plan.steps[step]));
+      if (!op.steps[step].done && !there) return true;
     }
   }
   return false;
