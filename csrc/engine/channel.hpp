@@ -120,6 +120,7 @@ class Channel final : public transport::Inbox {
     std::uint64_t messages = 0;       // that went from device to device
     int rest = 0;                     // calls that are staged without asking
   } devices;
+  std::uint64_t flowed = 0;  // bytes of large messages sent unasked since the peer answered one
   // Kept by Engine::tick. Without a link: for how long an operation has waited for one.
   Silence silence;
   std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)

@@ -144,6 +144,7 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   if (unasked && op.confirms && !opened) {
     op.blocked.push_back(id);
   } else if (unasked) {
+    if (bytes > channel.eager_bytes()) channel.flowed += bytes;
     header.length = bytes;
     channel.send(header, data, &op, id);
   } else if (channel.pulls() && op.steps[id].announced && !in_shared_memory(op, id)) {
@@ -337,6 +338,9 @@ void Engine::receive(Context& context, int source, const Header& header, const s
   if (step < 0) return differs(context, op->recipe->fingerprint, source, header);
   const auto id = static_cast<std::uint32_t>(step);
   if (!fits(*op, id, header, source)) return;
+  Channel& channel = *context.channels[source];
+  // It came before we called, and a place has been told since.
+  if (channel.up() && header.length > channel.eager_bytes()) channel.link()->settle(header);
   if (op->steps[id].waiting == 0) {
     apply(*op, id, header.address, payload, header.length);
     return;
@@ -397,6 +401,7 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       if (outlet == nullptr || header.index >= outlet->count) return;
       const std::uint32_t id = op.recipe->send_steps[outlet->first + header.index];
       if (op.steps[id].done) return;
+      context.channels[source]->flowed = 0;  // it has called for what was announced
       if (header.type == Type::Stream) {
         op.steps[id].announced = true;
         if (op.steps[id].shared && op.staged != nullptr && op.staged->plan->runs_in_place(id)) {

@@ -26,10 +26,12 @@ using wire::Type;
 static constexpr std::uint64_t kPullPiece = 256 << 10;   // bytes moved before others get a turn
 static constexpr std::uint64_t kBouncePiece = 64 << 10;  // pulled and reduced while in L2
 static constexpr std::uint64_t kTogether = 1 << 20;      // the receiver is asked to help
-static constexpr std::uint64_t kFlowing = 8;             // eager messages, of one that flows
-static constexpr int kFlowsTo = 4;                       // ranks; more copy quicker each for itself
-static constexpr std::size_t kTries = 8;   // messages that are asked for a piece in one look
-static constexpr unsigned kPatience = 16;  // looks, 1 us: for a sender that is there to begin
+// Bytes that may flow to a peer until it has answered: it keeps what it has not called for.
+static constexpr std::uint64_t kFlowsAhead = 8 << 20;
+static constexpr std::uint64_t kFlowing = 8;  // eager messages, of one that flows
+static constexpr int kFlowsTo = 4;            // ranks; more copy quicker each for itself
+static constexpr std::size_t kTries = 8;      // messages that are asked for a piece in one look
+static constexpr unsigned kPatience = 16;     // looks, 1 us: for a sender that is there to begin
 static constexpr auto kGrace = std::chrono::seconds(2);  // for a reason that is on its way
 
 static bool tagged(const Operation& op) { return op.kind != OperationKind::Collective; }
@@ -80,7 +82,7 @@ static bool flows(const Channel& channel, const Operation& op, std::uint32_t id)
 
 bool goes_unasked(const Channel& channel, const Operation& op, std::uint32_t id) {
   if (bytes_of(op, id) <= channel.eager_bytes()) return true;
-  return flows(channel, op, id) && !in_shared_memory(op, id);
+  return flows(channel, op, id) && !in_shared_memory(op, id) && channel.flowed < kFlowsAhead;
 }
 
 // Tells the sender so before it offers the message: among more ranks than cores an answer would

@@ -126,4 +126,36 @@ TEST(Flowing, ALargeMessageOfARootedCallGoesUnasked) {
   EXPECT_EQ(words, 0);
 }
 
+TEST(Flowing, ARootThatRunsAheadWaitsForWhoIsBehind) {
+  Cluster cluster("faulty-inproc", 2);
+  std::atomic<std::uint64_t> newest{0}, reached{0};  // calls
+  cluster[1].mischief().on_send([&](const wire::Header& header) {
+    if (header.type == wire::Type::Data) newest = header.sequence;
+    return Deed::Pass;
+  });
+  cluster.run([&](Node& node) {
+    plan::Call call = sum_of(30'000);
+    call.collective = plan::Collective::Broadcast;
+    call.root = 1;
+    call.in_place = true;
+    engine::Recipe recipe = *recipe_of(call, node, "direct", 0, 71);
+    recipe.rooted = true;
+    const auto shared = std::make_shared<const engine::Recipe>(std::move(recipe));
+    for (int round = 0; round < 120; ++round) {
+      if (node.rank() == 0 && round == 1) {  // the first call is confirmed
+        std::this_thread::sleep_for(std::chrono::milliseconds(500));
+        reached = newest.load();
+      }
+      Numbers data(30'000, node.rank() == 1 ? round : -1);
+      const Status status = node.engine().run(node.context(), job_of(shared, data, data));
+      ASSERT_TRUE(status.ok()) << status.text();
+      ASSERT_EQ(data.front(), round);
+      ASSERT_EQ(data.back(), round);
+    }
+  });
+
+  EXPECT_GT(reached, 15u);
+  EXPECT_LT(reached, 45u);  // 8 MiB of 240 kB each
+}
+
 }  // namespace hccomm::test
