@@ -36,7 +36,8 @@ void Channel::unbind(const Context& context) {
 }
 
 const Channel::Binding* Channel::binding_of(std::uint64_t context) {
-  if (context == last_context_ && last_binding_.context != nullptr) return &last_binding_;
+  if (context == 0) return nullptr;  // none: a frame of no group
+  if (context == last_context_) return &last_binding_;
   const auto found = bindings_.find(context);
   if (found == bindings_.end()) return nullptr;
   last_context_ = context;
@@ -263,7 +264,7 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
     constexpr std::uint64_t kMost = 3'600'000;  // what is longer is no truer
     silence.told(std::chrono::milliseconds(std::min(header.address, kMost)));
     const Binding* left = header.context == 0 ? nullptr : binding_of(header.context);
-    if (left != nullptr) left->context->released[left->rank] = 1;
+    if (left != nullptr) left->context->parting[left->rank] = Parting::Taken;
     return;
   }
   if (header.type == Type::Devices) {

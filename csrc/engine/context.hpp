@@ -88,6 +88,9 @@ struct Matching {
   std::unordered_map<TagKey, Line<Operation*>, TagHash> held;
 };
 
+// How far this rank has left another: that has taken our Bye, and all before it.
+enum class Parting : std::uint8_t { Not, Said, Taken };
+
 // Owns:   nothing of the operations in flight; it lists them.
 // Thread: guarded by the engine's lock, but for `watched`.
 // Fails:  a poisoned context fails every operation, present and future, with `poison`.
@@ -95,12 +98,12 @@ struct Context {
   std::uint64_t id = 0;
   std::string name;  // for messages
   int rank = 0, size = 1;
-  std::vector<Channel*> channels;      // by rank; nullptr for ourselves
-  std::vector<std::string> who;        // by rank: "rank 2 (alpha, pid 812)", for messages
-  std::vector<std::uint8_t> gone;      // by rank: has said Bye, or (tolerant) was lost
-  bool someone_left = false;           // any of them
-  std::vector<std::uint8_t> released;  // by rank: has taken our Bye, and all before it
-  bool tolerant = false;               // goes on without the ranks it loses (gone); messages only
+  std::vector<Channel*> channels;  // by rank; nullptr for ourselves
+  std::vector<std::string> who;    // by rank: "rank 2 (alpha, pid 812)", for messages
+  std::vector<std::uint8_t> gone;  // by rank: has said Bye, or (tolerant) was lost
+  bool someone_left = false;       // any of them
+  std::vector<Parting> parting;    // by rank
+  bool tolerant = false;           // goes on without the ranks it loses (gone); messages only
   Status poison;
   std::vector<std::uint8_t> told;  // by rank: has been sent the poison
   // Calls that await all ranks where no operation shows it: a vendor's library is at work.

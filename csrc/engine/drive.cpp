@@ -23,7 +23,7 @@ static constexpr auto kTick = std::chrono::milliseconds(20);  // longest sleep o
 static constexpr long kGraceNs = 5'000'000;  // a handle may go unwaited before the service drives
 static constexpr unsigned kBusyRounds = 64;  // that move something, until we look at the clock
 static constexpr int kEagerPolls = 64;  // before pausing (45 ns, half a cache miss) and yielding
-static constexpr int kTaken = 64;       // frames or parts of each link at a look
+static constexpr int kTaken = 4;        // frames, or fills of a buffer, of each link at a look
 static constexpr auto kLook = std::chrono::milliseconds(2);  // between looks at all deadlines
 static constexpr auto kYieldBudget = std::chrono::microseconds(300);
 
@@ -269,8 +269,10 @@ void Engine::tick(Clock::time_point now) {
     if (i >= up_.size()) continue;  // the end of one may have taken others with it
     if (!driving_ || up_[i]->bindings().empty()) look_at(*up_[i]);
   }
-  // What has come for a rank that computes is taken, so that who leaves need not wait for it.
+  // What has come for a rank that computes is taken, so that who leaves need not wait for it; not
+  // all of it, so that who runs ahead of us does not fill our memory.
   for (int round = 0; !driving_ && round < kTaken && progress(); ++round) {
+    if (contenders_.load(std::memory_order_relaxed) > 0) break;
   }
   staging_.forget_unused();
   staging_.close_abroad([&](const void* peer) {

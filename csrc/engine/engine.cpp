@@ -82,7 +82,7 @@ void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   context.gone.assign(context.size, 0);
   context.someone_left = false;
   context.told.assign(context.size, 0);
-  context.released.assign(context.size, 0);
+  context.parting.assign(context.size, Parting::Not);
   context.matching.next_index.assign(context.size, 0);
   context.channels.assign(context.size, nullptr);
   make_room(contexts_, contexts_.size() + 1);
@@ -141,7 +141,17 @@ bool Engine::quiesce(Context& context, Deadline deadline) {
 static bool released(const Context& context, int rank) {
   const Channel* const channel = context.channels[rank];
   return channel == nullptr || !channel->up() || context.gone[rank] != 0 ||
-         context.released[rank] != 0;
+         context.parting[rank] == Parting::Taken;
+}
+
+void Engine::say_bye_to(Context& context, int rank) {
+  Channel* const channel = context.channels[rank];
+  if (channel == nullptr || !channel->up() || context.parting[rank] != Parting::Not) return;
+  context.parting[rank] = Parting::Said;
+  wire::Header header;
+  header.type = wire::Type::Bye;
+  header.context = context.id;
+  surely([&] { channel->send(header, nullptr); });
 }
 
 void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
@@ -157,13 +167,7 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
   };
   // Without any, the group stays sound for now: others may go on, and ask about what is done.
   if (std::ranges::any_of(running_, here)) end_all();
-  for (Channel* channel : context.channels) {
-    if (!say_bye || channel == nullptr || !channel->up()) continue;
-    wire::Header header;
-    header.type = wire::Type::Bye;
-    header.context = context.id;
-    surely([&] { channel->send(header, nullptr); });
-  }
+  for (int rank = 0; say_bye && rank < context.size; ++rank) say_bye_to(context, rank);
   for (Channel* channel : context.channels) {
     if (channel == nullptr) continue;
     while (channel->up() && !channel->idle() && !deadline.passed()) {
@@ -174,6 +178,7 @@ void Engine::remove(Context& context, Deadline deadline, bool say_bye) {
   const Deadline parting(std::min(deadline.at(), Clock::now() + kParting));
   for (int rank = 0; say_bye && rank < context.size; ++rank) {
     while (!released(context, rank) && !parting.passed()) {
+      say_bye_to(context, rank);  // who has only just dialed us
       drive(guard, nullptr, Deadline::after(Seconds(0.001)));
     }
   }

@@ -123,8 +123,7 @@ class Engine final : private StagingClient {
   bool begin_staged(Operation& op, Result<Staged*>& staged);
   void end(Operation& op), linger(Operation& op, const Status& status);
   bool leave_device(Operation& op, const Status& status);
-  void device_failed(Operation& op, const Status& why);
-  void give_up(Operation& op);
+  void device_failed(Operation& op, const Status& why), give_up(Operation& op);
   Reaches reach(Context& context, std::uint64_t bytes, const Where& one, const Where& other = {});
   void tell_devices(const Context& context);
   void offer_device(Operation& op, std::uint32_t step, Channel& channel);
@@ -150,6 +149,7 @@ class Engine final : private StagingClient {
   void lost(Context& context, int rank), leave(Context& context);
   void retire(Channel& channel), drop_unused(Channel& channel);
   void peer_gone(Context& context, int rank), miss_the_gone(Operation& op);
+  void say_bye_to(Context& context, int rank);
   void differs(Context& context, std::uint64_t mine, int source, const Header& header);
   void check_deadlines(Clock::time_point now);
   void look_around(Guard& guard, Clock::time_point now);
