@@ -86,7 +86,12 @@ def over_tcp(name: str) -> dict[str, str]:
     if name == "openmpi":
         return {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "tcp,self"}
     if name == "impi":
-        return {"I_MPI_FABRICS": "ofi", "I_MPI_OFI_PROVIDER": "tcp", "FI_PROVIDER": "tcp"}
+        return {
+            "I_MPI_FABRICS": "ofi",
+            "I_MPI_OFI_PROVIDER": "tcp",
+            "I_MPI_COLL_INTRANODE": "pt2pt",  # collectives have shared memory of their own
+            "FI_PROVIDER": "tcp",
+        }
     return {
         "MPIR_CVAR_CH4_NETMOD": "ofi",  # its first choice is UCX
         "MPIR_CVAR_NOLOCAL": "1",
