@@ -91,6 +91,17 @@ TEST(Crowded, WhatIsReducedIsAskedForBeforeItIsOffered) {
   EXPECT_GT(asked, 0);
 }
 
+// 240 kB of rank 1: more than goes unasked else.
+static std::shared_ptr<const engine::Recipe> large_broadcast(Node& node) {
+  plan::Call call = sum_of(30'000);
+  call.collective = plan::Collective::Broadcast;
+  call.root = 1;
+  call.in_place = true;
+  engine::Recipe recipe = *recipe_of(call, node, "direct", 0, 71);
+  recipe.rooted = true;
+  return std::make_shared<const engine::Recipe>(std::move(recipe));
+}
+
 // Neither offered nor asked for nor answered, though it is larger than what else goes unasked.
 TEST(Flowing, ALargeMessageOfARootedCallGoesUnasked) {
   Cluster cluster("faulty-inproc", 2);
@@ -106,17 +117,11 @@ TEST(Flowing, ALargeMessageOfARootedCallGoesUnasked) {
     });
   }
   cluster.run([&](Node& node) {
-    plan::Call call = sum_of(30'000);
-    call.collective = plan::Collective::Broadcast;
-    call.root = 1;
-    call.in_place = true;
-    engine::Recipe recipe = *recipe_of(call, node, "direct", 0, 71);
-    recipe.rooted = true;
-    const auto shared = std::make_shared<const engine::Recipe>(std::move(recipe));
+    const auto recipe = large_broadcast(node);
     for (int round = 0; round < 20; ++round) {
       std::this_thread::sleep_for(std::chrono::milliseconds(round % 3 == node.rank() ? 2 : 0));
       Numbers data(30'000, node.rank() == 1 ? round : -1);
-      const Status status = node.engine().run(node.context(), job_of(shared, data, data));
+      const Status status = node.engine().run(node.context(), job_of(recipe, data, data));
       ASSERT_TRUE(status.ok()) << status.text();
       ASSERT_EQ(data.front(), round);
       ASSERT_EQ(data.back(), round);
@@ -134,20 +139,14 @@ TEST(Flowing, ARootThatRunsAheadWaitsForWhoIsBehind) {
     return Deed::Pass;
   });
   cluster.run([&](Node& node) {
-    plan::Call call = sum_of(30'000);
-    call.collective = plan::Collective::Broadcast;
-    call.root = 1;
-    call.in_place = true;
-    engine::Recipe recipe = *recipe_of(call, node, "direct", 0, 71);
-    recipe.rooted = true;
-    const auto shared = std::make_shared<const engine::Recipe>(std::move(recipe));
+    const auto recipe = large_broadcast(node);
     for (int round = 0; round < 120; ++round) {
       if (node.rank() == 0 && round == 1) {  // the first call is confirmed
         std::this_thread::sleep_for(std::chrono::milliseconds(500));
         reached = newest.load();
       }
       Numbers data(30'000, node.rank() == 1 ? round : -1);
-      const Status status = node.engine().run(node.context(), job_of(shared, data, data));
+      const Status status = node.engine().run(node.context(), job_of(recipe, data, data));
       ASSERT_TRUE(status.ok()) << status.text();
       ASSERT_EQ(data.front(), round);
       ASSERT_EQ(data.back(), round);
