@@ -324,12 +324,16 @@ Status Fabric::introduce(Peer& peer, const Offer& mine, const Offer& theirs) {
   return {};
 }
 
-void Fabric::greet(Peer& peer) {
+bool Fabric::greet(Peer& peer) {
   const std::lock_guard lock(mutex_);
   progress();
+  bool taken = true;
   for (unsigned lane = 0; lane < peer.lanes; ++lane) {
-    inject(peer, Kind::Hello, static_cast<std::uint16_t>(lane), lane);
+    const bool works = (peer.met >> lane & 1) != 0;
+    const bool sent = inject(peer, Kind::Hello, static_cast<std::uint16_t>(lane), lane);
+    taken = taken && (sent || !works);
   }
+  return taken || shut(peer);
 }
 
 unsigned Fabric::met(Peer& peer, unsigned& lanes) {

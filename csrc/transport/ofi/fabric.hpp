@@ -49,7 +49,8 @@ class Fabric {
   // A peer to be: its number, slots and ring are there. forget() where nothing comes of it.
   Result<Peer*> admit(Offer& mine);
   Status introduce(Peer& peer, const Offer& mine, const Offer& theirs);
-  void greet(Peer& peer);                     // sends the hello through the fabric, on each lane
+  // Sends the hello through the fabric, on each lane. False: refused on one where theirs has come.
+  bool greet(Peer& peer);
   unsigned met(Peer& peer, unsigned& lanes);  // on how many of them the peer's has come
   void forget(Peer& peer);
   // From now on the control connection is ours.

@@ -88,7 +88,10 @@ Status say_hello(Fabric& fabric, Peer& peer, int control, const std::string& the
     }
     std::this_thread::sleep_for(kLookEvery);
   }
-  fabric.greet(peer);  // ours may have been refused while the peer was not there yet
+  // Ours may have been refused while the peer was not there yet. It hears no other.
+  for (unsigned lanes = 1; !fabric.greet(peer) && !deadline.passed(); fabric.met(peer, lanes)) {
+    std::this_thread::sleep_for(kLookEvery);
+  }
   return {};
 }
 
