@@ -263,8 +263,8 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
   if (header.type == Type::Beat) {
     constexpr std::uint64_t kMost = 3'600'000;  // what is longer is no truer
     silence.told(std::chrono::milliseconds(std::min(header.address, kMost)));
-    const Binding* left = header.context == 0 ? nullptr : binding_of(header.context);
-    if (left != nullptr) left->context->parting[left->rank] = Parting::Taken;
+    if (const Binding* left = binding_of(header.context))
+      left->context->parting[left->rank] = Parting::Taken;
     return;
   }
   if (header.type == Type::Devices) {

@@ -228,8 +228,9 @@ void Engine::lost(Context& context, int rank) {
 
 // Whether all that the step receives has come, and is on its way to the device.
 static bool lands(const Operation& op, std::uint32_t step, std::uint64_t bytes) {
+  if (op.staged == nullptr) return false;
   std::uint64_t landing = 0;
-  for (const Cell& cell : op.staged != nullptr ? op.staged->late_out : std::vector<Cell>()) {
+  for (const Cell& cell : op.staged->late_out) {
     if (cell.first == step && !cell.across) landing += cell.bytes;  // across: the peer has it yet
   }
   return landing != 0 && landing == bytes;
