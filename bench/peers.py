@@ -160,11 +160,7 @@ def _over_fabric(name: str, provider: str) -> dict[str, str] | str:
     if isinstance(mpich, str):
         return mpich
     if name == "mpich":
-        return {
-            "MPIR_CVAR_CH4_NETMOD": "ofi",  # its first choice is UCX
-            "MPIR_CVAR_NOLOCAL": "1",
-            "FI_PROVIDER": provider,
-        }
+        return mpis.over_tcp("mpich") | {"FI_PROVIDER": provider}
     if name != "hccomm":
         return "only hccomm and mpich are held to a provider of libfabric"
     library = Path(mpich.environ["MPI4PY_LIBMPI"]).parent / "mpich" / "libfabric.so.1"
