@@ -70,9 +70,9 @@ class Exporter {
   Exporter(const Exporter&) = delete;
   Exporter& operator=(const Exporter&) = delete;
   void free_first() const {
-    char done = 0;
     ASSERT_EQ(write(orders_, "f", 1), 1);
-    while (done == 0 && Fake("cuda").here()) {  // until its number is gone from the descriptor
+    // Until its number is gone from the descriptor; 20 s at most.
+    for (int look = 0; look < 20'000 && Fake("cuda").here(); ++look) {
       auto again = cuda()->ipc_open(0, exports[0].handle);
       if (!again.ok()) return;
       cuda()->ipc_close(0, again.value());
