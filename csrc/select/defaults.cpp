@@ -26,6 +26,7 @@ constexpr const char* kNeighbours = "least bytes, only neighbours talk";
 constexpr const char* kPipelined = "each link carries the data once, pipelined";
 constexpr const char* kInsideFirst = "one copy of the data leaves each host";
 constexpr const char* kAtOnce = "one hop, no byte twice";
+constexpr const char* kFewestMessages = "fewest messages: whoever works keeps others waiting";
 constexpr const char* kFewMessages = "few messages for small parts";
 
 constexpr Default kDefaults[] = {
@@ -39,10 +40,12 @@ constexpr Default kDefaults[] = {
     {AllReduce, Shared, kAny, 256 * K, kAll, "halving_doubling", kHalves},
     {AllReduce, Shared, kAny, kAll, kAll, "ring", kNeighbours},
     {AllReduce, Crowded, 4, 2 * K, kAll, "direct", kOneHop},
-    {AllReduce, Crowded, 32, 1 * K, kAll, "direct", kOneHop},
-    {AllReduce, Crowded, 4, 16 * K, kAll, "recursive_doubling", kFewHops},
+    {AllReduce, Crowded, 4, 16 * K, kAll, "star", kFewestMessages},
     {AllReduce, Crowded, 4, 64 * K, kAll, "scatter_gather", kTwoHops},
     {AllReduce, Crowded, 3, kAll, kAll, "scatter_gather", kTwoHops},
+    {AllReduce, Crowded, 8, 64 * K, kAll, "star", kFewestMessages},
+    {AllReduce, Crowded, 16, 32 * K, kAll, "star", kFewestMessages},
+    {AllReduce, Crowded, 32, 8 * K, kAll, "star", kFewestMessages},
     {AllReduce, Crowded, kAny, 4 * K, kAll, "recursive_doubling", kFewHops},
     {AllReduce, Crowded, kAny, kAll, kAll, "halving_doubling", kHalves},
     {AllReduce, Hosts, kAny, kAll, kAll, "two_level", kInsideFirst},

@@ -79,7 +79,7 @@ TEST(Rules, NothingIsNoRule) {
 TEST(Rules, AWrongTextIsRefusedWithItsPlaceAndARemedy) {
   EXPECT_EQ(refusal("allreduce:0-8K tre"),
             "HCCOMM_ALGO=\"allreduce:0-8K tre\", character 16: \"tre\" is no algorithm for "
-            "allreduce; give one of direct, scatter_gather, ring, tree, recursive_doubling, "
+            "allreduce; give one of direct, star, scatter_gather, ring, tree, recursive_doubling, "
             "halving_doubling, two_level");
   EXPECT_NE(refusal("broadcast:chain;alreduce:ring")
                 .find("character 17: \"alreduce\" is no "
