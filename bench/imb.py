@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--least", type=int, default=3, help="the smallest size is 2 to this power")
     parser.add_argument("--most", type=int, default=24, help="the largest size is 2 to this power")
     parser.add_argument("--seconds", type=float, default=0.1, help="per collective and size")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one program")
@@ -79,7 +80,8 @@ def programs(
     options: argparse.Namespace,
 ) -> tuple[dict[str, tuple[list[str], dict[str, str]]], dict[str, str]]:
     """Return what to run by library, and why the others are not there."""
-    ours = [str(options.program), "all", str(options.ranks), "8", str(1 << options.most), "5"]
+    sizes = [str(1 << options.least), str(1 << options.most)]
+    ours = [str(options.program), "all", str(options.ranks), *sizes, "5"]
     commands: dict[str, tuple[list[str], dict[str, str]]] = {"hccomm": (ours, {})}
     missing = {}
     intel = mpis.find("impi")
@@ -96,7 +98,7 @@ def programs(
             "LD_LIBRARY_PATH": ":".join(filter(None, paths)),
             "FI_PROVIDER_PATH": str(fabric / "prov") if fabric.is_dir() else "",
         }
-        settings = ["-msglog", f"3:{options.most}", "-npmin", str(options.ranks)]
+        settings = ["-msglog", f"{options.least}:{options.most}", "-npmin", str(options.ranks)]
         settings += ["-iter", "1000", "-time", str(options.seconds), "-mem", "4"]
         commands[name] = (mpi.command(options.ranks, str(imb), *NAMES, *settings), environ)
     if options.tcp:
