@@ -41,6 +41,7 @@ class Fabric {
   ~Fabric();
 
   const std::string& provider() const { return rails_.front()->choice.provider; }
+  bool over_sockets() const;
   std::string domains() const;
   // What has gone over which rail, in large messages; "" where there is one.
   std::string rails_used(Peer& peer);
@@ -66,8 +67,10 @@ class Fabric {
   unsigned borrowed(Peer& peer);
 
   // The peer may write the message at `data`, and does unless it is late; reclaim() ends that.
-  void expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
+  // False: it has not been told.
+  bool expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
               bool on_device);
+  void forget(Peer& peer, const wire::Header& which);  // the peer writes no such message
   // Asks the peer to write no more: of all messages of the operation; nullptr: of any.
   void release(Peer& peer, const wire::Header* of);
   // Nobody writes there any more when it returns.
@@ -78,7 +81,8 @@ class Fabric {
   // The next piece of the frame; adds its size to `sent`. Done too when the peer wants no more.
   Progress send_direct(Peer& peer, unsigned slot, const transport::Outgoing& frame,
                        std::size_t& sent);
-  void advertised(Peer& peer, const Arrived& arrived);
+  // True: it asks for a message that was announced, or will be; `asks` says so to the engine.
+  bool advertised(Peer& peer, const Arrived& arrived, wire::Header& asks);
   Landed landed(Peer& peer, const Arrived& arrived);
   void came(Peer& peer, const wire::Header& header);  // a frame by another way
 

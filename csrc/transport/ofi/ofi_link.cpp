@@ -13,9 +13,10 @@
 
 namespace hccomm::transport::ofi {
 
-static constexpr std::size_t kEagerPayload = 64 * 1024;  // sent unasked
+// Sent unasked. Over sockets a copy costs less than to be told of a place.
+static constexpr std::size_t kEagerPayload = 64 * 1024, kEagerOverSockets = 128 * 1024;
 static constexpr std::size_t kFramePayload = 4 << 20;
-static_assert(kEagerPayload + sizeof(wire::Header) <= kRingSlotBytes, "one slot holds it whole");
+static_assert(kEagerOverSockets + sizeof(wire::Header) <= kRingSlotBytes, "one slot holds it");
 static constexpr std::size_t kPollFrames = 8;  // slots handed over in one look
 static constexpr Seconds kRecall{0.5};
 // A spinning waiter looks at the control connection: the clock every so many empty polls, the
@@ -50,7 +51,9 @@ OfiLink::~OfiLink() {
   fabric_->leave(peer_);
 }
 
-std::size_t OfiLink::eager_bytes() const noexcept { return kEagerPayload; }
+std::size_t OfiLink::eager_bytes() const noexcept {
+  return fabric_->over_sockets() ? kEagerOverSockets : kEagerPayload;
+}
 std::size_t OfiLink::frame_bytes() const noexcept { return kFramePayload; }
 
 bool OfiLink::end(Status why) {
@@ -230,7 +233,8 @@ bool OfiLink::take(Inbox& inbox, Arrived& arrived) {
     return true;
   }
   if (arrived.kind == Kind::Advert) {
-    fabric_->advertised(peer_, arrived);
+    wire::Header asks;
+    if (fabric_->advertised(peer_, arrived, asks)) inbox.deliver(asks, nullptr);
     return true;
   }
   if (large_.active) return wrong([] { return std::string("sent a frame within a frame"); });
@@ -282,9 +286,12 @@ void OfiLink::discard() noexcept {
   large_.discarded = true;
 }
 
-void OfiLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
-  if (status_.ok() && bytes > peer_.eager_bytes) fabric_->expect(peer_, which, data, bytes, false);
+bool OfiLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
+  return status_.ok() && bytes > peer_.eager_bytes &&
+         fabric_->expect(peer_, which, data, bytes, false);
 }
+
+void OfiLink::forget(const wire::Header& which) noexcept { fabric_->forget(peer_, which); }
 
 void OfiLink::expect_on_device(const wire::Header& which, std::byte* data,
                                std::size_t bytes) noexcept {

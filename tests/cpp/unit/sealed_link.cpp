@@ -25,7 +25,9 @@ class Noting final : public Link {
   bool pending() noexcept override { return false; }
   void discard() noexcept override {}
   void recall() noexcept override { ++recalls_; }
-  void expect(const wire::Header&, std::byte*, std::size_t) noexcept override { ++expected_; }
+  bool expect(const wire::Header&, std::byte*, std::size_t) noexcept override {
+    return ++expected_ > 0;
+  }
   bool pulls() const noexcept override { return pulls_; }
   bool awaited(const wire::Header&, std::uint64_t) noexcept override { return true; }
   bool sleeping(bool) noexcept override { return true; }
