@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace hccomm::engine {
@@ -22,6 +23,8 @@ class Blocks {
   struct Return {
     Blocks* home = nullptr;
     std::uint8_t grade = 0;
+    Return() noexcept {}
+    Return(Blocks* of, std::uint8_t size) noexcept : home(of), grade(size) {}
     void operator()(std::byte* block) const noexcept { home->give_back(block, grade); }
   };
   using Block = std::unique_ptr<std::byte[], Return>;
@@ -30,6 +33,7 @@ class Blocks {
   Blocks(const Blocks&) = delete;
   Blocks& operator=(const Blocks&) = delete;
   ~Blocks() {
+    in_hand_.reset();
     for (const auto& spare : spare_) {
       for (std::byte* block : spare) delete[] block;
     }
@@ -48,9 +52,16 @@ class Blocks {
     return block;
   }
   Block copy(const std::byte* data, std::size_t bytes) {
+    if (bytes != 0 && data == in_hand_.get()) return std::move(in_hand_);
     Block block = take(bytes);
     if (bytes != 0) std::memcpy(block.get(), data, bytes);
     return block;
+  }
+  // Calls `use` with a block that has been filled: a copy() of it there hands on the block itself.
+  void with(Block block, auto&& use) {
+    in_hand_ = std::move(block);
+    use(in_hand_.get());
+    in_hand_.reset();
   }
 
  private:
@@ -76,6 +87,7 @@ class Blocks {
 
   std::array<std::vector<std::byte*>, kGrades> spare_;
   std::size_t spare_bytes_ = 0;
+  Block in_hand_;
 };
 
 }  // namespace hccomm::engine

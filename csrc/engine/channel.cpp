@@ -375,7 +375,7 @@ Placement Channel::place_of(const Header& header) {
       return {found->second->data + header.address};
     }
   }
-  incoming_.buffer = std::make_unique_for_overwrite<std::byte[]>(header.length);
+  incoming_.buffer = engine_.blocks_.take(header.length);
   incoming_.mode = Incoming::Mode::Keep;
   return {incoming_.buffer.get()};
 }
@@ -400,10 +400,13 @@ void Channel::consume(const std::byte* piece, std::size_t bytes) {
 }
 
 void Channel::end() {
-  const Incoming incoming = std::exchange(incoming_, {});
+  Incoming incoming = std::exchange(incoming_, {});
   engine_.surely([&] {
     switch (incoming.mode) {
-      case Incoming::Mode::Keep: deliver(incoming.header, incoming.buffer.get()); break;
+      case Incoming::Mode::Keep:
+        engine_.blocks_.with(std::move(incoming.buffer),
+                             [&](const std::byte* payload) { deliver(incoming.header, payload); });
+        break;
       case Incoming::Mode::Direct:
         if (incoming.header.type == Type::Tagged) {
           engine_.arrived(*incoming.operation, 0, incoming.header.length);

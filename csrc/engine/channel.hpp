@@ -180,7 +180,7 @@ class Channel final : public transport::Inbox {
     Operation* operation = nullptr;
     std::uint32_t step = 0;
     std::uint64_t offset = 0;
-    std::unique_ptr<std::byte[]> buffer;
+    Blocks::Block buffer;
   } incoming_;
 };
 
