@@ -28,6 +28,19 @@ def main() -> int:
         dist.all_gather(parts, torch.full((count,), float(rank), device=device))
         assert all(torch.all(part == who).item() for who, part in enumerate(parts)), "all_gather"
 
+        given = torch.full((size * count,), float(rank), device=device)
+        got = torch.empty_like(given)
+        dist.all_to_all_single(got, given)
+        wanted = torch.arange(size, device=device).repeat_interleave(count)
+        assert torch.all(got == wanted).item(), f"all_to_all of {count}"
+
+        here, there = (rank + 1) % size, (rank - 1) % size
+        message = torch.empty(count, device=device)
+        work = dist.isend(torch.full((count,), float(rank), device=device), here)
+        dist.recv(message, there)
+        work.wait()
+        assert torch.all(message == there).item(), f"a message of {count}"
+
         sent = torch.full((count,), 7.0 if rank == 1 else 0.0, device=device)
         dist.broadcast(sent, src=1)
         assert torch.all(sent == 7).item(), f"broadcast of {count}"
