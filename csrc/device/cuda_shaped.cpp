@@ -151,6 +151,7 @@ class CudaShaped final : public Addressed<CudaShaped> {
   }
   Result<Export> ipc_export(int index, Place place) noexcept override;
   Result<Place> ipc_open(int index, const std::string& handle) noexcept override;
+  std::uint64_t ipc_bytes(int index, Place opened) noexcept override;
   void ipc_close(int index, Place opened) noexcept override {
     const Guard guard(*this, index);
     if (call_.ipc_close != nullptr) call_.ipc_close(opened.handle);
@@ -410,6 +411,14 @@ Result<Export> CudaShaped::ipc_export(int index, Place place) noexcept {
   exported.handle.assign(handle.bytes, sizeof handle.bytes);
   exported.handle.append(reinterpret_cast<const char*>(&number), sizeof number);
   return exported;
+}
+
+std::uint64_t CudaShaped::ipc_bytes(int index, Place opened) noexcept {
+  const Guard guard(*this, index);
+  void* base = nullptr;
+  std::uint64_t bytes = 0;
+  if (!guard.status.ok() || call_.address_range(&base, &bytes, opened.handle) != 0) return 0;
+  return bytes - static_cast<std::uint64_t>(address_of(opened) - static_cast<char*>(base));
 }
 
 Result<Place> CudaShaped::ipc_open(int index, const std::string& handle) noexcept {

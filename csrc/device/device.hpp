@@ -143,6 +143,8 @@ class Runtime {
   // the exporter may have ended by then. Requires: closed after the last copy from it.
   virtual Result<Place> ipc_open(int index, const std::string& handle) noexcept;
   virtual void ipc_close(int index, Place opened) noexcept;
+  // How far what was opened reaches, by the runtime and not by the peer; 0: it does not say.
+  virtual std::uint64_t ipc_bytes(int /*index*/, Place /*opened*/) noexcept { return 0; }
   // Enqueues a copy from what was opened to memory of the stream's device, and returns.
   virtual Status copy_across(Stream stream, Place dst, Place opened, std::size_t bytes) noexcept;
 

@@ -125,6 +125,11 @@ Result<transport::ViewPtr> Staging::open_abroad(Device& device, const void* peer
   }
   if (!opened.ok()) return opened.status();
   auto view = std::make_shared<Opened>(*device.runtime, device.index, opened.value(), bytes);
+  const std::uint64_t really = device.runtime->ipc_bytes(device.index, opened.value());
+  if (really != 0 && really < bytes) {
+    return Status(Code::Integrity, text(device.name, ": a peer offers ", bytes,
+                                        " bytes of its memory; what it names has ", really));
+  }
   all.push_back({peer, offer, view, Clock::now()});
   return transport::ViewPtr(std::move(view));
 }

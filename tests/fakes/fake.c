@@ -64,7 +64,7 @@ static int set_locked(const char* setting) {
   } else if (IS("dmabuf")) {
     fake_set_to.dmabuf = number != 0;
   } else if (IS("ipc")) {
-    fake_set_to.ipc = number != 0;
+    fake_set_to.ipc = (int)number;
   } else if (IS("vmm")) {
     fake_set_to.vmm = number != 0;
   } else if (IS("flip_in")) {

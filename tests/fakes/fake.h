@@ -13,7 +13,7 @@
  *   memory=1073741824    bytes a device has; beyond them there are none
  *   fail=CALL:N:CODE     the N-th next CALL (without prefix) fails with CODE
  *   dmabuf=0             1: memory can be exported as a dmabuf, in pages of 4096 bytes
- *   ipc=1                0: no memory of another process can be opened
+ *   ipc=1                0: no memory of another process can be opened; 2: what is has one page
  *   vmm=0                1: memory allocated from now on is of a kind that IPC cannot export
  *   lost=N               the N-th next copy fails behind the caller's back; the device stays lost
  *   flip_in=N, flip_out=N  the N-th next copy to a device (from one) changes a bit on its way

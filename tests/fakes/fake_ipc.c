@@ -26,7 +26,7 @@ int fake_range(void** base, size_t* bytes, const void* address) {
   const block* found = fake_find(fake_device_blocks, address, 1);
   if (found != NULL) {
     *base = found->user;
-    *bytes = found->bytes;
+    *bytes = found->opens > 0 && fake_set_to.ipc == 2 ? 4096 : found->bytes;
   }
   pthread_mutex_unlock(&fake_lock);
   return found != NULL ? FAKE_OK : FAKE_INVALID;

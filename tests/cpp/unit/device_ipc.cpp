@@ -131,6 +131,7 @@ TEST(DeviceIpc, WhatAnotherProcessHasExportedIsCopiedFromDeviceToDevice) {
   EXPECT_TRUE(status.ok()) << status.text();
   EXPECT_EQ(theirs.offset, kOffset);
   EXPECT_EQ(theirs.bytes, kBytes);
+  EXPECT_EQ(runtime.ipc_bytes(0, opened), kBytes);
   std::vector<std::byte> got(kBytes - kOffset);
   move(runtime, mine, got, false);
   EXPECT_EQ(std::ranges::count(got, std::byte(2)), static_cast<std::ptrdiff_t>(got.size()));
