@@ -6,7 +6,7 @@
 //
 //   busbw of the mixed group / the lesser of the busbw of the two homogeneous ones, at one size
 //
-//   staging [allreduce|bcast] [kind A] [kind B] [min bytes] [max bytes] [rounds]
+//   staging [allreduce|bcast|alltoall] [kind A] [kind B] [min bytes] [max bytes] [rounds]
 //
 // Kinds are names of runtimes that are here; fakes serve, with rates as HCCOMM_TEST_FAKE_<NAME>
 // says. Each figure is the median over rounds; in each round every group measures once, and the
@@ -59,8 +59,8 @@ class Rank {
   Rank(hccomm_comm* comm, const std::string& kind, std::size_t bytes)
       : comm_(comm), kind_(hccomm_device_kind(kind.c_str())) {
     runtime_ = Registry::global().runtime(static_cast<hccomm::device::Kind>(kind_)).take();
-    place_ = runtime_->allocate(0, bytes).take();
-    pinned_ = static_cast<float*>(runtime_->host_allocate(0, bytes).take());
+    place_ = runtime_->allocate(0, 2 * bytes).take();  // all_to_all has an output of its own
+    pinned_ = static_cast<float*>(runtime_->host_allocate(0, 2 * bytes).take());
     stream_ = runtime_->stream_create(0).take();
     event_ = runtime_->event_create(0).take();
     fill(bytes, 1.0f);
@@ -78,7 +78,9 @@ class Rank {
     require(runtime_->copy_out(stream_, pinned_, place_, bytes));
     await();
     call(collective, bytes, pinned_, HCCOMM_DEVICE_HOST);
-    require(runtime_->copy_in(stream_, place_, pinned_, bytes));
+    const std::size_t at = collective == HCCOMM_ALL_TO_ALL ? bytes : 0;
+    const hccomm::device::Place out{place_.handle, place_.offset + at};
+    require(runtime_->copy_in(stream_, out, pinned_ + at / 4, bytes));
     await();
   }
 
@@ -121,8 +123,10 @@ class Rank {
     request.struct_size = sizeof request;
     request.collective = collective;
     request.dtype = HCCOMM_F32;
-    request.count = bytes / 4;
+    const bool parts = collective == HCCOMM_ALL_TO_ALL;
+    request.count = bytes / 4 / (parts ? 2 : 1);
     request.input = request.output = {data, bytes / 4, 0, kind, 0, nullptr};
+    if (parts) request.output.data = static_cast<std::byte*>(data) + bytes;
     require(hccomm_run(comm_, &request, &error), error);
   }
   void share(float& value) {
@@ -260,8 +264,9 @@ void print(std::vector<Group>& groups, std::size_t bytes) {
 
 int main(int argc, char** argv) {
   Plan plan;
-  const bool broadcast = argc > 1 && std::strcmp(argv[1], "bcast") == 0;
-  plan.collective = broadcast ? HCCOMM_BROADCAST : HCCOMM_ALL_REDUCE;
+  const std::string what = argc > 1 ? argv[1] : "allreduce";
+  if (what == "bcast") plan.collective = HCCOMM_BROADCAST;
+  if (what == "alltoall") plan.collective = HCCOMM_ALL_TO_ALL;
   plan.kinds[0] = argc > 2 ? argv[2] : "cuda";
   plan.kinds[1] = argc > 3 ? argv[3] : "musa";
   plan.least = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 1 << 10;

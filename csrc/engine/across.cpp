@@ -16,18 +16,13 @@ void not_across(Channel& channel, const std::string& why) {
   if (channel.devices.why_not.empty()) channel.devices.why_not = why;
 }
 
-void rest_from_across(Channel& channel) {
-  constexpr int kCalls = 16;
-  channel.devices.rest = kCalls;
-}
-
 // The receiver does not take it from the device.
 void declined(Channel& channel, const Header& header, const std::string& why) {
   if (channel.devices.messages > 0) --channel.devices.messages;
   if (!why.empty()) {
     not_across(channel, why);
   } else if ((header.flags & wire::kOnDevice) == 0) {
-    rest_from_across(channel);
+    channel.devices.offering.let_down();
   }
 }
 
@@ -37,9 +32,10 @@ void Engine::tell_devices(const Context& context) {
   const std::vector<std::string> ours = staging_.passports();
   for (Channel* const channel : context.channels) {
     if (channel == nullptr || !channel->up() || !channel->pulls()) continue;
+    Header header;
+    header.type = Type::Devices;
+    if (!std::exchange(channel->devices.said, true)) channel->send_text(header, kTakesGrowing);
     for (; channel->devices.told < ours.size(); ++channel->devices.told) {
-      Header header;
-      header.type = Type::Devices;
       channel->send_text(header, ours[channel->devices.told]);
     }
   }
@@ -69,6 +65,7 @@ void Engine::start_across(Channel& channel, Operation& op, std::uint32_t id, std
                           const std::string& offer) {
   std::string why;
   bool next_time = false;
+  const int peer = op.kind == OperationKind::Collective ? op.recipe->plan.steps[id].peer : op.peer;
   Device* const device = op.staged != nullptr ? op.staged->memory[0].device : nullptr;
   const bool alike = device != nullptr && device->family == offer.c_str();
   if (alike && op.staged->plan->runs_in_place(id)) {
@@ -78,13 +75,14 @@ void Engine::start_across(Channel& channel, Operation& op, std::uint32_t id, std
         view.ok() && offset <= view.value()->bytes && cell.bytes <= view.value()->bytes - offset;
     if (fits) {
       ++channel.devices.messages;
+      channel.devices.expecting.well();
       return staging_.take_across(*op.staged, cell, view.value(), offset);
     }
     why = view.ok() ? "what was offered ends outside of its allocation" : view.status().text();
     not_across(channel, why);
-  } else if (alike) {
+  } else if (alike && !op.staged->might_open.has(peer, cell_of(op, id).bytes)) {
     next_time = true;
-    channel.devices.rest = 0;
+    channel.devices.expecting.left = 0;
   }
   op.here = 0;
   Header wanted = message_of(op, id);

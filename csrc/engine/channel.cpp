@@ -271,8 +271,12 @@ void Channel::deliver(const Header& header, const std::byte* payload) {
   if (header.type == Type::Devices) {
     engine_.surely([&] {
       constexpr std::size_t kMost = 64;
-      if (devices.theirs.size() >= kMost) return;
-      devices.theirs.emplace_back(reinterpret_cast<const char*>(payload), header.length);
+      std::string told(reinterpret_cast<const char*>(payload), header.length);
+      if (told == kTakesGrowing) {
+        devices.grows = true;
+      } else if (devices.theirs.size() < kMost) {
+        devices.theirs.push_back(std::move(told));
+      }
     });
     return;
   }

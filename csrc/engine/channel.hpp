@@ -13,6 +13,7 @@
 
 #include "engine/context.hpp"
 #include "engine/operation.hpp"
+#include "engine/rest.hpp"
 #include "engine/silence.hpp"
 #include "transport/transport.hpp"
 
@@ -114,11 +115,12 @@ class Channel final : public transport::Inbox {
   }
   // Devices on both sides of a link that pulls (across.cpp).
   struct Devices {
-    std::vector<std::string> theirs;  // passports
-    std::size_t told = 0;             // of ours
-    std::string why_not;              // memory of one side could not be opened on the other
-    std::uint64_t messages = 0;       // that went from device to device
-    int rest = 0;                     // calls that are staged without asking
+    std::vector<std::string> theirs;   // passports
+    std::size_t told = 0;              // of ours
+    bool grows = false, said = false;  // it takes what is offered piece by piece; it knows we do
+    std::string why_not;               // memory of one side could not be opened on the other
+    std::uint64_t messages = 0;        // that went from device to device
+    Rest offering, expecting;          // it did not take what we offered; it offered nothing
   } devices;
   std::uint64_t flowed = 0;  // bytes of large messages sent unasked since the peer answered one
   // Kept by Engine::tick. Without a link: for how long an operation has waited for one.
@@ -184,11 +186,9 @@ class Channel final : public transport::Inbox {
   } incoming_;
 };
 
+inline constexpr const char* kTakesGrowing = "growing";  // among the passports: Devices::grows
 // One side cannot open memory of the other's devices, and why.
 void not_across(Channel& channel, const std::string& why);
-// One side was let down by the other: it expected, or offered, what the other had staged, or wanted
-// elsewhere. That may come again, and costs more than to stage at once.
-void rest_from_across(Channel& channel);
 // What we offered so the receiver wants in frames: for good, for a while, or this once.
 void declined(Channel& channel, const wire::Header& header, const std::string& why);
 

@@ -140,6 +140,8 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
   const bool opened = !op.opened.empty() && op.opened[step.peer] != 0;
   const bool in_place = op.staged != nullptr && op.staged->plan->runs_in_place(id);
   if (in_place && (opened || channel.pulls())) return send_placed(op, id, channel, header);
+  const bool streams = op.staged != nullptr && op.staged->plan->streams(id);
+  if (streams && channel.pulls() && op.steps[id].waiting > 0) return tell_growth(op, id);
   const bool unasked = goes_unasked(channel, op, id);
   if (unasked && op.confirms && !opened) {
     op.blocked.push_back(id);
@@ -155,7 +157,8 @@ void Engine::issue_send(Operation& op, std::uint32_t id) {
     if (in_shared_memory(op, id)) header.flags = wire::kShared;
     start_push({&channel, &op, id, data, bytes, 0}, header);
   } else if (opened) {
-    channel.send_bulk({header, data, bytes, 0, &op, id});
+    const std::uint64_t* const available = streams ? &op.staged->sends[id].here : nullptr;
+    channel.send_bulk({header, data, bytes, 0, &op, id, available});
   } else {
     op.blocked.push_back(id);
   }
@@ -194,7 +197,7 @@ void Engine::complete(Operation& op, std::uint32_t id) {
     const std::uint32_t next = plan.edges[step.first_dependent + k - 1];
     if (--op.steps[next].waiting == 0) ready_.emplace_back(&op, next);
   }
-  if (op.staged != nullptr && step.kind > Kind::RecvReduce)
+  if (op.staged != nullptr && step.kind > Kind::RecvReduce && !op.staged->plan->streams(id))
     wrote(staging_, op, step.dst, 0, op.bytes_of(step));
   if (--op.left == 0) end(op);
 }
@@ -240,6 +243,7 @@ void Engine::run_step(Operation& op, std::uint32_t id) {
       return;
     }
     case Kind::Copy:
+      if (op.staged != nullptr && op.staged->plan->streams(id)) break;  // copied as it came
       if (bytes != 0) std::memcpy(op.at(step.dst), op.at(step.src), bytes);
       break;
     case Kind::Reduce: {
@@ -377,6 +381,9 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       if (step < 0 || !context.channels[source]->pulls()) return;
       StepState& state = op.steps[step];
       if (state.done || state.announced) return;
+      if ((header.flags & wire::kGrowing) != 0) {
+        return grown(context, op, static_cast<std::uint32_t>(step), source, header);
+      }
       state.announced = true;
       state.value = header.address;
       state.shared = (header.flags & wire::kShared) != 0;
@@ -462,6 +469,8 @@ void Engine::apply(Operation& op, std::uint32_t id, std::uint64_t offset, const 
   const Step& step = recipe.plan.steps[id];
   if (payload != nullptr) put(op, id, offset, payload, bytes);
   if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+    Channel& channel = *op.context->channels[step.peer];
+    if (offset == 0 && channel.pulls()) channel.devices.expecting.let_down();
     Cell cell = cell_of(op, id);
     cell.offset += offset;
     cell.bytes = bytes;

@@ -142,7 +142,6 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
     return start_across(channel, op, id, address, abroad->second);
   }
   if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
-    rest_from_across(channel);
     wire::Header wanted = message_of(op, id);  // what was read would be on its way to the device
     wanted.type = Type::Stream;
     channel.send(wanted, nullptr);
@@ -150,7 +149,10 @@ void Engine::start_pull(Channel& channel, Operation& op, std::uint32_t id, std::
   }
   auto view = shared ? channel.link()->view(address, bytes) : nullptr;
   const bool pinned = view != nullptr && view->bytes <= settings_.staging_bytes;
-  if (pinned && fetch(op, id, view, address)) return;
+  if (pinned && fetch(op, id, view, address)) {
+    const std::uint64_t at = op.recipe->plan.steps[id].dst.offset * op.recipe->element_bytes;
+    return staging_.written(*op.staged, at, bytes);
+  }
   if (view == nullptr && !tagged(op) && in_frames(channel, op, id)) {
     wire::Header wanted = message_of(op, id);
     wanted.type = Type::Stream;
@@ -367,6 +369,10 @@ void Engine::stream(Channel& channel, Operation& op, std::uint32_t id) {
 // The message is where it belongs: the buffer is the caller's again.
 void Engine::sent(Operation& op, std::uint32_t id) {
   pushes_.erase_if([&](const Push& each) { return each.operation == &op && each.step == id; });
+  const int peer = tagged(op) ? op.peer : op.recipe->plan.steps[id].peer;
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
+    op.context->channels[static_cast<std::size_t>(peer)]->devices.offering.well();
+  }
   if (tagged(op)) op.moved = op.bytes;
   complete(op, id);
 }

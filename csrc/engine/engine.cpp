@@ -416,6 +416,7 @@ void Engine::drop_reference(Operation& op) {
     op.blocked.clear();
     if (!op.stash.empty()) op.stash.clear();
     if (!op.abroad.empty()) op.abroad.clear();
+    if (!op.growing.empty()) op.growing.clear();
     if (!op.absent.empty()) op.absent.clear();
   }
   op.state.store(Operation::Free, std::memory_order_relaxed);

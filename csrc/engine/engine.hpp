@@ -133,12 +133,12 @@ class Engine final : private StagingClient {
   bool fetch(Operation& op, std::uint32_t step, const transport::ViewPtr&, std::uint64_t address);
   void fetched(Staged& staged, const Cell& cell) override;
   void more_here(Context& context, Operation& op, int source, const Header& header);
+  void grown(Context& context, Operation& op, std::uint32_t step, int source, const Header& header);
   void opened(Staged& staged) override;
   void carried(Staged& staged, bool in, const Cell& cell) override;
   void copied_in(Staged& staged, const Cell& cell) override;
-  void copied_out(Staged& staged) override;
+  void copied_out(Staged& staged) override, copies_over(Staged& staged) override;
   void copy_failed(Staged& staged, const Status& why) override;
-  void copies_over(Staged& staged) override;
   // failure.cpp
   void poison_locked(Context& context, Status why, bool tell);
   void go_on_without(Context& context, const Status& why);

@@ -138,6 +138,14 @@ struct Operation {
   std::vector<Stashed> stash;
   // Where peers have on their devices what steps receive: (step, as the peer says it).
   std::vector<std::pair<std::uint32_t, std::string>> abroad;
+  // What peers offer while it still leaves their devices: where, how much is there by now, and
+  // whether ours copies it.
+  struct Growing {
+    std::uint32_t step = 0;
+    std::uint64_t address = 0, here = 0;
+    bool fetched = false;
+  };
+  std::vector<Growing> growing;
   std::set<std::uint32_t> absent;  // ranks that have not called yet, as far as we were told
   std::unique_ptr<std::byte[]> scratch;
   std::size_t scratch_bytes = 0;

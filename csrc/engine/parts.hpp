@@ -126,10 +126,10 @@ struct Reach {
 };
 
 // What staging need not do: cards reach some ranks from the memory of devices, the devices of
-// others open that of ours (IPC), and the memory of others is seen from here, so that a device
-// copies right out of it.
+// others open that of ours and ours theirs (IPC), and the memory of others is seen from here, so
+// that a device copies right out of it.
 struct Reaches {
-  Reach cards, ipc, views;
+  Reach cards, opened, opens, views;
 };
 
 // A message that is being copied out of the sender's memory, a piece at a time.
@@ -171,6 +171,7 @@ bool waits_for(const Operation& op, int rank);
 // Asks for a message that was announced; tells who asked what more of it has left the device.
 void answer(Operation& op);
 void tell_here(Operation& op);
+void tell_growth(Operation& op, std::uint32_t step);
 void answer_probe(Context& context, int source, const wire::Header& probe);
 // Sends one rank the reason why the context is poisoned, once.
 void tell(Context& context, int rank);

@@ -47,12 +47,13 @@ Reaches Engine::reach(Context& context, std::uint64_t bytes, const Where& one, c
     way.above = std::max<std::uint64_t>(way.above, channel->eager_bytes());
     if (placed || mine == nullptr || !opens(*channel, *mine)) continue;
     Channel::Devices& devices = context.channels[static_cast<std::size_t>(rank)]->devices;
-    if (devices.rest > 0) {
-      --devices.rest;
-      continue;
-    }
-    found.ipc.ranks.push_back(rank);
-    found.ipc.above = std::max({found.ipc.above, channel->eager_bytes(), kLeastAcross});
+    const auto add = [&](Reach& reach, Rest& rest) {
+      if (!rest.over()) return;
+      reach.ranks.push_back(rank);
+      reach.above = std::max({reach.above, channel->eager_bytes(), kLeastAcross});
+    };
+    add(found.opened, devices.offering);
+    add(found.opens, devices.expecting);
   }
   call_back(guard);
   return found;

@@ -106,12 +106,12 @@ static std::vector<std::uint8_t> steps_in_place(const Recipe& recipe, const Stag
                                                 const std::vector<Use>& targets) {
   const std::vector<Step>& steps = recipe.plan.steps;
   std::vector<std::uint8_t> in_place(steps.size(), 0);
-  const bool nowhere = key.cards.ranks.empty() && key.ipc.ranks.empty();
-  if (nowhere || steps.size() > kMostSteps) return {};
+  if (!key.places_any() || steps.size() > kMostSteps) return {};
   for (std::uint32_t id = 0; id < steps.size(); ++id) {
     const Use& use = steps[id].kind == Kind::Send ? sources[id] : targets[id];
     const bool moves = steps[id].kind == Kind::Send || steps[id].kind == Kind::Recv;
-    in_place[id] = moves && use.end > use.begin && key.places(steps[id].peer, use.end - use.begin);
+    in_place[id] = moves && use.end > use.begin &&
+                   key.places(steps[id].peer, use.end - use.begin, steps[id].kind == Kind::Send);
   }
   for (bool changed = true; changed;) {
     changed = false;
@@ -281,6 +281,14 @@ std::shared_ptr<const StagePlan> make_stage_plan(const Recipe& recipe, const Sta
   }
 
   link(*stage, cut(reads, key.segment), reads);
+  for (std::uint32_t id = 0; id < recipe.plan.steps.size(); ++id) {
+    const Kind kind = recipe.plan.steps[id].kind;
+    const bool moves = kind == Kind::Send || kind == Kind::Copy;
+    if (!moves || recipe.initial[id].waiting > 0 || stage->runs_in_place(id)) continue;
+    if (stage->initial[id].waiting < 2) continue;
+    stage->streamed.resize(recipe.plan.steps.size(), 0);
+    stage->streamed[id] = 1;
+  }
   stage->out = cut(writes, key.segment);
   for (const Use& write : writes) {
     over(stage->out, write,

@@ -25,13 +25,16 @@ struct StageKey {
   bool staged[2] = {};
   bool one = false;
   std::int64_t shift = 0;
-  std::uint64_t segment = 0;  // bytes of one copy, at most
-  bool sums = false;          // the device reduces what it can
-  Reach cards, ipc;           // no ranks: everything is staged
-  Reach views;                // whose mirrors are seen, maybe
+  std::uint64_t segment = 0;   // bytes of one copy, at most
+  bool sums = false;           // the device reduces what it can
+  Reach cards, opened, opens;  // no ranks: everything is staged
+  Reach views;                 // whose mirrors are seen, maybe
 
-  bool places(int peer, std::uint64_t size) const {
-    return cards.has(peer, size) || ipc.has(peer, size);
+  bool places(int peer, std::uint64_t size, bool sent) const {
+    return cards.has(peer, size) || (sent ? opened : opens).has(peer, size);
+  }
+  bool places_any() const {
+    return !cards.ranks.empty() || !opened.ranks.empty() || !opens.ranks.empty();
   }
   friend bool operator==(const StageKey&, const StageKey&) = default;
 };
@@ -68,12 +71,16 @@ struct StagePlan {
   // By step: nothing on the host reads what it receives, and its cells are its own, so that the
   // device may copy them from where the peer has them. Empty: no step is such.
   std::vector<std::uint8_t> viewed;
+  // By step: it sends or copies what the caller left on the device alone, in several cells, so that
+  // the first may go on while others are still to come. Empty: no step is such.
+  std::vector<std::uint8_t> streamed;
   std::size_t element_bytes = 1;
   device::Reduction reduction;
 
   bool runs_in_place(std::uint32_t step) const { return !in_place.empty() && in_place[step] != 0; }
   bool sums(std::uint32_t step) const { return !summed.empty() && summed[step] != 0; }
   bool may_view(std::uint32_t step) const { return !viewed.empty() && viewed[step] != 0; }
+  bool streams(std::uint32_t step) const { return !streamed.empty() && streamed[step] != 0; }
   std::uint32_t memory_of(plan::Space space) const {
     return space == plan::Space::Input && !key.one ? 1 : 0;
   }

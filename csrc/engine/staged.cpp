@@ -4,6 +4,9 @@
 // dependencies of the steps that read them, and an operation ends when what it wrote has been
 // copied back. One that fails ends when no copy of it is in flight any more: its buffers are the
 // caller's again then, whatever went wrong.
+#include <cstring>
+#include <utility>
+
 #include "engine/engine.hpp"
 #include "engine/guard.hpp"
 
@@ -23,6 +26,7 @@ bool Engine::begin_staged(Operation& op, Result<Staged*>& staged) {
     if (op.kind == OperationKind::Collective) {
       const StagePlan& plan = *mine.plan;
       op.steps.assign(plan.initial.begin(), plan.initial.end());
+      mine.sends.assign(plan.streamed.size(), {});
       for (const Space space : {Space::Output, Space::Input}) {
         const auto at = static_cast<int>(space);
         std::byte* const mirror = mine.memory[plan.memory_of(space)].mirror;
@@ -103,6 +107,34 @@ void Engine::give_up(Operation& op) {
   finish(op, {});
 }
 
+// More of a step's source is here. Whether it is to be issued: what is sent unasked must be whole,
+// and what is pulled by who does not map it; what is copied goes on piece by piece before.
+static bool leaves(Staging& staging, const Operation& op, std::uint32_t id, const Cell& landed) {
+  const plan::Step& step = op.recipe->plan.steps[id];
+  Staged::Leaving& mine = op.staged->sends[id];
+  const std::uint64_t element = op.recipe->element_bytes, bytes = step.src.count * element;
+  const std::uint64_t begin =
+      op.staged->plan->base[static_cast<int>(step.src.space)] + step.src.offset * element;
+  const bool whole = op.steps[id].waiting == 0;
+  if (landed.offset <= begin + mine.here) {
+    mine.here = std::max(mine.here, landed.offset + landed.bytes - begin);
+  }
+  if (whole || mine.here > bytes) mine.here = bytes;
+  if (step.kind == plan::Kind::Copy && mine.here > mine.told) {
+    const std::uint64_t from = std::exchange(mine.told, mine.here), more = mine.here - from;
+    std::memcpy(op.at(step.dst) + from, op.at(step.src) + from, more);
+    if (step.dst.space == Space::Output) {
+      staging.written(*op.staged, step.dst.offset * element + from, more);
+    }
+  }
+  if (step.kind == plan::Kind::Copy) return whole;
+  if (mine.issued) return false;
+  const Channel& channel = *op.context->channels[static_cast<std::size_t>(step.peer)];
+  const bool asked = channel.up() && bytes > channel.eager_bytes();
+  const bool in_parts = !channel.pulls() || (channel.devices.grows && in_shared_memory(op, id));
+  return mine.issued = whole || (asked && in_parts && mine.here > 0);
+}
+
 // ---- what staging tells -------------------------------------------------------------------------
 
 void Engine::copied_in(Staged& staged, const Cell& cell) {
@@ -115,7 +147,14 @@ void Engine::copied_in(Staged& staged, const Cell& cell) {
   }
   for (std::uint32_t k = cell.gates; k > 0; --k) {
     const std::uint32_t step = staged.plan->gates[cell.first_gate + k - 1];
-    if (--op.steps[step].waiting == 0) ready_.emplace_back(&op, step);
+    const bool whole = --op.steps[step].waiting == 0;
+    const bool streams = staged.plan->streams(step);
+    const bool sends = op.recipe->plan.steps[step].kind == plan::Kind::Send;
+    if (streams ? leaves(staging_, op, step, cell) : whole) {
+      ready_.emplace_back(&op, step);
+    } else if (streams && sends && staged.sends[step].told > 0) {
+      tell_growth(op, step);
+    }
   }
 }
 

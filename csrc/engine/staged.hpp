@@ -46,9 +46,18 @@ struct Staged {
   // Copies that the plan has not: of messages that were to move in place, and did not. Their number
   // follows those of the plan's; `first` is their step.
   std::vector<Cell> late_in, late_out;
+  // By step, where some stream (StagePlan): how much of its source has been copied, from its
+  // beginning, how much of that a peer that pulls has been told, or has been copied on, and whether
+  // it has been issued.
+  struct Leaving {
+    std::uint64_t here = 0, told = 0;
+    bool issued = false;
+  };
+  std::vector<Leaving> sends;
   // By out cell: where its bytes lie if not in the mirror, and what keeps them there.
   std::vector<const std::byte*> from;
   std::vector<transport::ViewPtr> views;
+  Reach might_open;  // whose memory was expected, had the plan or the buffers allowed it
   std::uint32_t flying = 0;
   std::uint64_t available = 0;  // a message to be sent: bytes from its beginning that are here
   bool open = false;            // the caller's streams have reached the call

@@ -235,8 +235,8 @@ void Staging::expel(Staged& staged) {
 std::shared_ptr<const StagePlan> Staging::place(Staged& staged, const Recipe& recipe, StageKey& key,
                                                 const std::uint64_t* bytes) {
   if (!worth_placing(key.cards, std::max(bytes[0], bytes[1]))) key.cards = {};
-  if (!recipe.moves) key.ipc = {};
-  while (!key.cards.ranks.empty() || !key.ipc.ranks.empty()) {
+  if (!recipe.moves) key.opened = key.opens = {};
+  while (key.places_any()) {
     auto plan = stage_plan_of(recipe, key);
     Reach* closed = nullptr;  // a way that turned out to be
     for (const std::uint32_t id : plan->placed) {
@@ -247,7 +247,7 @@ std::shared_ptr<const StagePlan> Staging::place(Staged& staged, const Recipe& re
       const bool open =
           by_card ? enroll(staged, at, bytes[at]) : !sends || export_memory(staged, at, bytes[at]);
       if (open) continue;
-      closed = by_card ? &key.cards : &key.ipc;
+      closed = by_card ? &key.cards : &key.opened;
       break;
     }
     if (closed == nullptr && !plan->placed.empty()) return plan;
@@ -255,7 +255,7 @@ std::shared_ptr<const StagePlan> Staging::place(Staged& staged, const Recipe& re
     if (closed == nullptr) break;
     *closed = {};
   }
-  key.cards = key.ipc = {};
+  key.cards = key.opened = key.opens = {};
   return nullptr;
 }
 
@@ -344,7 +344,9 @@ Result<Staged*> Staging::prepare(const Recipe& recipe, const Buffers& buffers,
   Staged& staged = allocate();
   StageKey key;
   key.cards = reaches.cards;
-  key.ipc = reaches.ipc;
+  key.opened = reaches.opened;
+  key.opens = reaches.opens;
+  staged.might_open = recipe.moves ? reaches.opens : Reach();
   key.views = reaches.views;
   const auto has = [&](int space) {
     return buffers.where[space].runtime != nullptr && recipe.extent[space] != 0;
@@ -416,7 +418,8 @@ Result<Staged*> Staging::prepare(const Where& where, std::uint64_t bytes, bool s
     return status;
   }
   const bool placed = (worth_placing(reaches.cards, bytes) && enroll(staged, 0, bytes)) ||
-                      (!reaches.ipc.ranks.empty() && (!sent || export_memory(staged, 0, bytes)));
+                      (sent ? !reaches.opened.ranks.empty() && export_memory(staged, 0, bytes)
+                            : !reaches.opens.ranks.empty());
   mirror(staged, 0, bytes, !placed);
   const Staged::Memory& made = staged.memory[0];
   plan_message(staged.message, placed ? 0 : bytes, sent,
@@ -444,6 +447,7 @@ void Staging::recycle(Staged& staged) {
   staged.late_out.clear();
   staged.from.clear();
   staged.views.clear();
+  staged.might_open.ranks.clear();
   staged.next_in = staged.landed_in = staged.next_due = staged.landed_out = 0;
   staged.available = 0;
   staged.open = staged.over = staged.leaving = staged.begun = staged.unanswered = false;

@@ -19,7 +19,7 @@ static bool on_device(const Parcel& parcel) { return parcel.where != nullptr && 
 // Outside the lock: a device is opened at its first use.
 static Result<Staged*> stage(Staging& staging, OperationKind kind, const Parcel& parcel,
                              Reaches reaches) {
-  for (Reach* const way : {&reaches.cards, &reaches.ipc}) {
+  for (Reach* const way : {&reaches.cards, &reaches.opened, &reaches.opens}) {
     if (parcel.peer < 0 || !way->has(parcel.peer, parcel.bytes)) *way = {};
   }
   return staging.prepare(*parcel.where, parcel.bytes, kind == OperationKind::Send, reaches);
@@ -310,7 +310,7 @@ Operation* Engine::wanted(Context& context, int source, const Header& header) {
 
 void stage_receive(Staging& staging, Channel& channel, Operation& op) {
   if (op.staged == nullptr || !op.staged->plan->runs_in_place(0)) return;
-  rest_from_across(channel);
+  channel.devices.expecting.let_down();
   staging.stage_after_all(*op.staged, op.bytes, false);
 }
 

@@ -12,6 +12,7 @@
 namespace hccomm::engine {
 
 using plan::Space;
+using plan::Step;
 using wire::Type;
 
 static bool in_shared_memory(const Staged& staged, std::uint32_t memory) {
@@ -31,7 +32,8 @@ bool in_shared_memory(const Operation& op, std::uint32_t id) {
   return space != Space::Scratch && in_shared_memory(*op.staged, op.staged->plan->memory_of(space));
 }
 
-// Has the device copy what the step receives from where the peer has it. False: it is to be pulled.
+// Has the device copy what the step receives from where the peer has it, once that is written
+// (Staging::written). False: it is to be pulled.
 bool Engine::fetch(Operation& op, std::uint32_t id, const transport::ViewPtr& view,
                    std::uint64_t address) {
   if (op.staged == nullptr) return false;
@@ -43,9 +45,57 @@ bool Engine::fetch(Operation& op, std::uint32_t id, const transport::ViewPtr& vi
   const plan::Step& step = op.recipe->plan.steps[id];
   const std::uint64_t at = step.dst.offset * op.recipe->element_bytes, bytes = op.bytes_of(step);
   const std::uint64_t begin = staged.plan->base[static_cast<int>(Space::Output)] + at;
-  if (!staging_.fetch(staged, begin, bytes, view, view->at(address))) return false;
-  staging_.written(staged, at, bytes);
-  return true;
+  return staging_.fetch(staged, begin, bytes, view, view->at(address));
+}
+
+// Offers what the step sends while it still leaves the device: where, then how much is there.
+void tell_growth(Operation& op, std::uint32_t id) {
+  const Step& step = op.recipe->plan.steps[id];
+  Channel& channel = *op.context->channels[static_cast<std::size_t>(step.peer)];
+  Staged::Leaving& mine = op.staged->sends[id];
+  if (mine.here == mine.told) return;
+  Header ready = message_of(op, id);
+  ready.type = Type::Ready;
+  ready.flags = wire::kShared | wire::kGrowing;
+  ready.address = reinterpret_cast<std::uintptr_t>(op.at(step.src));
+  if (mine.told == 0) channel.send(ready, nullptr);
+  op.steps[id].shared = true;
+  ready.address = mine.told = mine.here;
+  channel.send(ready, nullptr);
+}
+
+// More of what is so offered is there. Our device copies it, or the message is taken as others are,
+// once it is whole.
+void Engine::grown(Context& context, Operation& op, std::uint32_t id, int source,
+                   const Header& header) {
+  const std::uint64_t bytes = op.bytes_of(op.recipe->plan.steps[id]);
+  const auto mine = std::ranges::find(op.growing, id, &Operation::Growing::step);
+  if (mine == op.growing.end()) return op.growing.push_back({id, header.address});
+  if (header.address <= mine->here || header.address > bytes) {
+    poison_locked(context,
+                  Status(Code::Integrity,
+                         text(context.who[source], " says that ", header.address, " of ", bytes,
+                              " bytes are there, after ", mine->here),
+                         source),
+                  true);
+    return;
+  }
+  StepState& state = op.steps[id];
+  Channel& channel = *context.channels[source];
+  const std::uint64_t before = std::exchange(mine->here, header.address);
+  if (before == 0 && state.waiting == 0) {
+    const auto view = channel.link()->view(mine->address, bytes);
+    const bool pinned = view != nullptr && view->bytes <= settings_.staging_bytes;
+    mine->fetched = pinned && fetch(op, id, view, mine->address);
+  }
+  if (mine->fetched) {
+    const std::uint64_t at = op.recipe->plan.steps[id].dst.offset * op.recipe->element_bytes;
+    staging_.written(*op.staged, at + before, mine->here - before);
+  } else if (mine->here == bytes) {
+    state.announced = state.shared = true;
+    state.value = mine->address;
+    if (state.waiting == 0) start_pull(channel, op, id, mine->address, true);
+  }
 }
 
 // A copy from the peer's memory has ended.

@@ -18,7 +18,7 @@ inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
 // 1.1: frames may be sealed; 1.2: connections may be encrypted; 1.3: Written, where memory is
 // shared; 1.4: TaggedHere and Stream, likewise; 1.5: Devices, where devices share theirs; 1.6: a
 // Beat answers a Bye
-inline constexpr std::uint16_t kVersionMinor = 6;
+inline constexpr std::uint16_t kVersionMinor = 7;
 
 enum class Type : std::uint8_t {
   Data = 1,       // a message of a collective: whole (eager), or a part of an opened one
@@ -67,6 +67,9 @@ inline constexpr std::uint8_t kSealed = 0x80;  // of Header::flags
 inline constexpr std::uint8_t kShared = 0x40;  // likewise: what lies at `address` can be mapped
 // Likewise: it lies on a device, at that offset of the memory that the payload names.
 inline constexpr std::uint8_t kOnDevice = 0x20;
+// Of Ready: the bytes come there piece by piece; the first says where, the others how many are
+// there.
+inline constexpr std::uint8_t kGrowing = 0x10;
 
 // HCCOMM_INTEGRITY: marks the header and lets it vouch for itself and for what follows.
 // `payload_crc` is the CRC-32C of the payload, `number` how many frames have gone before on this

@@ -99,6 +99,21 @@ def sums(comm: hccomm.Communicator, count: int) -> tuple[bool, int]:
     return right and (comm.rank != 0 or bool((out.numpy() == total).all())), across(comm) - before
 
 
+def one_sided(comm: hccomm.Communicator, count: int) -> tuple[bool, int]:
+    """Exchange parts while rank 0 cannot export its memory; count what came by IPC."""
+    comm.barrier()
+    move(comm, 1000)
+    probe = CudaArray(np.zeros(1), comm.rank % 2)
+    probe.tell(f"vmm={1 - comm.rank}")
+    right, before = True, across(comm)
+    for turn in range(20):
+        values = np.arange(2 * count, dtype=np.int64).reshape(2, count) + turn
+        got = place(comm, np.zeros((2, count), np.int64))
+        comm.all_to_all(place(comm, values + 10 * comm.rank), out=got)
+        right = right and bool((got.numpy() == [values[comm.rank], values[comm.rank] + 10]).all())
+    return right, across(comm) - before
+
+
 def mixed(comm: hccomm.Communicator, count: int) -> tuple[bool, int]:
     """Broadcast where ranks lie on CUDA but for one, which moves: to another vendor, the host."""
     comm.barrier()

@@ -51,9 +51,17 @@ def test_sums_are_made_on_the_host(ranks: Any, vendors: dict[str, str]) -> None:
         ({"HCCOMM_CMA": "off"}, None),
         ({"HCCOMM_TEST_FAKE": "vmm=1"}, None),
         ({"HCCOMM_TEST_FAKE": "ipc=0"}, "peer access is not supported"),
+        ({"HCCOMM_TEST_FAKE": "ipc=2"}, "what it names has 4096"),
         ({"HCCOMM_INTEGRITY": "crc32c"}, None),
     ],
-    ids=["off", "no single copies", "exported by nobody", "opened by nobody", "checked copies"],
+    ids=[
+        "off",
+        "no single copies",
+        "exported by nobody",
+        "opened by nobody",
+        "shorter than told",
+        "checked copies",
+    ],
 )
 def test_without_it_all_is_staged(
     ranks: Any, vendors: dict[str, str], how: dict[str, str], why: str | None
@@ -75,6 +83,17 @@ def test_a_rank_whose_array_lies_elsewhere_for_once_gets_it_all_the_same(
 ) -> None:
     for right, _ in ranks.fresh(3, **vendors).run(programs.mixed, 100_000):
         assert right
+
+
+def test_who_cannot_export_its_memory_opens_that_of_others_all_the_same(
+    ranks: Any, vendors: dict[str, str]
+) -> None:
+    there, back = ranks.fresh(2, **vendors).run(programs.one_sided, 30_000)
+
+    assert there[0]
+    assert back[0]
+    assert there[1] == 20
+    assert back[1] == 0
 
 
 def test_what_comes_from_a_device_and_what_is_staged_do_not_mix(

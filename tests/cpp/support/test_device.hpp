@@ -40,11 +40,10 @@ class TestDevice : public device::Runtime {
   // ---- what goes wrong, when asked ----
   std::atomic<int> pins_left{1 << 30};    // host_allocate and host_register fail after so many
   std::atomic<int> copies_left{1 << 30};  // the device is lost after so many copies
-  std::atomic<int> sound_in{1 << 30};     // copies to it until one changes a bit
-  std::atomic<int> sound_out{1 << 30};    // copies from it, likewise
-  std::atomic<bool> stalled{false};       // no copy ends
-  std::atomic<int> copies{0}, pins{0};    // so far
-  std::atomic<int> unfinished{0};         // copies
+  std::atomic<int> sound_in{1 << 30}, sound_out{1 << 30};  // copies in, out: then one flips a bit
+  std::atomic<bool> stalled{false};                        // no copy ends
+  std::atomic<int> stalls_at{0};  // the copy whose event does not come, nor any later
+  std::atomic<int> copies{0}, pins{0}, unfinished{0};  // so far; last: copies in flight
   const std::string& name() const { return name_; }
 
   std::string library() const override { return "test of " + name_; }
@@ -162,7 +161,7 @@ class TestDevice : public device::Runtime {
       ADD_FAILURE() << name_ << ": a copy outside of device or pinned memory";
       return {Code::System, "bad copy"};
     }
-    ++copies;
+    const bool stalls = ++copies == stalls_at;
     ++unfinished;
     const bool flips = (in ? sound_in : sound_out)-- == 0;
     const double seconds = latency_ + (rate_ > 0 ? static_cast<double>(bytes) / rate_ : 0);
@@ -170,6 +169,7 @@ class TestDevice : public device::Runtime {
                           const std::shared_lock runs(running_);
                           if (!lost_) std::memcpy(in ? mine : theirs, in ? theirs : mine, bytes);
                           if (flips) (in ? mine : theirs)[bytes / 2] ^= std::byte{4};
+                          if (stalls) stalled = true;
                           --unfinished;
                         },
                         seconds});

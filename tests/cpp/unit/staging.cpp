@@ -316,6 +316,36 @@ TEST(StagingOverShm, APeersMemoryThatCannotBePinnedIsPulled) {
   exchange(cluster, 600'000, 1, a, b);
 }
 
+// Out of one device, over the wire, and to the other.
+TEST_P(StagingOver, TheFirstPiecesOfAMessageArriveBeforeItsLastAreCopied) {
+  if (std::string_view(GetParam()) == "inproc") GTEST_SKIP() << "it reads the peer's memory whole";
+  TestDevice a("alpha"), b("beta");
+  Cluster cluster(GetParam(), 2, small_pool(64 << 20, 64 << 10));
+  const auto all_to_all = [&] {
+    cluster.run([&](Node& node) {
+      const Call call = call_of(Collective::AllToAll, 200'000, false);
+      const bool sends = node.rank() == 0;
+      const Outcome outcome =
+          perform(node, call, "direct", sends ? &a : nullptr, sends ? nullptr : &b);
+      EXPECT_TRUE(outcome.status.ok()) << outcome.status.text();
+    });
+  };
+  for (int call = 0; call < 2; ++call)
+    all_to_all();  // there is a link; it has told what each can do
+  const int before = b.copies;
+  a.stalls_at = a.copies + 8;
+  std::thread watcher([&] {
+    const Deadline deadline = Deadline::after(Seconds(20));
+    const int own = before + 26;  // cells of rank 1's own part, at most
+    while ((!a.stalled || b.copies <= own) && !deadline.passed()) std::this_thread::yield();
+    EXPECT_GT(b.copies, own);
+    a.stalls_at = 0;
+    a.stalled = false;
+  });
+  all_to_all();
+  watcher.join();
+}
+
 INSTANTIATE_TEST_SUITE_P(Transports, StagingOver, testing::Values("inproc", "tcp", "shm"),
                          [](const auto& each) { return std::string(each.param); });
 

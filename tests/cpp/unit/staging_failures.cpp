@@ -10,20 +10,26 @@ namespace hccomm::test {
 class StagingFailures : public testing::TestWithParam<const char*> {};
 
 TEST_P(StagingFailures, ALostDeviceFailsTheGroupAndIsNamed) {
-  for (const int copies : {0, 1, 3, 9}) {
+  const auto fails_at = [](Collective collective, const char* algorithm, int copies) {
     TestDevice a("alpha", 10e-6, 4e9), b("beta");
     Cluster cluster(GetParam(), 3, small_pool(8 << 20));
     b.copies_left = copies;
 
     cluster.run([&](Node& node) {
-      const Call call = call_of(Collective::AllReduce, 40'000, true);
+      const Call call = call_of(collective, 40'000, collective == Collective::AllReduce);
       TestDevice* const device = of_rank(node.rank(), 0, a, b);
-      const Outcome outcome = perform(node, call, "ring", device, device);
+      const Outcome outcome = perform(node, call, algorithm, device, device);
 
       EXPECT_EQ(outcome.status.code(), Code::System) << outcome.status.text();
       EXPECT_EQ(outcome.status.rank(), 2);
       EXPECT_NE(outcome.status.text().find("beta:0"), std::string::npos) << outcome.status.text();
     });
+  };
+  for (const int copies : {0, 1, 3, 9}) {
+    fails_at(Collective::AllReduce, "ring", copies);
+    // In one process a peer reads the host's array itself, which may be gone when it has failed.
+    if (std::string_view(GetParam()) == "inproc") continue;
+    fails_at(Collective::AllToAll, "direct", copies);
   }
 }
 

@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/rest.hpp"
+
 namespace hccomm::test {
 
 TEST(Patience, GrowsWhenASleepWasNotWorthItAndGoesWithALongOne) {
@@ -26,6 +28,24 @@ TEST(Patience, StaysAsTheUserHasSetIt) {
 
     EXPECT_EQ(patience.now(), microseconds(spin));
   }
+}
+
+TEST(Rest, IsTwiceAsLongWithEachFailureUntilManyCallsWentWell) {
+  engine::Rest rest;
+  const auto calls = [&] {
+    int count = 0;
+    while (!rest.over()) ++count;
+    return count;
+  };
+  EXPECT_EQ(calls(), 0);
+  rest.let_down();
+  rest.let_down();  // a call that was in flight beside the first
+  EXPECT_EQ(calls(), 16);
+  rest.let_down();
+  EXPECT_EQ(calls(), 32);
+  for (int call = 0; call < 16; ++call) rest.well();
+  rest.let_down();
+  EXPECT_EQ(calls(), 16);
 }
 
 TEST(Courtesy, YieldsAtOnceToWhoAnsweredSoonAndToNobodyElse) {
