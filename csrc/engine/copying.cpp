@@ -173,9 +173,12 @@ static void settle(Channel& channel, const Operation& op, std::uint32_t id, bool
   channel.send(answer, nullptr);
 }
 
+static std::uint64_t offer_of(const Operation& op) {
+  return offer(op.context->id, tagged(op) ? op.index : op.sequence, tagged(op));
+}
+
 static Status still_offered(Channel& channel, const Operation& op) {
-  const std::uint64_t number = tagged(op) ? op.index : op.sequence;
-  if (!channel.link()->withdrawn(offer(op.context->id, number, tagged(op)))) return {};
+  if (!channel.link()->withdrawn(offer_of(op))) return {};
   return {Code::Aborted, "it gave its call up before the data had been read"};
 }
 
@@ -230,7 +233,7 @@ bool Engine::advance(Pull& pull, bool& any) {
     }
     Status status;
     if (pull.view == nullptr) {
-      status = channel.link()->pull(target, there, piece.bytes);
+      status = channel.link()->pull(offer_of(op), target, there, piece.bytes);
     } else if (!reduces) {
       std::memcpy(target, pull.view->at(there), piece.bytes);
     }

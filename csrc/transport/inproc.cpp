@@ -99,7 +99,13 @@ class InprocLink final : public Link {
 
   void discard() noexcept override {}  // every frame arrives whole
 
-  Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override {
+  // Locked, so that who takes its memory back waits for the end of a copy: there is no kernel
+  // between the two that would refuse to read what has been freed.
+  Status pull(std::uint64_t key, void* dst, std::uint64_t address,
+              std::size_t bytes) noexcept override {
+    const std::lock_guard lock(wire_->mutex);
+    if (theirs_.closed) return {Code::PeerLost, "inproc: the other rank has closed its link"};
+    if (taken_back(key)) return {Code::Aborted, "inproc: the other rank took its memory back"};
     std::memcpy(dst, reinterpret_cast<const void*>(static_cast<std::uintptr_t>(address)), bytes);
     return {};
   }
@@ -116,7 +122,7 @@ class InprocLink final : public Link {
   }
   bool withdrawn(std::uint64_t key) const noexcept override {
     const std::lock_guard lock(wire_->mutex);
-    return std::ranges::find(theirs_.withdrawn, key) != theirs_.withdrawn.end();
+    return taken_back(key);
   }
 
   bool sleeping(bool asleep) noexcept override {
@@ -146,6 +152,10 @@ class InprocLink final : public Link {
   }
 
  private:
+  // Requires: the mutex is held.
+  bool taken_back(std::uint64_t key) const noexcept {
+    return std::ranges::find(theirs_.withdrawn, key) != theirs_.withdrawn.end();
+  }
   bool take(Message& message) {
     const std::lock_guard lock(wire_->mutex);
     if (mine_.arrived.empty()) return false;

@@ -140,8 +140,9 @@ class Link {
     return false;
   }
 
-  // Copies `bytes` from the peer's memory. Requires: pulls().
-  virtual Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept;
+  // Copies `bytes` from the peer's memory that was offered under `key`. Requires: pulls().
+  virtual Status pull(std::uint64_t key, void* dst, std::uint64_t address,
+                      std::size_t bytes) noexcept;
   virtual bool pulls() const noexcept { return false; }
   // Whether what is reduced as it comes is quicker in frames than by pull().
   virtual bool streams_sums() const noexcept { return false; }

@@ -69,8 +69,9 @@ class SealedLink final : public Link, private Inbox {
                          std::uint64_t& wrote) noexcept override {
     return link_->write(which, data, bytes, wrote);
   }
-  Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override {
-    return link_->pull(dst, address, bytes);
+  Status pull(std::uint64_t key, void* dst, std::uint64_t address,
+              std::size_t bytes) noexcept override {
+    return link_->pull(key, dst, address, bytes);
   }
   bool pulls() const noexcept override { return copies_; }
   ViewPtr view(std::uint64_t address, std::uint64_t bytes) noexcept override {

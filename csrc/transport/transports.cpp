@@ -4,7 +4,7 @@
 namespace hccomm::transport {
 
 // Links whose memory the peer cannot read have no need to say so.
-Status Link::pull(void*, std::uint64_t, std::size_t) noexcept {
+Status Link::pull(std::uint64_t, void*, std::uint64_t, std::size_t) noexcept {
   return {Code::Internal, "this link cannot pull from the peer's memory"};
 }
 

@@ -209,7 +209,7 @@ Result<Progress> ShmLink::write(const wire::Header& which, const std::byte* data
   return task.last ? Progress::Done : Progress::Again;
 }
 
-Status ShmLink::pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept {
+Status ShmLink::pull(std::uint64_t, void* dst, std::uint64_t address, std::size_t bytes) noexcept {
   Status read = read_peer(parts_.bell.peer(), dst, address, bytes);
   // The number may have passed to another process; while ours lives it has not.
   if (read.ok() && parts_.bell.listen()) {

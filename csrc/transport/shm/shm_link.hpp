@@ -40,7 +40,7 @@ class ShmLink final : public Link {
   bool poll(Inbox& inbox, std::size_t budget) noexcept override;
   bool pending() noexcept override;
   void discard() noexcept override { reader_.discard(); }
-  Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override;
+  Status pull(std::uint64_t, void* dst, std::uint64_t address, std::size_t bytes) noexcept override;
   bool pulls() const noexcept override { return parts_.pulls; }
   bool streams_sums() const noexcept override;
   ViewPtr view(std::uint64_t address, std::uint64_t bytes) noexcept override {

@@ -323,7 +323,7 @@ TEST_P(EachTransport, PullsWhereItSaysSo) {
   std::vector<std::byte> copy(source.size());
 
   const Status status =
-      dialed_->pull(copy.data(), reinterpret_cast<std::uintptr_t>(source.data()), copy.size());
+      dialed_->pull(7, copy.data(), reinterpret_cast<std::uintptr_t>(source.data()), copy.size());
 
   if (dialed_->pulls()) {
     EXPECT_EQ(status, Status());

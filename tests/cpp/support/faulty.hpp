@@ -52,8 +52,9 @@ class FaultyLink final : public transport::Link {
     return cut_ || link_->pending();
   }
   void discard() noexcept override { link_->discard(); }
-  Status pull(void* dst, std::uint64_t address, std::size_t bytes) noexcept override {
-    return link_->pull(dst, address, bytes);
+  Status pull(std::uint64_t key, void* dst, std::uint64_t address,
+              std::size_t bytes) noexcept override {
+    return link_->pull(key, dst, address, bytes);
   }
   bool pulls() const noexcept override { return link_->pulls(); }
   bool streams_sums() const noexcept override { return link_->streams_sums(); }

@@ -78,6 +78,23 @@ TEST_F(Inproc, AFullQueueHoldsTheSenderUpUntilTheReaderHasRead) {
   EXPECT_GE(sent, 2U);
 }
 
+TEST_F(Inproc, WhatWasTakenBackIsNoLongerRead) {
+  const Frame frame = pattern(64, 3);
+  std::vector<std::byte> copy(64);
+  const auto address = reinterpret_cast<std::uintptr_t>(frame.payload.data());
+
+  dialed->withdraw(7);
+
+  EXPECT_EQ(taken->pull(7, copy.data(), address, copy.size()).code(), Code::Aborted);
+  EXPECT_EQ(copy, std::vector<std::byte>(64));
+  EXPECT_TRUE(taken->pull(8, copy.data(), address, copy.size()).ok());
+  EXPECT_EQ(copy, frame.payload);
+
+  dialed.reset();
+
+  EXPECT_EQ(taken->pull(8, copy.data(), address, copy.size()).code(), Code::PeerLost);
+}
+
 TEST_F(Inproc, TwoThreadsStreamAndPullWithoutARace) {
   constexpr std::uint64_t kFrames = 2000;
   std::vector<std::vector<std::byte>> sources;
@@ -96,7 +113,7 @@ TEST_F(Inproc, TwoThreadsStreamAndPullWithoutARace) {
     explicit Puller(Link& from) : link(from) {}
     void deliver(const wire::Header& header, const std::byte*) override {
       std::vector<std::byte> copy(64);
-      right += link.pull(copy.data(), header.address, copy.size()).ok() &&
+      right += link.pull(7, copy.data(), header.address, copy.size()).ok() &&
                copy == pattern(64, header.sequence).payload;
       ++seen;
     }

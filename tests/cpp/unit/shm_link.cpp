@@ -131,8 +131,8 @@ TEST(ShmLink, PullsThePeersMemoryAndRefusesWhatIsNotThere) {
   std::vector<std::byte> copy(source.payload.size());
 
   const auto address = reinterpret_cast<std::uintptr_t>(source.payload.data());
-  const Status read = pair.a->pull(copy.data(), address, copy.size());
-  const Status wild = pair.a->pull(copy.data(), 16, copy.size());
+  const Status read = pair.a->pull(7, copy.data(), address, copy.size());
+  const Status wild = pair.a->pull(7, copy.data(), 16, copy.size());
 
   EXPECT_TRUE(read.ok()) << read.text();
   EXPECT_EQ(copy, source.payload);
@@ -392,7 +392,7 @@ TEST_F(ShmLinkToAProcess, APullFromADeadProcessIsPeerLost) {
   kill_peer();
   std::uint64_t word = 0;
 
-  const Status read = link_->pull(&word, reinterpret_cast<std::uintptr_t>(&word), sizeof word);
+  const Status read = link_->pull(7, &word, reinterpret_cast<std::uintptr_t>(&word), sizeof word);
 
   EXPECT_EQ(read.code(), Code::PeerLost) << read.text();
 }
