@@ -312,15 +312,16 @@ def library_fails(
 def flips(comm: hccomm.Communicator, way: str, elsewhere: bool) -> str:
     """Once islands are settled a copy of rank 0, to its device or from it, changes a bit.
 
-    The first one from it may be what was copied to it, read again.
+    The first one from it may be what was copied to it, read again. Who is still settling when rank
+    0 fails hears of it there.
     """
     with comm.group(range(comm.size)) as group:
-        settle(group)
         values, count = np.full(50_000, group.rank, np.float32), 1 if way == "in" else 2
-        if group.rank == 0:
-            ctypes.CDLL(os.environ["HCCOMM_CUDA_LIB"]).fake_set(f"flip_{way}={count}".encode())
         data = values if elsewhere else place(group, values)
         try:
+            settle(group)
+            if group.rank == 0:
+                ctypes.CDLL(os.environ["HCCOMM_CUDA_LIB"]).fake_set(f"flip_{way}={count}".encode())
             group.all_reduce(data, timeout=30)
         except hccomm.Error as error:
             return f"{type(error).__name__}: {error}"
