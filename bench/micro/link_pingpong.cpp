@@ -133,7 +133,7 @@ class Side {
     if (out_bytes != 0) send(8);
     if (in_bytes != 0) {
       receive(1);
-      if (Status read = link_->pull(to, address, in_bytes); !read.ok()) quit(read.text());
+      if (Status read = link_->pull(0, to, address, in_bytes); !read.ok()) quit(read.text());
     }
     send(0);
     receive(1);
