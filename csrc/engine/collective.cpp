@@ -408,6 +408,8 @@ void Engine::receive_control(Context& context, Operation& op, int source, const 
       if (outlet == nullptr || header.index >= outlet->count) return;
       const std::uint32_t id = op.recipe->send_steps[outlet->first + header.index];
       if (op.steps[id].done) return;
+      // What is not whole yet is not asked for: the peer cannot have been told of all of it.
+      if (op.steps[id].waiting > 0 && header.type == Type::Stream && header.address == 0) return;
       context.channels[source]->flowed = 0;  // it has called for what was announced
       if (header.type == Type::Stream) {
         op.steps[id].announced = true;

@@ -285,8 +285,7 @@ void Engine::tick(Clock::time_point now) {
   next_beat_ = now + kBeat;
   for (std::size_t i = 0; i < up_.size(); ++i) {
     Channel& channel = *up_[i];
-    if (!channel.idle()) continue;
-    channel.beat();
+    if (channel.clear()) channel.beat();  // also past what waits for its device
   }
 }
 

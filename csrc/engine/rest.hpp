@@ -25,7 +25,7 @@ struct Rest {
     went_well = 0;
   }
   void well() {
-    if (++went_well == kLeast) next = kLeast;
+    if (went_well < kLeast && ++went_well == kLeast) next = kLeast;
   }
 };
 

@@ -423,6 +423,10 @@ bool Staging::poll(Device& device, Lane& lane) {
 bool Staging::progress() {
   if (progressing_) return false;  // a client called from below: the outer call goes on
   progressing_ = true;
+  const struct Ends {
+    bool& flag;
+    ~Ends() { flag = false; }
+  } ends{progressing_};  // also where memory is refused in a callback
   bool moved = !gated_.empty() && open_gates();
   for (std::size_t k = 0; k < active_.size();) {
     Device& device = *active_[k];
@@ -441,7 +445,6 @@ bool Staging::progress() {
     }
   }
   if (moved) nap_us_ = kShortestNap;
-  progressing_ = false;
   return moved;
 }
 

@@ -68,6 +68,8 @@ void tell_growth(Operation& op, std::uint32_t id) {
 // once it is whole.
 void Engine::grown(Context& context, Operation& op, std::uint32_t id, int source,
                    const Header& header) {
+  Channel& channel = *context.channels[source];
+  if (!channel.up()) return lost(context, source);  // it has left since, and its memory with it
   const std::uint64_t bytes = op.bytes_of(op.recipe->plan.steps[id]);
   const auto mine = std::ranges::find(op.growing, id, &Operation::Growing::step);
   if (mine == op.growing.end()) return op.growing.push_back({id, header.address});
@@ -81,7 +83,6 @@ void Engine::grown(Context& context, Operation& op, std::uint32_t id, int source
     return;
   }
   StepState& state = op.steps[id];
-  Channel& channel = *context.channels[source];
   const std::uint64_t before = std::exchange(mine->here, header.address);
   if (before == 0 && state.waiting == 0) {
     const auto view = channel.link()->view(mine->address, bytes);

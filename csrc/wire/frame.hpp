@@ -17,7 +17,7 @@ namespace hccomm::wire {
 inline constexpr std::uint16_t kVersionMajor = 1;  // equal majors talk
 // 1.1: frames may be sealed; 1.2: connections may be encrypted; 1.3: Written, where memory is
 // shared; 1.4: TaggedHere and Stream, likewise; 1.5: Devices, where devices share theirs; 1.6: a
-// Beat answers a Bye
+// Beat answers a Bye; 1.7: a Ready may grow
 inline constexpr std::uint16_t kVersionMinor = 7;
 
 enum class Type : std::uint8_t {
