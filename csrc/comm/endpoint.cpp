@@ -10,6 +10,7 @@
 #include "base/log.hpp"
 #include "base/machine.hpp"
 #include "collective/collective.hpp"
+#include "select/select.hpp"
 #include "select/table.hpp"
 #include "transport/transports.hpp"
 #include "wire/crypto.hpp"
@@ -103,6 +104,17 @@ static std::uint64_t hash_of(const std::string& value) {
   return hash;
 }
 
+// What select/ chooses by itself, which differs between builds.
+static std::string built_in_choices() {
+  std::string all;
+  for (const select::Default& each : select::defaults()) {
+    all += text(static_cast<int>(each.collective), ' ', static_cast<int>(each.place), ' ',
+                each.most_ranks, ' ', each.most_bytes, ' ', each.most_share, ' ', each.algorithm,
+                '\n');
+  }
+  return all;
+}
+
 Endpoint::Endpoint(std::string job, std::string key, bool encrypts) {
   static const int registered = pthread_atfork(
       nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
@@ -119,9 +131,10 @@ Endpoint::Endpoint(std::string job, std::string key, bool encrypts) {
   seal_ = integrity == "off"      ? transport::Seal::Nothing
           : integrity == "crc32c" ? transport::Seal::Frames
                                   : transport::Seal::Everything;
-  card_.choices = hash_of(text(config::raw("HCCOMM_ALGO"), '\n', config::raw("HCCOMM_SEGMENT"),
-                               '\n', select::table_text()));
-  card_.choices = (card_.choices & ~(kChecksFrames | kEncrypts | kChecksCopies)) |
+  const std::uint64_t settings = hash_of(text(
+      config::raw("HCCOMM_ALGO"), '\n', config::raw("HCCOMM_SEGMENT"), '\n', select::table_text()));
+  card_.choices = (settings & ~(kChecksFrames | kEncrypts | kChecksCopies | kBuiltIn)) |
+                  (hash_of(built_in_choices()) & kBuiltIn) |
                   (seal_ != transport::Seal::Nothing ? kChecksFrames : 0) |
                   (seal_ == transport::Seal::Everything ? kChecksCopies : 0) |
                   (encrypts ? kEncrypts : 0);

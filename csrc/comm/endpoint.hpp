@@ -18,7 +18,8 @@
 namespace hccomm::comm {
 
 // Bits of Card::choices that say which setting differs; the rest of it is a hash.
-inline constexpr std::uint64_t kChecksFrames = 1, kEncrypts = 2, kChecksCopies = 4;
+inline constexpr std::uint64_t kChecksFrames = 1, kEncrypts = 2, kChecksCopies = 4,
+                               kBuiltIn = 0xffffff0000000000;  // of what is built in
 
 // A transport that this process could not open, or a pair could not use, and why.
 struct Refusal {

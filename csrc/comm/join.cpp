@@ -156,15 +156,19 @@ static void check_choices(const std::vector<transport::Card>& cards) {
   for (std::size_t rank = 1; rank < cards.size(); ++rank) {
     const std::uint64_t differs = cards[rank].choices ^ cards[0].choices;
     if (differs == 0) continue;
-    const char* what = (differs & kEncrypts) != 0 ? "HCCOMM_ENCRYPT"
+    const bool built_in = (differs & kBuiltIn) != 0;
+    const char* what = built_in                     ? "built-in choice of algorithms"
+                       : (differs & kEncrypts) != 0 ? "HCCOMM_ENCRYPT"
                        : (differs & (kChecksFrames | kChecksCopies)) != 0
                            ? "HCCOMM_INTEGRITY"
                            : "HCCOMM_ALGO, HCCOMM_SEGMENT or "
                              "HCCOMM_TABLE (its content)";
-    throw Error(Code::Mismatch,
-                text("init: rank ", rank, " (host ", cards[rank].host, ", pid ", cards[rank].pid,
-                     ") has another ", what, " than rank 0; set it alike on all ranks"),
-                static_cast<int>(rank));
+    throw Error(
+        Code::Mismatch,
+        text("init: rank ", rank, " (host ", cards[rank].host, ", pid ", cards[rank].pid,
+             ") has another ", what, " than rank 0; ",
+             built_in ? "install the same build of hccomm on both" : "set it alike on all ranks"),
+        static_cast<int>(rank));
   }
 }
 
