@@ -196,8 +196,7 @@ std::optional<Header> Channel::expected(const Operation& op) const {
     return of;
   }
   const auto found = context.matching.receiving.find({op.peer, op.index});
-  const bool comes = found != context.matching.receiving.end() && found->second == &op;
-  if (!comes && !op.invited) return {};
+  if (found == context.matching.receiving.end() || found->second != &op) return {};
   if (context.channels[op.peer] != this) return {};  // another rank's message of that number
   of.type = Type::TaggedData;
   of.sequence = op.tag;

@@ -128,8 +128,8 @@ class Channel final : public transport::Inbox {
   std::uint32_t watched = 1;  // the epoll events its descriptor is registered for (EPOLLIN)
 
   // The message may be written in its place before it is asked for.
-  bool expect(const wire::Header& which, std::byte* data, std::size_t bytes) {
-    return up() && bytes > eager_bytes_ && link_->expect(which, data, bytes);
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) {
+    if (up() && bytes > eager_bytes_) link_->expect(which, data, bytes);
   }
   void expect_on_device(const wire::Header& which, std::byte* data, std::size_t bytes) {
     if (up()) link_->expect_on_device(which, data, bytes);

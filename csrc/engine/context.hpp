@@ -83,12 +83,7 @@ struct Matching {
   }
   // Large messages on their way, by (rank, number given by the sender).
   std::unordered_map<TagKey, Operation*, TagHash> sending, receiving;
-  struct Large {
-    std::uint32_t next_index = 0;  // of what we send
-    std::uint32_t announced = 0;   // messages of theirs: the next one has this number
-    Operation* invited = nullptr;  // who awaits that one
-  };
-  std::vector<Large> large;  // by rank
+  std::vector<std::uint32_t> next_index;  // by rank
   // Sends that wait for their data, or behind one that does; empty where no device is in use.
   std::unordered_map<TagKey, Line<Operation*>, TagHash> held;
 };

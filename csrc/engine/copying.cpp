@@ -96,36 +96,33 @@ static void ask(Channel& channel, const Operation& op, std::uint32_t id) {
 }
 
 // What is stored as it comes may come straight to its place, once nothing else is read there.
-bool expect(Operation& op, std::uint32_t id) {
+void expect(Operation& op, std::uint32_t id) {
   int peer = op.peer;
   std::byte* place = op.data;
   if (!tagged(op)) {
     const plan::Step& step = op.recipe->plan.steps[id];
     const StepState& state = op.steps[id];
-    if (state.waiting != 0 || state.value != 0 || state.done) return false;
+    if (state.waiting != 0 || state.value != 0 || state.done) return;
     Channel& channel = *op.context->channels[step.peer];
-    if (channel.crowded() && in_frames(channel, op, id)) {
-      ask(channel, op, id);
-      return false;
-    }
-    if (!stores(op, id)) return false;
+    if (channel.crowded() && in_frames(channel, op, id)) return ask(channel, op, id);
+    if (!stores(op, id)) return;
     peer = step.peer;
     place = op.at(step.dst);
     // What flows comes in frames, unless it has been offered or the sender can map the place.
     const auto mapped = [&] {
       return channel.up() && channel.link()->shows(place, bytes_of(op, id));
     };
-    if (flows(channel, op, id) && !state.announced && !mapped()) return false;
+    if (flows(channel, op, id) && !state.announced && !mapped()) return;
   }
   Channel& channel = *op.context->channels[peer];
   if (op.staged != nullptr && op.staged->plan->runs_in_place(id)) {
     const Cell cell = cell_of(op, id);
     channel.expect_on_device(message_of(op, id), op.staged->on_device(cell.memory, cell.offset),
                              cell.bytes);
-    return false;
+    return;
   }
-  if (op.staged != nullptr && channel.pulls()) return false;  // pieces go on to the device in order
-  return channel.expect(message_of(op, id), place, bytes_of(op, id));
+  if (op.staged != nullptr && channel.pulls()) return;  // pieces go on to the device, in order
+  channel.expect(message_of(op, id), place, bytes_of(op, id));
 }
 
 // `shared`: the sender has it in memory that can be mapped.

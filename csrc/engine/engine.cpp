@@ -83,7 +83,7 @@ void Engine::add(Context& context, const std::vector<transport::Card>& cards) {
   context.someone_left = false;
   context.told.assign(context.size, 0);
   context.parting.assign(context.size, Parting::Not);
-  context.matching.large.assign(context.size, {});
+  context.matching.next_index.assign(context.size, 0);
   context.channels.assign(context.size, nullptr);
   make_room(contexts_, contexts_.size() + 1);
   try {

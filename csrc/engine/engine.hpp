@@ -105,8 +105,8 @@ class Engine final : private StagingClient {
   void sent(Operation& op, std::uint32_t step);
   void stream(Channel& channel, Operation& op, std::uint32_t step);
   void cannot_copy(Operation& op, Channel& channel, const Status& why);
-  // tagged.cpp, announced.cpp
-  void issue_tagged(Operation&), want(Operation&), dispatch(Operation&), send_announced(Operation&);
+  // tagged.cpp
+  void issue_tagged(Operation& op), want(Operation& op), dispatch(Operation& op);
   Operation* wanted(Context& context, int source, const Header& header);
   bool suits(Context& context, Operation& op, int source, const Header& header);
   void receive_tagged(Context& context, int source, const Header& header, const std::byte* payload);

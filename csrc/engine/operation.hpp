@@ -155,7 +155,6 @@ struct Operation {
   std::uint64_t tag = 0;
   std::uint32_t index = 0;  // of a large message, given by the sender
   bool listed = false;      // in Matching::sending or receiving
-  bool invited = false;     // its sender was told the place before it has announced the message
   std::uint8_t element_kind = 0;
   std::byte* data = nullptr;
   std::uint64_t bytes = 0, moved = 0;

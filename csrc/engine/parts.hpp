@@ -22,7 +22,6 @@ namespace hccomm::engine {
 using wire::Header;
 
 class Channel;
-class Staging;
 struct Context;
 struct Operation;
 
@@ -156,9 +155,8 @@ struct Push {
 // The message that the step (of a collective; else the operation) sends or receives, as both ends
 // name it.
 wire::Header message_of(const Operation& op, std::uint32_t step);
-// Tells the link where that message belongs, if it may come straight to its place by now. True: its
-// sender has been told, and begins by itself.
-bool expect(Operation& op, std::uint32_t step);
+// Tells the link where that message belongs, if it may come straight to its place by now.
+void expect(Operation& op, std::uint32_t step);
 // Whether what the step receives is stored as it comes: it reduces nothing, or the device does.
 bool stores(const Operation& op, std::uint32_t step);
 // Of what the step, or the message, sends: whether it goes unasked; whether peers can map it.
@@ -180,14 +178,6 @@ void look_at(Channel& channel);
 // No frame finds the operation any more.
 void detach(Operation& op);
 void forget_tagged(Operation& op);
-// A message that was expected from the peer's device is staged after all.
-void stage_receive(Staging& staging, Channel& channel, Operation& op);
-// Whether who sends that message would like to be told early where it shall lie.
-bool can_invite(const Context& context, const Parcel& in);
-// Tells it so, where it can only be the next large message of its source.
-void invite(Operation& op);
-// The next large message is announced, and `op` takes it; nullptr: nobody yet.
-void announced(Context&, int source, const wire::Header& header, const Operation* op);
 std::string progress_text(const Operation& op);
 void note_waits(const Operation& op);
 // Writes what dump_locked() says to the folder HCCOMM_DUMP.

@@ -34,7 +34,7 @@ Operation& Engine::enlist_message(Context& context, OperationKind kind, const Pa
   op.data = parcel.data;
   op.bytes = parcel.bytes;
   op.moved = op.here = 0;
-  op.asked = op.invited = false;
+  op.asked = false;
   op.order = context.matching.next_order++;
   context.recorder.begin(op);
   return op;
@@ -111,12 +111,11 @@ Status Engine::exchange(Context& context, const Parcel& out, const Parcel& in, i
   const auto receive = [&] {
     receives = &begin_message(context, OperationKind::Recv, in, nullptr);
   };
-  // What is sent should leave first; but a message to ourselves must find who takes it, and what is
-  // large waits for the word where it shall lie.
-  const bool first = out.peer == context.rank || can_invite(context, in);
-  if (first) receive();
+  // What is sent should leave first; but a message to ourselves must find who takes it.
+  const bool self = out.peer == context.rank;
+  if (self) receive();
   sends = send_now(context, out);
-  if (!first) receive();
+  if (!self) receive();
   return finish_exchange(guard, sends, *receives, source);
 }
 
@@ -223,7 +222,7 @@ void Engine::dispatch(Operation& op) {
   }
   header.type = Type::TaggedReady;
   header.length = 0;
-  header.index = op.index = context.matching.large[op.peer].next_index++;
+  header.index = op.index = context.matching.next_index[op.peer]++;
   // With no address the receiver asks for the data, and hears of them, or gets them, as they leave
   // the device.
   const bool pulled = channel.pulls() && op.staged == nullptr;
@@ -235,9 +234,6 @@ void Engine::dispatch(Operation& op) {
     start_push({&channel, &op, 0, op.data, op.bytes, 0}, header);
   } else {
     channel.send(header, nullptr);
-    // It may have been said already where the message shall lie.
-    const bool told = !channel.pulls() && channel.up();
-    if (told && channel.link()->awaited(message_of(op, 0), op.bytes)) send_announced(op);
   }
 }
 
@@ -267,7 +263,6 @@ void Engine::want(Operation& op) {
     best->wanted.push_back(&op);
     if (peer < 0) ++matching.from_any;
     if (peer >= 0 && peer != context.rank) need(*context.channels[peer]);
-    if (best->wanted.size() == 1) invite(op);
     if (context.tolerant && peer >= 0 && context.gone[peer] != 0) {
       fail(op, Status(Code::PeerLost, context.who[peer] + " is lost", peer));
     }
@@ -308,7 +303,8 @@ Operation* Engine::wanted(Context& context, int source, const Header& header) {
   return &op;
 }
 
-void stage_receive(Staging& staging, Channel& channel, Operation& op) {
+// A message that was expected from the peer's device is staged after all.
+static void stage_receive(Staging& staging, Channel& channel, Operation& op) {
   if (op.staged == nullptr || !op.staged->plan->runs_in_place(0)) return;
   channel.devices.expecting.let_down();
   staging.stage_after_all(*op.staged, op.bytes, false);
@@ -316,11 +312,7 @@ void stage_receive(Staging& staging, Channel& channel, Operation& op) {
 
 void Engine::receive_tagged(Context& context, int source, const Header& header,
                             const std::byte* payload) {
-  Operation* const op = wanted(context, source, header);
-  if (header.type == Type::TaggedReady && source != context.rank) {
-    announced(context, source, header, op);
-  }
-  if (op != nullptr) {
+  if (Operation* const op = wanted(context, source, header)) {
     match(context, *op, source, header, payload);
     return;
   }
@@ -374,17 +366,96 @@ void Engine::match(Context& context, Operation& op, int source, const Header& he
     start_pull(*context.channels[source], op, 0, header.address, shared);
     return;
   }
-  if (!op.invited) answer(op);
+  answer(op);
+}
+
+// Asks for the message that has been announced; what comes in place not before the caller's stream
+// has left the place.
+void answer(Operation& op) {
+  if (op.staged != nullptr) {
+    op.staged->unanswered = op.staged->plan->runs_in_place(0) && !op.staged->open;
+    if (op.staged->unanswered) return;
+  }
+  Channel& channel = *op.context->channels[op.peer];
+  if (!channel.pulls()) expect(op, 0);  // who could be pulled from but must be asked sends frames
+  Header wanted;
+  wanted.type = Type::TaggedOpen;
+  wanted.context = op.context->id;
+  wanted.sequence = op.tag;
+  wanted.index = op.index;
+  channel.send(wanted, nullptr);
+}
+
+void Engine::receive_tagged_control(Context& context, int source, const Header& header,
+                                    const std::byte* payload) {
+  Matching& matching = context.matching;
+  const TagKey key{source, header.index};
+  const auto said = [&] {
+    return std::string(reinterpret_cast<const char*>(payload), header.length);
+  };
+  if (header.type == Type::TaggedData) {
+    const auto found = matching.receiving.find(key);
+    if (found == matching.receiving.end()) return;
+    Operation& op = *found->second;
+    if (header.address > op.bytes || header.length > op.bytes - header.address) return;
+    if (payload != nullptr) std::memcpy(op.data + header.address, payload, header.length);
+    arrived(op, header.address, header.length);
+    return;
+  }
+  if (header.type == Type::TaggedWritten) {
+    const auto found = matching.receiving.find(key);
+    if (found != matching.receiving.end()) receive_written(*found->second, 0, source, header);
+    return;
+  }
+  if (header.type == Type::TaggedHere) {
+    const auto found = matching.receiving.find(key);
+    if (found == matching.receiving.end()) return;
+    if ((header.flags & wire::kOnDevice) != 0) {
+      if (std::exchange(found->second->here, found->second->bytes) != 0)
+        return;  // it is being taken
+      return start_across(*context.channels[source], *found->second, 0, header.address, said());
+    }
+    stage_receive(staging_, *context.channels[source], *found->second);
+    more_here(context, *found->second, source, header);
+    return;
+  }
+  const auto found = matching.sending.find(key);
+  if (found == matching.sending.end()) return;
+  Operation& op = *found->second;
+  if (header.type == Type::TaggedDone) {
+    sent(op, 0);
+    return;
+  }
+  if (context.channels[source]->pulls() && op.staged != nullptr &&
+      op.staged->plan->runs_in_place(0)) {
+    if (!std::exchange(op.asked, true)) {
+      if (op.staged->open) offer_device(op, 0, *context.channels[source]);
+      return;
+    }
+    op.asked = false;
+    declined(*context.channels[source], header, said());
+    staging_.stage_after_all(*op.staged, op.bytes, true);
+  }
+  if (context.channels[source]->pulls() && in_shared_memory(op, 0)) {
+    op.asked = true;
+    return tell_here(op);
+  }
+  matching.sending.erase(found);
+  op.moved = op.bytes;  // from now on it is the channel's
+  Header data;
+  data.type = Type::TaggedData;
+  data.context = context.id;
+  data.sequence = op.tag;
+  data.index = header.index;
+  if (op.staged != nullptr && op.staged->plan->runs_in_place(0)) {
+    return send_placed(op, 0, *context.channels[source], data);
+  }
+  const std::uint64_t* available = op.staged != nullptr ? &op.staged->available : nullptr;
+  context.channels[source]->send_bulk({data, op.data, op.bytes, 0, &op, 0, available});
 }
 
 void forget_tagged(Operation& op) {
   Matching& matching = op.context->matching;
-  if (op.invited && matching.large[op.peer].invited == &op) {
-    // Something else came for it, or it has failed.
-    matching.large[op.peer].invited = nullptr;
-    Channel& channel = *op.context->channels[op.peer];
-    if (channel.up()) channel.link()->reclaim(message_of(op, 0));
-  }
   if (std::exchange(op.listed, false)) {
     auto& large = op.kind == OperationKind::Send ? matching.sending : matching.receiving;
     const auto found = large.find({op.peer, op.index});

@@ -93,14 +93,9 @@ class Link {
   // The payload of the message `which` (type, context, sequence, index, fingerprint) is going to be
   // placed at data[0..bytes): a link may have the peer write it there, before begin() asks where.
   // It does no more once all of it has come, or reclaim() has returned. Frames tell of it all the
-  // same, unless it has been taken back. True: the peer is told, and needs no further word to begin
-  // (its link hands over a TaggedOpen, with the bytes as fingerprint). forget(): it is known that
-  // the peer has begun no such message, and will not.
-  virtual bool expect(const wire::Header& /*which*/, std::byte* /*data*/,
-                      std::size_t /*bytes*/) noexcept {
-    return false;
-  }
-  virtual void forget(const wire::Header& /*which*/) noexcept {}
+  // same, unless it has been taken back.
+  virtual void expect(const wire::Header& /*which*/, std::byte* /*data*/,
+                      std::size_t /*bytes*/) noexcept {}
   // Whether cards read and write the memory of devices that Transport::enroll() has told of. Such a
   // message is sent (Outgoing::on_device) only while it is awaited(), and what the receiver takes
   // back then is left out. expect_on_device(): as expect(), and landed() tells what has come so;

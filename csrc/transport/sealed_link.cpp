@@ -47,8 +47,8 @@ class SealedLink final : public Link, private Inbox {
   }
   void recall() noexcept override { link_->recall(); }
 
-  bool expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override {
-    return copies_ && link_->expect(which, data, bytes);
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override {
+    if (copies_) link_->expect(which, data, bytes);
   }
   void release(const wire::Header& of) noexcept override { link_->release(of); }
   void reclaim(const wire::Header& of) noexcept override { link_->reclaim(of); }

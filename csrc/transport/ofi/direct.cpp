@@ -42,17 +42,17 @@ static std::uint64_t piece_of(std::uint64_t bytes, std::size_t rails, std::uint6
   return piece;
 }
 
-bool Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
+void Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
                     bool on_device) {
   const std::lock_guard lock(mutex_);
-  if (shut(peer) || peer.amid_pieces) return false;  // the numbers of a frame follow each other
-  if (peer.eager.sent - peer.eager.acked + kFrameSlots >= peer.eager.limit) return false;
+  if (shut(peer) || peer.amid_pieces) return;  // the numbers of a frame follow each other
+  if (peer.eager.sent - peer.eager.acked + kFrameSlots >= peer.eager.limit) return;
   const auto free = [](const Grant& each) { return each.state == Grant::State::Free; };
   const auto found = std::ranges::find_if(peer.grants, free);
-  if (found == peer.grants.end()) return false;
+  if (found == peer.grants.end()) return;
   Entry* const entry =
       on_device ? cache_.use_on_device(data, bytes) : cache_.use(data, bytes, Access::Write);
-  if (entry == nullptr) return false;
+  if (entry == nullptr) return;
   Grant& grant = *found;
   grant = {};
   Advert& advert = grant.advert;
@@ -75,27 +75,18 @@ bool Fabric::expect(Peer& peer, const wire::Header& which, std::byte* data, std:
   const iovec whole{&advert, advert.used_bytes()};
   if (write_small(peer, Kind::Advert, &whole, 1) != Progress::Done) {
     cache_.done(*entry);
-    return false;
+    return;
   }
   grant.memory = entry;
   grant.on_device = on_device;
   grant.state = Grant::State::Given;
   ++peer.given;
-  return true;
 }
 
 void Fabric::free_grant(Peer& peer, Grant& grant) {
   if (grant.memory != nullptr) cache_.done(*std::exchange(grant.memory, nullptr));
   grant.state = Grant::State::Free;
   --peer.given;
-}
-
-void Fabric::forget(Peer& peer, const wire::Header& which) {
-  const std::lock_guard lock(mutex_);
-  for (Grant& each : peer.grants) {
-    const bool given = each.state == Grant::State::Given && each.offset == 0;
-    if (given && each.advert.is_of(which)) return free_grant(peer, each);
-  }
 }
 
 Landed Fabric::landed(Peer& peer, const Arrived& arrived) {
@@ -230,26 +221,20 @@ void Fabric::noted_revoked(Peer& peer, const Note& note) {
 
 // ---- the sender ---------------------------------------------------------------------------------
 
-bool Fabric::advertised(Peer& peer, const Arrived& arrived, wire::Header& asks) {
+void Fabric::advertised(Peer& peer, const Arrived& arrived) {
   const std::lock_guard lock(mutex_);
   Advert advert;
   std::memcpy(static_cast<void*>(&advert), arrived.data, sizeof advert);
   const bool sane = advert.slot < kGrants && advert.lanes == peer.lanes &&
                     advert.piece_bytes >= kLeastPiece && advert.piece_bytes <= kMostPiece;
   if (!sane) {
-    if (!peer.failure.ok()) return false;
+    if (!peer.failure.ok()) return;
     peer.failure = worded(Code::Integrity, [&]() -> Status {
       return {Code::Integrity, peer.name + ": a damaged advert"};
     });
-    return false;
+    return;
   }
   peer.claims[advert.slot].take(advert, arrived.number);
-  asks.type = wire::Type::TaggedOpen;
-  asks.context = advert.context;
-  asks.sequence = advert.sequence;
-  asks.index = advert.index;
-  asks.fingerprint = advert.bytes;
-  return advert.type == wire::Type::TaggedData;
 }
 
 bool Fabric::awaited(Peer& peer, const wire::Header& which, std::uint64_t bytes) {

@@ -21,7 +21,7 @@
 
 namespace hccomm::transport::ofi {
 
-static constexpr std::uint32_t kLayout = 6;
+static constexpr std::uint32_t kLayout = 5;
 static constexpr std::size_t kScratchBytes = 4096;
 static constexpr unsigned kSenders = 64;  // operations under way at once
 static constexpr unsigned kCopiers = 16;  // and of large parts, where all must be copied

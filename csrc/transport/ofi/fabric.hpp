@@ -67,10 +67,8 @@ class Fabric {
   unsigned borrowed(Peer& peer);
 
   // The peer may write the message at `data`, and does unless it is late; reclaim() ends that.
-  // False: it has not been told.
-  bool expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
+  void expect(Peer& peer, const wire::Header& which, std::byte* data, std::size_t bytes,
               bool on_device);
-  void forget(Peer& peer, const wire::Header& which);  // the peer writes no such message
   // Asks the peer to write no more: of all messages of the operation; nullptr: of any.
   void release(Peer& peer, const wire::Header* of);
   // Nobody writes there any more when it returns.
@@ -81,8 +79,7 @@ class Fabric {
   // The next piece of the frame; adds its size to `sent`. Done too when the peer wants no more.
   Progress send_direct(Peer& peer, unsigned slot, const transport::Outgoing& frame,
                        std::size_t& sent);
-  // True: it asks for a message that was announced, or will be; `asks` says so to the engine.
-  bool advertised(Peer& peer, const Arrived& arrived, wire::Header& asks);
+  void advertised(Peer& peer, const Arrived& arrived);
   Landed landed(Peer& peer, const Arrived& arrived);
   void came(Peer& peer, const wire::Header& header);  // a frame by another way
 

@@ -233,8 +233,7 @@ bool OfiLink::take(Inbox& inbox, Arrived& arrived) {
     return true;
   }
   if (arrived.kind == Kind::Advert) {
-    wire::Header asks;
-    if (fabric_->advertised(peer_, arrived, asks)) inbox.deliver(asks, nullptr);
+    fabric_->advertised(peer_, arrived);
     return true;
   }
   if (large_.active) return wrong([] { return std::string("sent a frame within a frame"); });
@@ -286,12 +285,9 @@ void OfiLink::discard() noexcept {
   large_.discarded = true;
 }
 
-bool OfiLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
-  return status_.ok() && bytes > peer_.eager_bytes &&
-         fabric_->expect(peer_, which, data, bytes, false);
+void OfiLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
+  if (status_.ok() && bytes > peer_.eager_bytes) fabric_->expect(peer_, which, data, bytes, false);
 }
-
-void OfiLink::forget(const wire::Header& which) noexcept { fabric_->forget(peer_, which); }
 
 void OfiLink::expect_on_device(const wire::Header& which, std::byte* data,
                                std::size_t bytes) noexcept {

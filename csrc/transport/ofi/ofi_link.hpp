@@ -28,8 +28,7 @@ class OfiLink final : public Link {
   bool pending() noexcept override;
   void discard() noexcept override;
   void recall() noexcept override;
-  bool expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
-  void forget(const wire::Header& which) noexcept override;
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
   bool reaches_devices() const noexcept override { return fabric_->reaches_devices(); }
   void expect_on_device(const wire::Header& which, std::byte* data,
                         std::size_t bytes) noexcept override;

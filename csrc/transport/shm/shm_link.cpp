@@ -173,9 +173,8 @@ void ShmLink::wake_up() noexcept {
   tidy_now_and_then(Clock::now());
 }
 
-bool ShmLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
+void ShmLink::expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept {
   if (parts_.pulls && status_.ok()) expected_.publish(which, data, bytes, shares(data, bytes));
-  return false;  // it is announced, and offered to be pulled, all the same
 }
 
 bool ShmLink::maps(const wire::Header& which, std::uint64_t bytes) noexcept {

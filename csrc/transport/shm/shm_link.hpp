@@ -48,7 +48,7 @@ class ShmLink final : public Link {
   }
   void withdraw(std::uint64_t key) noexcept override { writer_.withdraw(key); }
   bool withdrawn(std::uint64_t key) const noexcept override { return reader_.withdrawn(key); }
-  bool expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
+  void expect(const wire::Header& which, std::byte* data, std::size_t bytes) noexcept override;
   void release(const wire::Header& of) noexcept override { expected_.close(&of); }
   void reclaim(const wire::Header& of) noexcept override { take_back(&of); }
   Turn claim(const wire::Header& which, Piece& piece, bool patient) noexcept override {

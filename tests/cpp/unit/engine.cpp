@@ -234,34 +234,6 @@ TEST_P(EngineOver, MessagesMatchByTagInOrder) {
   });
 }
 
-// In another order than they are sent, before or after.
-TEST_P(EngineOver, LargeMessagesOfManyTagsFindTheirReceives) {
-  Cluster(GetParam(), 2).run([&](Node& node) {
-    for (std::uint64_t round = 0; round < 40; ++round) {
-      std::vector<std::int64_t> out[6], in[6];
-      std::vector<Operation*> ops;
-      const auto start = [&](auto kind, std::uint64_t k, int rank, auto& data, std::int64_t value) {
-        data.assign((round / 3 + k * k) % 3 * 20'000 + 1, value);
-        const auto what = parcel(rank, (k + round) % 3, data.data(), data.size() * 8);
-        ops.push_back(node.engine().start(node.context(), kind, what));
-      };
-      const auto receive = [&](std::uint64_t k) {
-        start(engine::OperationKind::Recv, k, round % 5 == k % 3 ? -1 : 1 - node.rank(), in[k], -1);
-      };
-      if (round % 2 == 0) receive(0);
-      for (const std::int64_t k : {0, 1, 2, 3, 4, 5})
-        start(engine::OperationKind::Send, k, 1 - node.rank(), out[k], k);
-      for (const std::uint64_t k : {0, 2, 5, 1, 4, 3})
-        if (k > 0 || round % 2 != 0) receive(k);
-      for (Operation* op : ops) {
-        ASSERT_TRUE(node.engine().wait(*op, Deadline::after(Seconds(20))).ok());
-        node.engine().release(*op);
-      }
-      ASSERT_TRUE(std::ranges::equal(in, out));
-    }
-  });
-}
-
 // A message of several frames, or of one that arrives in parts: wanted before it begins to come or
 // later, by rank or from any; and one of another length than is wanted is refused.
 TEST_P(EngineOver, AMessageInPartsLandsInTheReceiveThatWantsIt) {

@@ -25,9 +25,7 @@ class Noting final : public Link {
   bool pending() noexcept override { return false; }
   void discard() noexcept override {}
   void recall() noexcept override { ++recalls_; }
-  bool expect(const wire::Header&, std::byte*, std::size_t) noexcept override {
-    return ++expected_ > 0;
-  }
+  void expect(const wire::Header&, std::byte*, std::size_t) noexcept override { ++expected_; }
   bool pulls() const noexcept override { return pulls_; }
   bool awaited(const wire::Header&, std::uint64_t) noexcept override { return true; }
   bool sleeping(bool) noexcept override { return true; }
