@@ -316,6 +316,7 @@ bool Engine::advance(Push& push) {
     return true;
   }
   push.wrote += wrote;
+  if (wrote != 0) push.channel->flowed = 0;  // the peer has called: it expected this
   if (outcome.value() != transport::Progress::Done) {
     pushes_.push_back(push);
     return wrote != 0;
