@@ -41,7 +41,7 @@ constexpr Default kDefaults[] = {
     {AllReduce, Shared, kAny, kAll, kAll, "ring", kNeighbours},
     {AllReduce, Crowded, 4, 2 * K, kAll, "direct", kOneHop},
     {AllReduce, Crowded, 4, 16 * K, kAll, "star", kFewestMessages},
-    {AllReduce, Crowded, 4, 64 * K, kAll, "scatter_gather", kTwoHops},
+    {AllReduce, Crowded, 4, 256 * K, kAll, "scatter_gather", kTwoHops},
     {AllReduce, Crowded, 3, kAll, kAll, "scatter_gather", kTwoHops},
     {AllReduce, Crowded, 8, 64 * K, kAll, "star", kFewestMessages},
     {AllReduce, Crowded, 16, 32 * K, kAll, "star", kFewestMessages},
