@@ -80,6 +80,7 @@ void Channel::send(const Header& header, const std::byte* payload, Operation* op
                    std::uint32_t step) {
   if (state_ == State::Broken) return;
   transport::Outgoing frame{header, payload, 0};
+  if (header.length > kBriefBytes && operation != nullptr) frame.fan = operation->fan(step);
   if (up() && !current_ && urgent_.empty()) {
     dirty_ = true;
     const transport::Progress outcome = link_->send(frame);

@@ -59,6 +59,9 @@ struct Recipe {
   // Like Plan::inlets and recv_steps, for what we send: outlets[i] is of peer Plan::outlets[i].
   std::vector<plan::Inlet> outlets;
   std::vector<std::uint32_t> send_steps;
+  // By step: a number that sends of the same bytes to several peers have in common, or 0. Empty
+  // where there are none.
+  std::vector<std::uint32_t> fans;
   std::uint64_t extent[2] = {};  // bytes of Output and Input that the plan touches
   // How it runs over device buffers, as far as that has been asked; kept by engine/staging.
   mutable std::vector<std::shared_ptr<const StagePlan>> stages;
@@ -175,6 +178,9 @@ struct Operation {
   std::uint64_t bytes_of(const plan::Step& step) const {
     return (step.kind == plan::Kind::Send ? step.src.count : step.dst.count) *
            recipe->element_bytes;
+  }
+  std::uint32_t fan(std::uint32_t step) const {
+    return recipe == nullptr || recipe->fans.empty() ? 0 : recipe->fans[step];
   }
   bool running() const { return state.load(std::memory_order_relaxed) == Running; }
   bool done() const { return state.load(std::memory_order_acquire) == Done; }

@@ -2,6 +2,8 @@
 //
 // What follows from a plan once, and is used by every operation that runs it.
 #include <algorithm>
+#include <map>
+#include <tuple>
 
 #include "engine/operation.hpp"
 
@@ -26,6 +28,34 @@ static std::vector<plan::Inlet> group_sends(const plan::Plan& plan,
     ++outlets.back().count;
   }
   return outlets;
+}
+
+// Sends of one slice that wait for the same steps send the same bytes: a step between them that
+// wrote there would be one that only the later of them waits for.
+static std::vector<std::uint32_t> group_fans(const plan::Plan& plan,
+                                             const std::vector<std::uint32_t>& sends) {
+  std::vector<std::vector<std::uint32_t>> before(plan.steps.size());
+  for (std::uint32_t id = 0; id < plan.steps.size(); ++id) {
+    const Step& step = plan.steps[id];
+    for (std::uint32_t k = 0; k < step.dependents; ++k) {
+      before[plan.edges[step.first_dependent + k]].push_back(id);
+    }
+  }
+  using Bytes = std::tuple<plan::Space, std::uint64_t, std::uint64_t, std::vector<std::uint32_t>>;
+  std::map<Bytes, std::vector<std::uint32_t>> alike;
+  for (const std::uint32_t id : sends) {
+    const plan::Slice& src = plan.steps[id].src;
+    alike[{src.space, src.offset, src.count, before[id]}].push_back(id);
+  }
+  std::vector<std::uint32_t> fans(plan.steps.size(), 0);
+  std::uint32_t number = 0;
+  for (const auto& [bytes, ids] : alike) {
+    if (ids.size() < 2) continue;
+    ++number;
+    for (const std::uint32_t id : ids) fans[id] = number;
+  }
+  if (number == 0) fans.clear();
+  return fans;
 }
 
 void finish_recipe(Recipe& recipe) {
@@ -59,6 +89,7 @@ void finish_recipe(Recipe& recipe) {
   }
   for (const plan::Slice& term : plan.terms) extend(term);
   recipe.outlets = group_sends(plan, recipe.send_steps);
+  recipe.fans = group_fans(plan, recipe.send_steps);
   std::uint64_t largest = 0;
   for (const std::uint64_t each : recipe.inlet_largest) largest = std::max(largest, each);
   for (const std::uint32_t id : recipe.send_steps) {

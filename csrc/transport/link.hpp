@@ -19,6 +19,9 @@ struct Outgoing {
   wire::Header header;
   const std::byte* payload = nullptr;
   std::size_t sent = 0;  // bytes of header + payload taken so far
+  // Not 0: the same payload goes to several peers, under the same number within the operation; and
+  // it does not change until the last of them has it, or the operation has failed.
+  std::uint32_t fan = 0;
   // The payload lies on a device, where only the cards read it (Link::reaches_devices).
   bool on_device = false;
 };

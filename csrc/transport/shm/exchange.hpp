@@ -17,6 +17,7 @@ namespace hccomm::transport::shm {
 struct Wishes {
   std::size_t area_bytes = std::size_t{1} << 20;  // of the ring that this process writes
   bool pull = true;                               // single copy, where a probe succeeds
+  std::shared_ptr<Commons> commons = {};          // of this process; nullptr: it has none
 };
 // From HCCOMM_SHM_BYTES and HCCOMM_CMA; throws InvalidArgument where they cannot be read.
 Wishes configured_wishes();
@@ -29,6 +30,8 @@ struct Exchanged {
   std::size_t their_area_bytes = 0;
   bool pulls = false;
   std::uint64_t exports = 0;
+  std::shared_ptr<Commons> my_commons;  // nullptr where the peer has not mapped them
+  Segment their_commons;
   std::string no_memory;  // empty: the rings are there
 };
 

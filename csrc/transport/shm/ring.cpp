@@ -13,6 +13,7 @@ static constexpr std::uint64_t kInline = 1;  // header and payload, whole
 static constexpr std::uint64_t kBlock = 2;   // header; payload or its first part in the area
 static constexpr std::uint64_t kPart = 3;    // a further part of the frame begun by a kBlock
 static constexpr std::uint64_t kShort = 4;   // short header and payload
+static constexpr std::uint64_t kCommonBlock = 5, kCommonPart = 6;  // likewise, in the commons
 static constexpr int kTypeShift = 8, kFlagsShift = 16, kLengthShift = 24, kLapShift = 32;
 
 // The writer hears of free cells while a long poll goes on, not only at its end.
@@ -23,6 +24,7 @@ static constexpr std::size_t kStringBytes = 2048;  // from here on `rep movsb` p
 
 static constexpr std::size_t kHeaderAt = 8;
 static constexpr std::size_t kPayloadAt = kHeaderAt + sizeof(wire::Header);
+static constexpr std::size_t kPieceAt = kPayloadAt;  // where a piece begins in the commons
 static constexpr std::size_t kFingerprintAt = 16, kShortPayloadAt = 24;  // behind the sequence
 
 bool valid_area(std::uint64_t area_bytes) {
@@ -68,18 +70,38 @@ static std::atomic_ref<std::uint64_t> control_of(std::byte* cell) {
   return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(cell));
 }
 
-// Where the next payload begins: after the last one, or at the start when it would be cut in two.
-static std::uint64_t place(std::uint64_t after, std::size_t bytes, std::size_t area_bytes) {
-  const std::uint64_t left = area_bytes - after % area_bytes;
+std::uint64_t place(std::uint64_t after, std::size_t bytes, std::size_t circle_bytes) {
+  const std::uint64_t left = circle_bytes - after % circle_bytes;
   return bytes <= left ? after : after + left;
 }
 
-static std::uint64_t end_of(std::uint64_t begin, std::size_t bytes) {
+std::uint64_t end_of(std::uint64_t begin, std::size_t bytes) {
   return begin + (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
 }
 
-RingWriter::RingWriter(std::byte* memory, std::size_t area_bytes)
-    : memory_(memory), area_bytes_(area_bytes) {}
+RingWriter::RingWriter(std::byte* memory, std::size_t area_bytes, Commons* commons)
+    : memory_(memory), area_bytes_(area_bytes), commons_(commons) {}
+
+RingWriter::~RingWriter() {
+  if (next_held_ == 0) return;
+  while (first_held_ != next_held_) commons_->release(held_[first_held_++ % held_.size()].piece);
+  commons_->forget(*this);
+}
+
+// Forgets the pieces that the reader has been past.
+void RingWriter::let_go() noexcept {
+  if (!refresh()) return;
+  while (first_held_ != next_held_) {
+    const Held& held = held_[first_held_ % held_.size()];
+    if (held.cell >= cells_read_) return;
+    commons_->release(held.piece);
+    ++first_held_;
+  }
+}
+
+bool RingWriter::holds(std::uint64_t piece) const noexcept {
+  return first_held_ != next_held_ && held_[first_held_ % held_.size()].piece == piece;
+}
 
 void RingWriter::withdraw(std::uint64_t key) noexcept {
   Head& head = head_of(memory_);
@@ -132,10 +154,10 @@ static void own(const std::byte* from, std::size_t bytes) {
   }
 }
 
-// Copies into lines that the reader has in its cache. The microcode of AMD's `rep movsb` takes such
-// lines without reading them, and quicker unasked: 4 KiB cross in 0.16 us instead of 0.20 on Zen 5,
-// 16 KiB in 0.54 instead of 0.61. On Xeons it has to be asked for them, too.
-static void copy_over(std::byte* at, const std::byte* from, std::size_t bytes) {
+// The microcode of AMD's `rep movsb` takes such lines without reading them, and quicker unasked:
+// 4 KiB cross in 0.16 us instead of 0.20 on Zen 5, 16 KiB in 0.54 instead of 0.61. On Xeons it has
+// to be asked for them, too.
+void copy_over(std::byte* at, const std::byte* from, std::size_t bytes) {
 #if defined(__x86_64__)
   if (bytes >= kStringBytes && rings_are_fast()) {
     asm volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(bytes) : : "memory");
@@ -187,20 +209,40 @@ bool RingWriter::send_block(Outgoing& frame) noexcept {
   const std::size_t bytes = std::min<std::size_t>(frame.header.length - done, kChunkBytes);
   const std::uint64_t begin = place(area_, bytes, area_bytes_);
   const std::uint64_t end = end_of(begin, bytes);
-  if (!room(end)) return false;
+  const bool fans = frame.fan != 0 && commons_ != nullptr && frame.header.length >= kFanBytes;
+  if (!room(fans ? area_ : end)) return false;
+  const std::uint64_t piece = fans ? in_commons(frame, done, bytes) : Commons::kNowhere;
+  const bool common = piece != Commons::kNowhere;
+  // Full: for this reader we wait. One that keeps others waiting does not.
+  if (fans && !common && (commons_->waits_for(*this) || !room(end))) return false;
 
   std::byte* cell = cell_of(memory_, cells_);
-  std::byte* at = area_of(memory_) + begin % area_bytes_;
   own(cell, kLineBytes);
-  copy_over(at, frame.payload + done, bytes);
+  if (common) {
+    const std::uint64_t offset = commons_->offset_of(piece);
+    std::memcpy(cell + kPieceAt, &offset, sizeof offset);
+  } else {
+    copy_over(area_of(memory_) + begin % area_bytes_, frame.payload + done, bytes);
+    area_ = end;
+  }
   if (first) {
     std::memcpy(cell + kHeaderAt, &frame.header, sizeof frame.header);
     context_ = frame.header.context;
   }
-  publish(cell, first ? kBlock : kPart);
-  area_ = end;
+  publish(cell, common ? (first ? kCommonBlock : kCommonPart) : (first ? kBlock : kPart));
   frame.sent = sizeof frame.header + done + bytes;
   return true;
+}
+
+// The piece of the commons with that part of the payload, held for the cell that is next.
+std::uint64_t RingWriter::in_commons(const Outgoing& frame, std::size_t done,
+                                     std::size_t bytes) noexcept {
+  if (next_held_ - first_held_ == held_.size()) let_go();
+  if (next_held_ - first_held_ == held_.size()) return Commons::kNowhere;
+  const Commons::Key key = {frame.header.context, frame.header.sequence, done, frame.fan};
+  const std::uint64_t piece = commons_->put(key, frame.payload + done, bytes, *this);
+  if (piece != Commons::kNowhere) held_[next_held_++ % held_.size()] = {piece, cells_};
+  return piece;
 }
 
 void RingWriter::publish(std::byte* cell, std::uint64_t what) noexcept {
@@ -235,8 +277,8 @@ bool RingWriter::moved() const noexcept {
          std::atomic_ref(head.bytes_read).load(std::memory_order_acquire) != area_read_;
 }
 
-RingReader::RingReader(std::byte* memory, std::size_t area_bytes)
-    : memory_(memory), area_bytes_(area_bytes) {}
+RingReader::RingReader(std::byte* memory, std::size_t area_bytes, const std::byte* commons)
+    : memory_(memory), area_bytes_(area_bytes), commons_(commons) {}
 
 std::atomic_ref<std::uint32_t> RingReader::my_sleep() const noexcept {
   return std::atomic_ref(head_of(memory_).asleep);
@@ -303,8 +345,9 @@ std::size_t RingReader::take(Inbox& inbox) {
     if (header.length > kInlineBytes) return bad("a cell claims payload bytes:", header.length);
     inbox.deliver(header, cell + kPayloadAt);
     bytes = header.length;
-  } else if ((kind == kBlock && left_ == 0) || (kind == kPart && left_ != 0)) {
-    bytes = take_block(inbox, cell, kind == kBlock);
+  } else if (((kind == kBlock || kind == kCommonBlock) && left_ == 0) ||
+             ((kind == kPart || kind == kCommonPart) && left_ != 0)) {
+    bytes = take_block(inbox, cell, left_ == 0, kind == kCommonBlock || kind == kCommonPart);
     if (bytes == 0) return 0;
   } else {
     return bad("a cell is out of place, kind", kind);
@@ -313,7 +356,7 @@ std::size_t RingReader::take(Inbox& inbox) {
   return sizeof(wire::Header) + bytes;
 }
 
-std::size_t RingReader::take_block(Inbox& inbox, const std::byte* cell, bool first) {
+std::size_t RingReader::take_block(Inbox& inbox, const std::byte* cell, bool first, bool common) {
   wire::Header header;
   if (first) {
     header = header_in(cell);
@@ -325,6 +368,14 @@ std::size_t RingReader::take_block(Inbox& inbox, const std::byte* cell, bool fir
   const std::size_t bytes = std::min<std::uint64_t>(left_, kChunkBytes);
   const std::uint64_t begin = place(area_, bytes, area_bytes_);
   const std::byte* piece = area_of(memory_) + begin % area_bytes_;
+  if (common) {
+    std::uint64_t offset = 0;
+    std::memcpy(&offset, cell + kPieceAt, sizeof offset);
+    const bool inside = commons_ != nullptr && offset <= kCommonsBytes - bytes;
+    if (!inside || offset % kLineBytes != 0)
+      return bad("a piece lies outside of the commons:", offset);
+    piece = commons_ + offset;
+  }
   if (first && bytes == left_) {
     inbox.deliver(header, piece);
     left_ = 0;
@@ -332,6 +383,7 @@ std::size_t RingReader::take_block(Inbox& inbox, const std::byte* cell, bool fir
     if (first) direct_ = inbox.begin(header).direct;
     hand_over(inbox, piece, bytes);
   }
+  if (common) return bytes;
   area_ = end_of(begin, bytes);
   std::atomic_ref(head_of(memory_).bytes_read).store(area_, std::memory_order_release);
   return bytes;

@@ -9,20 +9,25 @@
 //   cells       512 of 128 bytes: control word, header, 72 bytes of payload or more
 //   area        payloads that do not fit a cell, in the order of their cells
 //
+// What goes to several peers lies in the writer's commons (commons.hpp) instead of in the area.
+//
 // The control word is the readiness flag: it holds the lap of the queue, so a cell needs no
 // clearing, and it shares its cache line with the header and the first bytes of payload, so a
 // small message is one line that moves from core to core. A header that says nothing new but its
 // sequence and fingerprint is written short: then 40 bytes of payload fit that line, else 8. How a
 // payload is cut and where it lies in the area follow from its length and the payloads before it:
 // both sides compute it, so the reader uses no offset and no part size that the peer wrote, and the
-// header only as a copy of its own.
+// header only as a copy of its own. Of a piece in the commons the cell says where it begins; that
+// is looked at before it is used.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
+#include "transport/shm/commons.hpp"
 #include "transport/shm/places.hpp"
 #include "transport/transport.hpp"
 
@@ -51,6 +56,13 @@ std::size_t area_for(std::uint64_t wanted_bytes);
 // Zen 5. The same to both processes.
 bool rings_are_fast() noexcept;
 
+// Where the next payload begins in a circle of memory: after the last one, or at the start when it
+// would be cut in two; and where it ends.
+std::uint64_t place(std::uint64_t after, std::size_t bytes, std::size_t circle_bytes);
+std::uint64_t end_of(std::uint64_t begin, std::size_t bytes);
+// Copies into lines that readers have in their caches.
+void copy_over(std::byte* at, const std::byte* from, std::size_t bytes);
+
 // Orders every store before it against every load after it, on both sides of a sleep.
 void full_fence() noexcept;
 
@@ -72,12 +84,15 @@ enum Sleep : std::uint32_t {
   kForFramesAndRoom = 2,  // ring me also when you have read
 };
 
-// Owns:   nothing; the memory outlives it.
+// Owns:   nothing; the memory and the commons outlive it. Holds pieces in the commons.
 // Thread: one.
 // Fails:  send() gives Broken when the reader's counters are impossible.
-class RingWriter {
+class RingWriter final : private Commons::Ring {
  public:
-  RingWriter(std::byte* memory, std::size_t area_bytes);
+  // `commons` nullptr: there are none.
+  RingWriter(std::byte* memory, std::size_t area_bytes, Commons* commons = nullptr);
+  RingWriter(const RingWriter&) = delete;
+  ~RingWriter();
   // Takes as much of the frame as there is room for.
   Progress send(Outgoing& frame) noexcept;
   // See Link::withdraw(). Visible before any later store of this thread.
@@ -90,6 +105,9 @@ class RingWriter {
   bool send_short(Outgoing& frame) noexcept;
   bool send_inline(Outgoing& frame) noexcept;
   bool send_block(Outgoing& frame) noexcept;
+  std::uint64_t in_commons(const Outgoing& frame, std::size_t done, std::size_t bytes) noexcept;
+  void let_go() noexcept override;
+  bool holds(std::uint64_t piece) const noexcept override;
   bool room(std::uint64_t area_end) noexcept;
   bool refresh() noexcept;
   void publish(std::byte* cell, std::uint64_t what) noexcept;
@@ -102,6 +120,12 @@ class RingWriter {
   std::uint64_t cells_read_ = 0;  // the reader's, as last seen
   std::uint64_t area_read_ = 0;
   bool broken_ = false;
+  struct Held {
+    std::uint64_t piece = 0, cell = 0;
+  };
+  Commons* commons_;
+  std::array<Held, Commons::kPieces> held_;  // a circle
+  std::uint64_t first_held_ = 0, next_held_ = 0;
 };
 
 // Owns:   nothing; the memory outlives it.
@@ -111,7 +135,8 @@ class RingReader {
  public:
   enum class Taken : std::uint8_t { Nothing, Some, Bad };
 
-  RingReader(std::byte* memory, std::size_t area_bytes);
+  // `commons`: the writer's, or nullptr.
+  RingReader(std::byte* memory, std::size_t area_bytes, const std::byte* commons = nullptr);
   bool ready() const noexcept;
   // Hands over what has arrived, about `budget` bytes at most.
   Taken poll(Inbox& inbox, std::size_t budget) noexcept;
@@ -134,13 +159,14 @@ class RingReader {
  private:
   std::size_t take(Inbox& inbox);
   wire::Header header_in(const std::byte* cell);
-  std::size_t take_block(Inbox& inbox, const std::byte* cell, bool first);
+  std::size_t take_block(Inbox& inbox, const std::byte* cell, bool first, bool common);
   std::size_t bad(const char* what, std::uint64_t value);
   void tell_cells() noexcept;
   void hand_over(Inbox& inbox, const std::byte* piece, std::size_t bytes);
 
   std::byte* memory_;
   std::size_t area_bytes_;
+  const std::byte* commons_;
   std::uint64_t context_ = 0;  // of the last header read whole
   std::uint64_t cells_ = 0;    // cells read
   std::uint64_t area_ = 0;     // area read, gaps included

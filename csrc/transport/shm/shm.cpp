@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "base/log.hpp"
@@ -130,7 +131,7 @@ class ShmTransport final : public Transport {
       return Status(duplicate ? Code::Aborted : Code::Unavailable,
                     text("shm: the peer refused: ", greeting.value().text));
     }
-    auto agreed = shm::exchange(fd, process.value(), wishes_, deadline);
+    auto agreed = shm::exchange(fd, process.value(), wishes(), deadline);
     if (!agreed) return agreed.status();
     return shm::make_link(std::move(socket).value(), process.value(), std::move(agreed).value());
   }
@@ -172,12 +173,24 @@ class ShmTransport final : public Transport {
   Result<std::unique_ptr<Link>> settle(Guest& guest, pid_t process) noexcept {
     try {
       if (Status said = guest.decide(wire::Verdict::Accepted); !said.ok()) return said;
-      auto agreed = shm::exchange(guest.fd(), process, wishes_, guest.deadline());
+      auto agreed = shm::exchange(guest.fd(), process, wishes(), guest.deadline());
       if (!agreed) return agreed.status();
       return shm::make_link(guest.release(), process, std::move(agreed).value());
     } catch (const std::exception& problem) {
       return Status(Code::System, problem.what());
     }
+  }
+
+  // The commons are made for the first peer. Without them each ring has its own copies.
+  shm::Wishes wishes() {
+    const std::lock_guard lock(mutex_);
+    if (!std::exchange(asked_, true)) {
+      auto made = shm::Commons::make();
+      if (made) commons_ = std::move(made).value();
+    }
+    shm::Wishes all = wishes_;
+    all.commons = commons_;
+    return all;
   }
 
   static void report(const Status& status) {
@@ -188,6 +201,9 @@ class ShmTransport final : public Transport {
   Acceptor& acceptor_;
   const std::string name_;
   const shm::Wishes wishes_;
+  std::mutex mutex_;  // guards the next two
+  bool asked_ = false;
+  std::shared_ptr<shm::Commons> commons_;
   Listener listener_;  // last: its threads use the rest
 };
 

@@ -31,8 +31,8 @@ static constexpr Seconds kWriteEnds{0.5};
 
 ShmLink::ShmLink(Parts parts)
     : parts_(std::move(parts)),
-      writer_(parts_.mine.data(), parts_.my_area_bytes),
-      reader_(parts_.theirs.data(), parts_.their_area_bytes),
+      writer_(parts_.mine.data(), parts_.my_area_bytes, parts_.my_commons.get()),
+      reader_(parts_.theirs.data(), parts_.their_area_bytes, parts_.their_commons.data()),
       expected_(parts_.mine.data() + kPlacesAt),
       granted_(parts_.theirs.data() + kPlacesAt),
       views_(parts_.bell.peer(), parts_.exports) {}

@@ -5,10 +5,12 @@
 // makes it once both sides have swapped their rings.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "base/clock.hpp"
 #include "transport/shm/bell.hpp"
+#include "transport/shm/commons.hpp"
 #include "transport/shm/ring.hpp"
 #include "transport/shm/segment.hpp"
 #include "transport/shm/sharing.hpp"
@@ -23,8 +25,10 @@ struct Parts {
   std::size_t my_area_bytes = 0;
   std::size_t their_area_bytes = 0;
   Bell bell;
-  bool pulls = false;         // single copy works in both directions
-  std::uint64_t exports = 0;  // where the peer's table of exports lies
+  bool pulls = false;                        // single copy works in both directions
+  std::uint64_t exports = 0;                 // where the peer's table of exports lies
+  std::shared_ptr<Commons> my_commons = {};  // nullptr: the peer does not see them
+  Segment their_commons = {};
 };
 
 // Owns:   the rings' mappings and the bell.
