@@ -105,10 +105,10 @@ class Channel final : public transport::Inbox {
   bool progress();
   bool pump();  // the queues, as far as the link takes them
   bool idle() const { return urgent_.empty() && bulk_.empty() && !current_; }
-  // Rings the peer's bell after sends, if it sleeps.
   // Tells the peer that we live and for how long it has said nothing, and that we have taken its
   // Bye to the group `left`.
   void beat(std::uint64_t left = 0);
+  // Rings the peer's bell after sends, if it sleeps.
   void flush() {
     if (dirty_ && up()) link_->flush();
     dirty_ = false;

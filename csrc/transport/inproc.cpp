@@ -22,6 +22,7 @@ namespace hccomm::transport {
 static constexpr std::size_t kEagerBytes = 64 * 1024;
 static constexpr std::size_t kFrameBytes = 1024 * 1024;
 static constexpr std::size_t kQueueBytes = 4 * kFrameBytes;  // then the sender has to wait
+static constexpr std::size_t kWithdrawnKept = 448;           // as the rings of shm do
 
 namespace {
 
@@ -36,7 +37,7 @@ struct End {
   std::size_t arrived_bytes = 0;
   bool asleep = false;
   bool closed = false;
-  std::vector<std::uint64_t> withdrawn;  // offers of its own
+  std::deque<std::uint64_t> withdrawn;  // the last offers of its own
   UniqueFd bell{eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
 
   void wake() {
@@ -114,6 +115,7 @@ class InprocLink final : public Link {
   void withdraw(std::uint64_t key) noexcept override {
     const std::lock_guard lock(wire_->mutex);
     try {
+      if (mine_.withdrawn.size() == kWithdrawnKept) mine_.withdrawn.pop_front();
       mine_.withdrawn.push_back(key);
     } catch (const std::bad_alloc&) {  // the peer must not read: nothing more passes
       mine_.closed = theirs_.closed = true;
