@@ -57,6 +57,9 @@ class FaultyLink final : public transport::Link {
     return link_->pull(key, dst, address, bytes);
   }
   bool pulls() const noexcept override { return link_->pulls(); }
+  transport::ViewPtr view(std::uint64_t address, std::uint64_t bytes) noexcept override {
+    return link_->view(address, bytes);
+  }
   bool streams_sums() const noexcept override { return link_->streams_sums(); }
   void withdraw(std::uint64_t key) noexcept override { link_->withdraw(key); }
   bool withdrawn(std::uint64_t key) const noexcept override { return link_->withdrawn(key); }
@@ -147,6 +150,9 @@ class FaultyTransport final : public transport::Transport, private transport::Ac
     if (!link.ok()) return link;
     return std::unique_ptr<transport::Link>(
         std::make_unique<FaultyLink>(std::move(link).value(), mischief_));
+  }
+  Result<std::unique_ptr<transport::Shared>> share(std::size_t bytes) override {
+    return real_->share(bytes);
   }
   void stop() noexcept override { real_->stop(); }
 

@@ -3,6 +3,10 @@
 // Whatever a device does, operations end, all ranks learn whose it was, and nothing leaks.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <atomic>
+#include <mutex>
+
 #include "support/staged.hpp"
 
 namespace hccomm::test {
@@ -212,6 +216,43 @@ TEST_P(StagingFailures, AnAbortWithCopiesInFlightLeaksNothing) {
     EXPECT_EQ(status.code(), Code::Aborted) << status.text();
     node.engine().release(*op);
   });
+}
+
+// What leaves a device in pieces is offered while it grows (wire.md): a peer that says the same
+// twice, or leaves half-way, ends the call on both sides, and nothing is copied from it any more.
+TEST(StagingFailuresOverShm, AnOfferThatStopsGrowingIsAnError) {
+  for (const Deed deed : {Deed::Repeat, Deed::Cut}) {
+    TestDevice a("alpha", 50e-6, 1e9), b("beta");
+    Cluster cluster("faulty-shm", 2, small_pool(64 << 20, 64 << 10));
+    std::mutex mutex;
+    std::array<Status, 2> status;
+    const auto all_to_all = [&] {
+      cluster.run([&](Node& node) {
+        const Call call = call_of(Collective::AllToAll, 200'000, false);
+        const bool sends = node.rank() == 0;
+        const Outcome outcome =
+            perform(node, call, "direct", sends ? &a : nullptr, sends ? nullptr : &b);
+        const std::lock_guard lock(mutex);
+        status[static_cast<std::size_t>(node.rank())] = outcome.status;
+      });
+    };
+    for (int call = 0; call < 2; ++call) all_to_all();  // it has told what each can do
+    ASSERT_TRUE(status[0].ok() && status[1].ok()) << status[0].text() << status[1].text();
+    std::atomic<int> grown{0};
+    cluster[0].mischief().on_send([&](const wire::Header& header) {
+      const bool grows = header.type == wire::Type::Ready && (header.flags & wire::kGrowing) != 0;
+      return grows && grown++ == 3 ? deed : Deed::Pass;
+    });
+
+    // A busy machine copies some calls whole before the first piece is told.
+    for (int call = 0; call < 100 && status[0].ok(); ++call) all_to_all();
+
+    ASSERT_GT(grown, 3);
+    const Code expected = deed == Deed::Repeat ? Code::Integrity : Code::PeerLost;
+    EXPECT_EQ(status[1].code(), expected) << status[1].text();
+    EXPECT_EQ(status[1].rank(), 0);
+    EXPECT_FALSE(status[0].ok());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, StagingFailures, testing::Values("inproc", "tcp", "shm"),
