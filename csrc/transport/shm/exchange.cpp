@@ -138,7 +138,7 @@ static std::string map_offered(const Offer& offer, const Memory& memory, Exchang
   auto mapped = Segment::map(memory.ring, ring_bytes(offer.area_bytes));
   if (!mapped) return mapped.status().text();
   if (memory.commons) {
-    auto commons = Segment::map(memory.commons, kCommonsBytes);
+    auto commons = Segment::map_as_used(memory.commons, kCommonsBytes);
     if (commons) result.their_commons = std::move(commons).value();
   }
   result.theirs = std::move(mapped).value();

@@ -29,6 +29,10 @@ class Segment {
   static Result<Segment> make(std::size_t bytes, UniqueFd& fd);
   // Memory that a peer made. Refuses what is not sealed or not of that size.
   static Result<Segment> map(const UniqueFd& fd, std::size_t bytes);
+  // Likewise; its pages are looked up as they are used. They are there.
+  static Result<Segment> map_as_used(const UniqueFd& fd, std::size_t bytes) {
+    return map(fd, bytes, 0);
+  }
 
   std::byte* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return bytes_; }

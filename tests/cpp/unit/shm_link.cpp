@@ -416,6 +416,22 @@ TEST(ShmExchange, GivesUpAtItsDeadline) {
   EXPECT_EQ(agreed.status().code(), Code::Timeout);
 }
 
+TEST(ShmExchange, CommonsAreUsedWhereThePeerSeesThem) {
+  Sockets sockets;
+  Wishes wishes;
+  wishes.commons = Commons::make().take();
+  Exchanged at_a, at_b;
+  std::thread other([&] { at_b = exchange(sockets.b.get(), getpid(), {}, soon()).take(); });
+  at_a = exchange(sockets.a.get(), getpid(), wishes, soon()).take();
+  other.join();
+
+  EXPECT_EQ(at_a.my_commons, wishes.commons);
+  EXPECT_EQ(at_b.their_commons.size(), kCommonsBytes);
+  EXPECT_EQ(at_b.my_commons, nullptr);  // b has none
+  EXPECT_EQ(at_a.their_commons.size(), 0U);
+  EXPECT_EQ(at_a.no_memory + at_b.no_memory, "");
+}
+
 TEST(ShmExchange, WithoutMemoryBothSidesAgreeOnNone) {
   ASSERT_EQ(setenv("HCCOMM_TEST_NO_MEMFD", "1", 1), 0);
   Pair pair;
