@@ -2,7 +2,7 @@
 //
 // What follows from a plan once, and is used by every operation that runs it.
 #include <algorithm>
-#include <map>
+#include <span>
 #include <tuple>
 
 #include "engine/operation.hpp"
@@ -30,29 +30,73 @@ static std::vector<plan::Inlet> group_sends(const plan::Plan& plan,
   return outlets;
 }
 
-// Sends of one slice that wait for the same steps send the same bytes: a step between them that
-// wrote there would be one that only the later of them waits for.
-static std::vector<std::uint32_t> group_fans(const plan::Plan& plan,
-                                             const std::vector<std::uint32_t>& sends) {
-  std::vector<std::vector<std::uint32_t>> before(plan.steps.size());
-  for (std::uint32_t id = 0; id < plan.steps.size(); ++id) {
-    const Step& step = plan.steps[id];
-    for (std::uint32_t k = 0; k < step.dependents; ++k) {
-      before[plan.edges[step.first_dependent + k]].push_back(id);
+static auto place_of(const Step& step) {
+  return std::tuple(step.src.space, step.src.offset, step.src.count);
+}
+
+// The large sends of which others send the same slice, by slice.
+static std::vector<std::uint32_t> fan_candidates(const Recipe& recipe) {
+  const std::vector<Step>& steps = recipe.plan.steps;
+  std::vector<std::uint32_t> sends;
+  if (recipe.outlets.size() < 2) return sends;
+  for (const std::uint32_t id : recipe.send_steps) {
+    if (steps[id].src.count * recipe.element_bytes > kBriefBytes) sends.push_back(id);
+  }
+  std::ranges::sort(sends, {}, [&](std::uint32_t id) { return place_of(steps[id]); });
+  std::vector<std::uint32_t> alike;
+  for (std::size_t k = 0; k < sends.size(); ++k) {
+    const auto same = [&](std::size_t other) {
+      return other < sends.size() && steps[sends[other]].src == steps[sends[k]].src;
+    };
+    if (same(k + 1) || same(k - 1)) alike.push_back(sends[k]);
+  }
+  return alike;
+}
+
+// What the steps wait for: waits[first[k]..first[k + 1]) of the k-th of them, in order.
+struct Waits {
+  Waits(const plan::Plan& plan, const std::vector<std::uint32_t>& of) : first(of.size() + 1) {
+    std::vector<std::uint32_t> number(plan.steps.size(), kNone), next;
+    for (std::uint32_t k = 0; k < of.size(); ++k) {
+      number[of[k]] = k;
+      first[k + 1] = first[k] + plan.steps[of[k]].dependencies;
+    }
+    waits.resize(first.back());
+    next = first;
+    for (std::uint32_t id = 0; id < plan.steps.size(); ++id) {
+      const Step& step = plan.steps[id];
+      for (std::uint32_t k = 0; k < step.dependents; ++k) {
+        const std::uint32_t one = number[plan.edges[step.first_dependent + k]];
+        if (one != kNone) waits[next[one]++] = id;
+      }
     }
   }
-  using Bytes = std::tuple<plan::Space, std::uint64_t, std::uint64_t, std::vector<std::uint32_t>>;
-  std::map<Bytes, std::vector<std::uint32_t>> alike;
-  for (const std::uint32_t id : sends) {
-    const plan::Slice& src = plan.steps[id].src;
-    alike[{src.space, src.offset, src.count, before[id]}].push_back(id);
+  std::span<const std::uint32_t> operator[](std::size_t k) const {
+    return std::span(waits).subspan(first[k], first[k + 1] - first[k]);
   }
-  std::vector<std::uint32_t> fans(plan.steps.size(), 0);
+
+  static constexpr std::uint32_t kNone = ~std::uint32_t{0};
+  std::vector<std::uint32_t> first, waits;
+};
+
+// Sends of one slice that wait for the same steps send the same bytes: a step between them that
+// wrote there would be one that only the later of them waits for.
+static std::vector<std::uint32_t> group_fans(const Recipe& recipe) {
+  const std::vector<Step>& steps = recipe.plan.steps;
+  const std::vector<std::uint32_t> sends = fan_candidates(recipe);
+  if (sends.empty()) return {};
+  const Waits waits(recipe.plan, sends);
+  std::vector<std::uint32_t> fans(steps.size(), 0);
   std::uint32_t number = 0;
-  for (const auto& [bytes, ids] : alike) {
-    if (ids.size() < 2) continue;
-    ++number;
-    for (const std::uint32_t id : ids) fans[id] = number;
+  for (std::size_t k = 0; k < sends.size(); ++k) {
+    if (fans[sends[k]] != 0) continue;
+    std::uint32_t found = 1;
+    for (std::size_t other = k + 1;
+         other < sends.size() && steps[sends[other]].src == steps[sends[k]].src; ++other) {
+      if (!std::ranges::equal(waits[other], waits[k])) continue;
+      if (found++ == 1) fans[sends[k]] = ++number;
+      fans[sends[other]] = number;
+    }
   }
   if (number == 0) fans.clear();
   return fans;
@@ -89,7 +133,7 @@ void finish_recipe(Recipe& recipe) {
   }
   for (const plan::Slice& term : plan.terms) extend(term);
   recipe.outlets = group_sends(plan, recipe.send_steps);
-  recipe.fans = group_fans(plan, recipe.send_steps);
+  recipe.fans = group_fans(recipe);
   std::uint64_t largest = 0;
   for (const std::uint64_t each : recipe.inlet_largest) largest = std::max(largest, each);
   for (const std::uint32_t id : recipe.send_steps) {
