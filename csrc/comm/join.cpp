@@ -184,28 +184,99 @@ static std::unique_ptr<Communicator> alone(const Meeting& meeting,
                                         std::vector{endpoint->card()}, meeting.timeout);
 }
 
+// How this rank takes part in a meeting whose job is known.
+struct Seat {
+  std::unique_ptr<rendezvous::KeyDoor> door;  // open until all have met
+  std::shared_ptr<Endpoint> endpoint;
+  transport::Card card;
+};
+
+static Seat take_seat(const Meeting& meeting, rendezvous::Store& store, const std::string& job,
+                      rendezvous::Credentials with, Deadline deadline) {
+  Seat seat;
+  if (on_one_host(meeting)) {
+    const auto shared = meeting.own_endpoint ? nullptr : Endpoint::of_process();
+    const bool same = shared != nullptr && shared->job() == job;
+    seat.door = share_key(meeting, store, same ? shared->key() : std::string(), with, deadline);
+  }
+  check_credentials(with);
+  seat.endpoint = endpoint_for(meeting, job, with);
+  seat.card = seat.endpoint->card();
+  // No transport takes it.
+  seat.card.addresses.emplace_back("islands", Islands::hint(meeting.rank));
+  return seat;
+}
+
+// The others wait for this rank, which cannot join. Whether they can be told changes nothing here.
+static void refuse(const Meeting& meeting, rendezvous::Store& store, const Status& why,
+                   Deadline deadline) {
+  const Status told =
+      rendezvous::refuse(store, meeting.name, meeting.rank, meeting.size, why, deadline);
+  if (!told.ok()) HCCOMM_LOG(Info, "init: the other ranks were not told: ", told.text());
+}
+
 static std::unique_ptr<Communicator> meet(const Meeting& meeting, rendezvous::Store& store,
-                                          rendezvous::Credentials with, Deadline deadline) {
+                                          const rendezvous::Credentials& with, Deadline deadline) {
   const std::shared_ptr<Endpoint> shared = meeting.own_endpoint ? nullptr : Endpoint::of_process();
   const std::string mine = shared != nullptr ? shared->job() : std::string();
   const std::string job =
       rendezvous::agree_job(store, meeting.name, meeting.rank, meeting.size, mine, deadline).take();
-  std::unique_ptr<rendezvous::KeyDoor> door;  // open until all have met
-  if (on_one_host(meeting)) {
-    const bool same = shared != nullptr && shared->job() == job;
-    door = share_key(meeting, store, same ? shared->key() : std::string(), with, deadline);
+  Seat seat;
+  try {
+    seat = take_seat(meeting, store, job, with, deadline);
+  } catch (const Error& error) {
+    refuse(meeting, store, error.status(), deadline);
+    throw;
   }
-  check_credentials(with);
-  const auto endpoint = endpoint_for(meeting, job, with);
-  transport::Card card = endpoint->card();
-  card.addresses.emplace_back("islands", Islands::hint(meeting.rank));  // no transport takes it
-  rendezvous::Book book =
-      rendezvous::exchange_cards(store, meeting.name, meeting.rank, meeting.size, card, deadline)
-          .take();
+  rendezvous::Book book = rendezvous::exchange_cards(store, meeting.name, meeting.rank,
+                                                     meeting.size, seat.card, deadline)
+                              .take();
   check_choices(book.cards);
-  say_whether_authenticated(*endpoint, book.cards);
-  return std::make_unique<Communicator>(endpoint, meeting.name, book.session, meeting.rank,
+  say_whether_authenticated(*seat.endpoint, book.cards);
+  return std::make_unique<Communicator>(seat.endpoint, meeting.name, book.session, meeting.rank,
                                         std::move(book.cards), meeting.timeout);
+}
+
+// What this rank alone may have been given wrong.
+static rendezvous::Credentials check_settings(Meeting& meeting) {
+  config::check_all();
+  if (meeting.timeout.count() <= 0) meeting.timeout = config::seconds("HCCOMM_TIMEOUT");
+  (void)native::label_of(config::raw("HCCOMM_ISLAND"), meeting.rank);  // or it is refused
+  rendezvous::Credentials with = load_credentials();
+  if (!on_one_host(meeting)) check_credentials(with);
+  return with;
+}
+
+static std::string place_of(const Meeting& meeting) {
+  return meeting.url.empty() ? config::raw("HCCOMM_RENDEZVOUS") : meeting.url;
+}
+
+static std::unique_ptr<rendezvous::Store> open(const std::string& url, int rank,
+                                               const rendezvous::Credentials& with,
+                                               Deadline deadline) {
+  return rendezvous::open_store(url, rank, deadline, {with.key, with.encrypts && !with.key.empty()})
+      .take();
+}
+
+// check_settings() has thrown `why`: so much time is given to tell the others, who may be on their
+// way still. One that proves a key to a store of ours can't be told by a rank that has none.
+static void tell_others(const Meeting& meeting, const Status& why) noexcept try {
+  constexpr Seconds kTellSeconds{3};
+  if (meeting.size == 1) return;
+  const Deadline deadline = Deadline::after(kTellSeconds);
+  if (meeting.store != nullptr) return refuse(meeting, *meeting.store, why, deadline);
+  const std::string url = place_of(meeting);
+  if (url.empty()) return;
+  rendezvous::Credentials with;
+  try {
+    with = load_credentials();
+  } catch (const Error&) {  // it may be the very cause
+  }
+  const auto store = open(url, meeting.rank, with, deadline);
+  refuse(meeting, *store, why, deadline);
+  store->finish(deadline);
+} catch (const std::exception& error) {
+  HCCOMM_LOG(Info, "init: the other ranks were not told: ", error.what());
 }
 
 std::unique_ptr<Communicator> join(const Meeting& asked) {
@@ -215,20 +286,22 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
                 "init: this process was forked from one that uses hccomm; start it with the spawn "
                 "method instead");
   }
-  config::check_all();
-  if (meeting.timeout.count() <= 0) meeting.timeout = config::seconds("HCCOMM_TIMEOUT");
-  const Deadline deadline = Deadline::after(meeting.timeout);
   ask_launcher(meeting);
   check(meeting);
-  (void)native::label_of(config::raw("HCCOMM_ISLAND"), meeting.rank);  // or it is refused
   log::set_rank(meeting.rank);
-  const rendezvous::Credentials with = load_credentials();
-  if (!on_one_host(meeting)) check_credentials(with);
+  rendezvous::Credentials with;
+  try {
+    with = check_settings(meeting);
+  } catch (const Error& error) {
+    tell_others(meeting, error.status());
+    throw;
+  }
+  const Deadline deadline = Deadline::after(meeting.timeout);
   if (meeting.size == 1 && meeting.store == nullptr) return alone(meeting, with);
   if (const char* master = std::getenv("MASTER_ADDR")) transport::set_route_hint(master);
   if (meeting.store != nullptr) return meet(meeting, *meeting.store, with, deadline);
 
-  std::string url = meeting.url.empty() ? config::raw("HCCOMM_RENDEZVOUS") : meeting.url;
+  const std::string url = place_of(meeting);
   if (url.empty()) {
     throw Error(Code::InvalidArgument,
                 text("init: ", meeting.size,
@@ -238,9 +311,7 @@ std::unique_ptr<Communicator> join(const Meeting& asked) {
   if (url.starts_with("tcp://")) {
     transport::set_route_hint(url.substr(6, url.rfind(':') - 6));
   }
-  const auto store = rendezvous::open_store(url, meeting.rank, deadline,
-                                            {with.key, with.encrypts && !with.key.empty()})
-                         .take();
+  const auto store = open(url, meeting.rank, with, deadline);
   auto made = meet(meeting, *store, with, deadline);
   store->finish(deadline);
   return made;

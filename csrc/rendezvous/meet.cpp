@@ -93,6 +93,7 @@ class Meeting {
   Result<std::string> join_job();
   Result<Book> bind(const transport::Card& card);
   Result<Book> read(const transport::Card& card);
+  Status refuse(const Status& failure);
 
  private:
   std::string key(const char* what) const { return name_ + "/" + what; }
@@ -102,7 +103,7 @@ class Meeting {
   Status gather(BookRecord& book);
   Status take_card(int rank, const std::string& bytes, BookRecord& book) const;
   Status missing(int first, BookRecord& book);
-  void await_the_late(int lost);
+  void await_the_late(const char* sign, int lost);
   Status check_own(const BookRecord& book, const CardRecord& mine) const;
   Status rank_0_missing(const char* what, const char* sign);
   Status with_rival(Status failure, const CardRecord& mine);
@@ -115,6 +116,13 @@ class Meeting {
   const Seconds time_;  // from the start to the deadline
   Head head_;
 };
+
+// What a rank that cannot join has left in place of its record: a book that only says why.
+Status refusal(const std::string& bytes) {
+  if (!decode_head(bytes, Kind::Book)) return {};
+  Result<BookRecord> said = decode_book(bytes);
+  return said ? said.value().failure : said.status();
+}
 
 Status in_store(const Status& status) {
   return {status.code(), "rendezvous: " + status.text(), status.rank()};
@@ -152,6 +160,7 @@ Result<std::string> Meeting::join_job() {
     return rank_0_missing("arrive", "here");
   }
   if (!bytes) return in_store(bytes.status());
+  if (Status status = refusal(bytes.value()); !status.ok()) return status;
   Result<Head> zero = decode_head(bytes.value(), Kind::Greeting);
   if (!zero) return zero.status();
   if (const std::string why = objection(rank_, head_, zero.value()); !why.empty()) {
@@ -209,7 +218,9 @@ Result<Book> Meeting::bind(const transport::Card& card) {
   Status told = failure.ok()
                     ? store_.set(key("book"), encode(book))
                     : store_.set(key("book"), encode(BookRecord{head_, failure, {}, {}, {}}));
-  if (failure.code() == Code::PeerLost && told.ok()) await_the_late(failure.rank());
+  if (failure.rank() > 0 && failure.code() != Code::Timeout && told.ok()) {
+    await_the_late("card", failure.rank());
+  }
   if (!failure.ok()) return failure;
   if (!told.ok()) return in_store(told);
   return Book{std::move(book.job), book.tokens[0], std::move(book.cards)};
@@ -227,6 +238,7 @@ Status Meeting::gather(BookRecord& book) {
 
 // Puts a card that has arrived into the book. A second one of the same rank must be the same.
 Status Meeting::take_card(int rank, const std::string& bytes, BookRecord& book) const {
+  if (Status status = refusal(bytes); !status.ok()) return status;
   Result<Head> head = decode_head(bytes, Kind::Card);
   if (!head) return head.status();
   if (std::string why = objection(rank, head.value(), head_); !why.empty()) {
@@ -270,12 +282,12 @@ Status Meeting::missing(int first, BookRecord& book) {
           first};
 }
 
-// Launchers start ranks within a moment of each other: those who have still to come shall hear who
-// is lost, and not find rank 0 gone. It leaves when the last of them has come.
-void Meeting::await_the_late(int lost) {
+// Launchers start ranks within a moment of each other: those who have still to come shall hear what
+// went wrong, and not find rank 0 gone. It leaves when the last of them has left the record `sign`.
+void Meeting::await_the_late(const char* sign, int lost) {
   const Deadline until(std::min(Deadline::after(Seconds(kLateSeconds)).at(), deadline_.at()));
   for (int rank = 1; rank < size_; ++rank) {
-    while (rank != lost && !until.passed() && !store_.get(key("card", rank), already())) {
+    while (rank != lost && !until.passed() && !store_.get(key(sign, rank), already())) {
       std::this_thread::sleep_for(Seconds(kLookSeconds));
     }
   }
@@ -322,6 +334,25 @@ Status Meeting::with_rival(Status failure, const CardRecord& mine) {
   return {Code::Mismatch,
           claimed_twice(rank_, mine.card, there.value().card).text() + " (" + failure.text() + ")",
           rank_};
+}
+
+// Rank 0 answers for the job, and once that is open for the book; another rank for its card.
+Status Meeting::refuse(const Status& failure) {
+  const BookRecord why{
+      head_,
+      {failure.code(), text("rendezvous: rank ", rank_, " could not join: ", failure.text()),
+       rank_},
+      {},
+      {},
+      {}};
+  if (rank_ != 0) return store_.set(key("card", rank_), encode(why));
+  Result<std::string> job = store_.get(key("job"), already());
+  if (job) {
+    if (Result<std::string> mine = job_of_mine(); !mine) return mine.status();
+  }
+  const Status told = store_.set(key(job ? "book" : "job"), encode(why));
+  if (told.ok()) await_the_late(job ? "card" : "here", rank_);
+  return told;
 }
 
 Census Meeting::look_for(const char* what) {
@@ -389,6 +420,12 @@ Result<Book> exchange_cards(Store& store, const std::string& name, int rank, int
                in_seconds(Clock::now() - start));
   }
   return book;
+}
+
+Status refuse(Store& store, const std::string& name, int rank, int size, const Status& failure,
+              Deadline deadline) {
+  check_call(name, rank, size);
+  return Meeting(store, name, rank, size, deadline).refuse(failure);
 }
 
 std::vector<int> hosts_of(const Book& book) {

@@ -43,9 +43,17 @@ Result<std::string> agree_job(Store& store, const std::string& name, int rank, i
 // Fails: PeerLost names a rank that died after it had opened the store, where the store can see it;
 //        Timeout names the ranks that did not arrive; Mismatch also names a rank that two processes
 //        claim, with both. Ranks other than 0 wait up to a second past the deadline, so that all of
-//        them hear the reason from rank 0.
+//        them hear the reason from rank 0. What a rank says in refuse() fails all ranks.
 Result<Book> exchange_cards(Store& store, const std::string& name, int rank, int size,
                             const transport::Card& card, Deadline deadline);
+
+// For a rank that cannot join, before agree_job() or after it: the others get `failure`'s code and
+// text, naming this rank, from the step that they are in or come to. Nothing else may be called
+// with this name afterwards. Rank 0 waits up to two seconds for those who have still to come.
+//
+// Fails: when the store does.
+Status refuse(Store& store, const std::string& name, int rank, int size, const Status& failure,
+              Deadline deadline);
 
 // The host of each rank, numbered from 0 in order of first rank.
 std::vector<int> hosts_of(const Book& book);

@@ -44,7 +44,8 @@ struct CardRecord {
   transport::Card card;
 };
 
-// What rank 0 found: all cards by rank, or why there are none.
+// What rank 0 found: all cards by rank, or why there are none. A rank that cannot join leaves one
+// with its failure in place of its card, rank 0 in place of the job's greeting.
 struct BookRecord {
   Head head;
   Status failure;

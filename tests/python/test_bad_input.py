@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -219,3 +220,47 @@ def test_ranks_that_contradict_each_other_fail_to_meet(
 
     assert any(words in each for each in said), said
     assert all(each.split(" ")[0] in ("Mismatch", "InvalidArgument", "Timeout") for each in said)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("store", ["file", "tcp"])
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("HCCOMM_EAGER", "1Q", "InvalidArgument"),  # refused before the store is opened
+        ("HCCOMM_OFI_LIB", "/nowhere.so", "Unavailable"),  # when the job is known
+    ],
+)
+def test_all_ranks_hear_at_once_what_one_of_them_lacks(
+    tmp_path: Any, store: str, rank: int, name: str, value: str, kind: str
+) -> None:
+    # The timeout is longer than this test may take: whoever waits for it fails the test.
+    code = (
+        "import hccomm, sys\ntry: hccomm.init(rank=int(sys.argv[1]), size=3,"
+        " rendezvous=sys.argv[2], timeout=300.0)\n"
+        "except hccomm.Error as e: print(type(e).__name__, e.rank, e)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    if store == "file":
+        place = f"file://{tmp_path}/store"
+    good = os.environ | {"HCCOMM_TRANSPORTS": "tcp"}
+    bad = os.environ | {"HCCOMM_TRANSPORTS": "ofi" if kind == "Unavailable" else "tcp", name: value}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(each), place],
+            stdout=subprocess.PIPE, text=True, env=bad if each == rank else good,
+        )
+        for each in range(3)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=60)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+    for each, text in enumerate(said):
+        assert text.startswith(kind), said
+        assert value in text, said
+        if each != rank:
+            assert f"{kind} {rank} rendezvous: rank {rank} could not join: " in text, said

@@ -50,13 +50,22 @@ struct Part {
   Deadline deadline = soon();
   std::string job;
   Seconds late{0};
+  enum Refusal { Joins, RefusesAtOnce, RefusesTheJob } refusal = Joins;
 };
+
+const Status kRefused(Code::System, "no such provider");
 
 Result<Book> take_part(Store& store, const Part& part, const Card& card) {
   std::this_thread::sleep_for(part.late);
+  const auto refuses = [&] {
+    EXPECT_TRUE(refuse(store, part.name, part.rank, part.size, kRefused, part.deadline).ok());
+    return kRefused;
+  };
+  if (part.refusal == Part::RefusesAtOnce) return refuses();
   Result<std::string> job =
       agree_job(store, part.name, part.rank, part.size, part.job, part.deadline);
   if (!job) return job.status();
+  if (part.refusal == Part::RefusesTheJob) return refuses();
   Result<Book> book = exchange_cards(store, part.name, part.rank, part.size, card, part.deadline);
   if (book) {
     EXPECT_EQ(book.value().job, job.value());
@@ -176,6 +185,45 @@ TEST_P(Meet, TellsAllRanksThatRankZeroHasAnotherSize) {
   for (const Result<Book>& book : meet(parts)) {
     expect_failure(book, Code::Mismatch, "with size 4, rank 0 with size 2");
   }
+}
+
+TEST_P(Meet, TellsAllRanksAtOnceWhoCannotJoin) {
+  for (const Part::Refusal refusal : {Part::RefusesAtOnce, Part::RefusesTheJob}) {
+    for (const std::size_t refusing : {0u, 2u}) {
+      place = GetParam().make();
+      std::vector<Part> parts = parts_of(4);
+      for (Part& part : parts) part.deadline = Deadline::never();  // none is waited for
+      parts[refusing].refusal = refusal;
+      parts[3].late = Seconds(0.1);
+
+      const std::vector<Result<Book>> books = meet(parts);
+
+      for (std::size_t rank = 0; rank < books.size(); ++rank) {
+        if (rank == refusing) continue;
+        expect_failure(books[rank], Code::System,
+                       text("rendezvous: rank ", refusing, " could not join: no such provider"));
+        EXPECT_EQ(books[rank].status().rank(), static_cast<int>(refusing));
+      }
+    }
+  }
+}
+
+TEST_P(Meet, LeavesAJobAloneThatAnotherRankZeroHasOpened) {
+  const auto store = place->open(0);
+  std::string other;
+  {
+    ASSERT_TRUE(agree_job(*store, "world", 0, 2, {}, soon()).ok());
+    Result<std::string> mine = store->get("world/job", soon());
+    ASSERT_TRUE(mine.ok());
+    other = mine.value();
+    other.back() = static_cast<char>(other.back() + 1);  // the pid
+    ASSERT_TRUE(store->set("world/job", other).ok());
+  }
+
+  const Status told = refuse(*store, "world", 0, 2, kRefused, soon());
+
+  EXPECT_EQ(told.code(), Code::Mismatch) << told.text();
+  EXPECT_EQ(store->get("world/job", soon()).value(), other);
 }
 
 TEST_P(Meet, NamesAWrongSizeRatherThanTheRankThatIsMissing) {
